@@ -1,0 +1,273 @@
+"""The shape of the house: who may import whom, one door to Numba, a light import, public names that are documented."""
+
+import ast
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gennorm as gn
+
+PACKAGE = Path(gn.__file__).parent
+FRONTS = {"torch": "torch", "keras": "keras", "jax": "jax", "sklearn": "sklearn", "dask": "dask", "onnx": "onnx"}
+
+# What each module may import from gennorm. Read downwards: nothing imports from below itself.
+BELOW_CONFIG = {"errors", "levels"}
+BELOW_LAYER = {"errors", "levels", "config", "plan", "moments", "_threads", "kernels"}
+INSIDE = {
+    "errors": set(),
+    "levels": {"errors"},
+    "config": BELOW_CONFIG,
+    "plan": BELOW_CONFIG | {"config"},
+    "moments": {"errors"},
+    "_threads": {"errors"},
+    "kernels": {"errors", "plan", "_threads"},
+    "layer": BELOW_LAYER,
+    "presets": {"errors", "levels", "config", "moments", "layer"},
+    "cli": BELOW_LAYER | {"presets", "layer", "", *FRONTS},
+    "__main__": {"cli"},
+    "": BELOW_LAYER - {"kernels"} | {"layer", "presets"},
+    **{front: {"", "errors", "config", "moments", "layer", "presets"} for front in FRONTS},
+}
+# What each may import from elsewhere, the standard library apart.
+OUTSIDE = {
+    "config": {"numpy"},
+    "moments": {"numpy"},
+    "kernels": {"numpy", "numba", "llvmlite", "ml_dtypes"},
+    "layer": {"numpy", "ml_dtypes", "safetensors"},
+    "presets": {"numpy"},
+    "cli": {"numpy", "typer", "click", "rich", "PIL", "torch"},
+    **{front: {"numpy", framework} for front, framework in FRONTS.items()},
+}
+
+
+def room(path: Path) -> str:
+    """The module or subpackage a file belongs to: `kernels/rows.py` is `kernels`, `__init__.py` is the empty name."""
+    first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "" if first == "__init__" else first
+
+
+def files() -> list[Path]:
+    """Every Python file of the package."""
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(source: str, package: str) -> set[str]:
+    """Full names of the modules that `source` imports, anywhere in it; `package` resolves the relative ones."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")
+                base = ".".join([*parts[: len(parts) - node.level + 1], *([base] if base else [])])
+            # `from gennorm import levels` imports a module; `from gennorm.levels import parse` does not.
+            found |= {f"{base}.{alias.name}" if base == "gennorm" else base for alias in node.names}
+    return found
+
+
+def package_of(path: Path) -> str:
+    """The package in which a file's relative imports start."""
+    return ".".join(["gennorm", *path.relative_to(PACKAGE).parts[:-1]])
+
+
+def strangers(source: str, package: str, name: str) -> list[str]:
+    """The imports of `source` that the tables do not allow to the module called `name`."""
+    wrong = []
+    for module in sorted(imports(source, package)):
+        top, _, rest = module.partition(".")
+        if top == "gennorm":
+            target = rest.split(".")[0]
+            # A public name that is no module comes from the package itself.
+            target = target if target in INSIDE else ""
+            if target != name and target not in INSIDE[name]:
+                wrong.append(module)
+        elif top not in sys.stdlib_module_names and top not in OUTSIDE.get(name, set()):
+            wrong.append(module)
+    return wrong
+
+
+def test_strangers_are_found():
+    assert strangers("from gennorm.layer import NormalizationLayer", "gennorm", "plan") == ["gennorm.layer"]
+    assert strangers("from . import kernels", "gennorm", "moments") == ["gennorm.kernels"]
+    assert strangers("from .._threads import x\nfrom ..layer import y", "gennorm.kernels", "kernels") == [
+        "gennorm.layer"
+    ]
+    assert strangers("def f():\n    import numba", "gennorm", "layer") == ["numba"]
+    assert strangers("import numpy.linalg", "gennorm", "levels") == ["numpy.linalg"]
+    assert strangers("import os\nfrom gennorm.errors import ShapeError", "gennorm", "levels") == []
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_direction_of_imports(path):
+    name = room(path)
+    assert name in INSIDE, f"gennorm/{name} is new: give it its place in INSIDE, and in docs/contributing.md"
+    assert strangers(path.read_text(encoding="utf-8"), package_of(path), name) == []
+
+
+def calls_numba_jit(source: str) -> bool:
+    """Whether `source` takes a compiler decorator from Numba, by attribute or by name."""
+    doors = {"njit", "jit", "vectorize", "guvectorize", "stencil", "cfunc", "generated_jit"}
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Attribute(value=ast.Name(id="numba" | "nb"), attr=name) if name in doors:
+                return True
+            case ast.ImportFrom(module=str(module), names=names) if module.split(".")[0] == "numba":
+                if doors & {alias.name for alias in names}:
+                    return True
+    return False
+
+
+def test_one_door_to_numba():
+    assert calls_numba_jit("import numba\n@numba.njit(nogil=True)\ndef f(): pass")
+    assert calls_numba_jit("from numba import njit")
+    assert not calls_numba_jit("from numba import types")
+    callers = {
+        path.relative_to(PACKAGE).as_posix() for path in files() if calls_numba_jit(path.read_text(encoding="utf-8"))
+    }
+    assert callers == {"kernels/_jit.py"}
+
+
+def test_import_is_light():
+    heavy = [
+        "numba",
+        "llvmlite",
+        "typer",
+        "rich",
+        "PIL",
+        "scipy",
+        "matplotlib",
+        "ml_dtypes",
+        "safetensors",
+        *FRONTS.values(),
+    ]
+    script = f"import gennorm, sys; print(*[name for name in {heavy!r} if name in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == []
+
+
+def public_names(module) -> set[str]:
+    """The names a module defines for others: classes and functions of its own that do not start with an underscore."""
+    return {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and (inspect.isclass(value) or inspect.isfunction(value))
+        and getattr(value, "__module__", "").split(".")[0] == "gennorm"
+    }
+
+
+def test_all_is_what_is_public():
+    assert len(gn.__all__) == len(set(gn.__all__))
+    assert all(hasattr(gn, name) for name in gn.__all__)
+    assert public_names(gn) <= set(gn.__all__)
+    assert set(gn.__all__) <= set(dir(gn))
+
+
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("_") and path.stem != "cli")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_all_of_each_module(name):
+    module = importlib.import_module(f"gennorm.{name}")
+    own = {public for public in public_names(module) if getattr(module, public).__module__ == module.__name__}
+    declared = {public for public in module.__all__ if public in vars(module)}
+    assert set(module.__all__) == declared
+    assert own == {public for public in declared if public in public_names(module)}
+
+
+SECTION = re.compile(r"^(?P<title>[A-Z][A-Za-z ]+)\n(?P<rule>-+)$", re.MULTILINE)
+SECTIONS = [
+    "Parameters",
+    "Attributes",
+    "Returns",
+    "Yields",
+    "Raises",
+    "Warns",
+    "Other Parameters",
+    "See Also",
+    "Notes",
+    "References",
+    "Examples",
+    "Methods",
+]
+
+
+def docstring_faults(value, *, example: bool) -> list[str]:
+    """What is wrong with the numpydoc docstring of `value`, in words; empty if nothing is."""
+    text = inspect.cleandoc(value.__doc__ or "")
+    if not text:
+        return ["no docstring"]
+    faults = []
+    sections = {}
+    marks = list(SECTION.finditer(text))
+    for mark, following in zip(marks, [*marks[1:], None], strict=True):
+        sections[mark["title"]] = text[mark.end() : following.start() if following else None]
+        if len(mark["rule"]) != len(mark["title"]):
+            faults.append(f"the rule under {mark['title']} has another length")
+        if mark["title"] not in SECTIONS:
+            faults.append(f"{mark['title']} is no numpydoc section")
+    if not text.splitlines()[0].rstrip().endswith("."):
+        faults.append("the first line is no sentence")
+    if example and ">>> " not in sections.get("Examples", ""):
+        faults.append("no example")
+    if "Parameters" in sections and callable(value):
+        listed = re.findall(r"^(\*{0,2}\w+(?:, \*{0,2}\w+)*) :", sections["Parameters"], re.MULTILINE)
+        names = {name.strip().lstrip("*") for line in listed for name in line.split(",")}
+        taken = set(inspect.signature(value).parameters) - {"self"}
+        faults += [f"{name} is documented but not taken" for name in sorted(names - taken)]
+        faults += [f"{name} is taken but not documented" for name in sorted(taken - names)]
+    return faults
+
+
+def public_objects():
+    """Every public function and class of the package, and every public method of those classes."""
+    for name in sorted(gn.__all__):
+        value = getattr(gn, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            yield pytest.param(value, True, id=name)
+        if inspect.isclass(value) and not issubclass(value, Exception):
+            for attribute, member in sorted(vars(value).items()):
+                described = isinstance(member, property | classmethod | staticmethod) or inspect.isfunction(member)
+                if described and not attribute.startswith("_"):
+                    yield pytest.param(member, False, id=f"{name}.{attribute}")
+
+
+def test_docstring_faults_are_found():
+    def undocumented(x):
+        return x
+
+    def wrong(x, y):
+        """Add x to z
+
+        Parameters
+        ----------
+        x, z : float
+            A number.
+
+        Example
+        ----
+        >>> 1
+        1
+        """
+
+    assert docstring_faults(undocumented, example=True) == ["no docstring"]
+    assert docstring_faults(wrong, example=True) == [
+        "the rule under Example has another length",
+        "Example is no numpydoc section",
+        "the first line is no sentence",
+        "no example",
+        "z is documented but not taken",
+        "y is taken but not documented",
+    ]
+
+
+@pytest.mark.parametrize(("value", "example"), public_objects())
+def test_docstrings(value, example):
+    assert docstring_faults(value, example=example) == []
