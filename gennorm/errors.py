@@ -1,0 +1,173 @@
+"""Every error that gennorm raises on purpose: one class per phase, one stable code per text.
+
+A text has up to four lines: what is wrong with the value; the text that was given and a caret under the offending
+characters; what is allowed and what to write instead. The code (``L101``) stays when the wording improves.
+"""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+__all__ = [
+    "ConfigError",
+    "DtypeError",
+    "FileError",
+    "GennormError",
+    "GroupError",
+    "InitializationError",
+    "InputError",
+    "LevelConflictError",
+    "LevelRangeError",
+    "LevelSyntaxError",
+    "OutputError",
+    "ParameterError",
+    "ShapeError",
+    "point",
+    "suggest",
+]
+
+
+class GennormError(Exception):
+    """An error raised on purpose by gennorm.
+
+    Parameters
+    ----------
+    message : str
+        The complete text.
+    code : str
+        The stable name of the error, one letter for the phase and three digits.
+    position : (int, int), optional
+        First and last-plus-one offending character, where the error points into a text.
+
+    Attributes
+    ----------
+    code : str
+    position : (int, int) or None
+
+    Examples
+    --------
+    >>> from gennorm.levels import parse
+    >>> try:
+    ...     parse("2;;all")
+    ... except GennormError as error:
+    ...     print(error.code, error.position)
+    L003 (3, 6)
+    """
+
+    code: str
+    position: tuple[int, int] | None
+
+    def __init__(self, message: str, *, code: str, position: tuple[int, int] | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.position = position
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # BaseException would call the class with the message alone, and the code is required.
+        return partial(type(self), code=self.code), self.args, self.__dict__
+
+
+class LevelSyntaxError(GennormError, ValueError):
+    """A level spec cannot be read (L0xx)."""
+
+
+class LevelRangeError(GennormError, ValueError):
+    """A level does not exist in the array at hand (L1xx)."""
+
+
+class LevelConflictError(GennormError, ValueError):
+    """The levels of a spec contradict each other or its place: twice, empty, batch or word not allowed (L2xx)."""
+
+
+class GroupError(GennormError, ValueError):
+    """``group_number`` does not fit the aggregation levels or their sizes (G0xx)."""
+
+
+class ConfigError(GennormError, ValueError):
+    """Any other setting of a layer is wrong (C0xx)."""
+
+
+class ShapeError(GennormError, ValueError):
+    """The rank or a size of an array differs from the declared ``input_shape`` (S0xx)."""
+
+
+class InitializationError(GennormError, ValueError):
+    """The sizes of the parameters are not known yet (I0xx)."""
+
+
+class ParameterError(GennormError, ValueError):
+    """Scaling, biases or moments have a wrong shape or value (P0xx)."""
+
+
+class DtypeError(GennormError, TypeError):
+    """A dtype that cannot be normalized: complex, object, text (D0xx)."""
+
+
+class InputError(GennormError, TypeError):
+    """The input is not a NumPy array (A0xx)."""
+
+
+class OutputError(GennormError, ValueError):
+    """``out`` has a wrong shape or dtype, is read-only, or overlaps the input (O0xx)."""
+
+
+class FileError(GennormError, ValueError):
+    """A file cannot be read or written (F0xx)."""
+
+
+def point(text: str, start: int, stop: int | None = None) -> str:
+    r"""Draw `text` in quotes, and a caret under each character from `start` up to `stop`.
+
+    Parameters
+    ----------
+    text : str
+        Any text; what does not take exactly one column is shown as its escape sequence.
+    start, stop : int
+        The offending characters. Without `stop`, or with an empty range, one caret is drawn at `start`; at the end of
+        the text it lies under the closing quote.
+
+    Returns
+    -------
+    str
+        Two lines, without a newline at the end.
+
+    Examples
+    --------
+    >>> print(point("2;;5", 3))
+        "2;;5"
+            ^
+    >>> print(point("2;;\tall", 4, 7))
+        "2;;\tall"
+              ^^^
+    """
+    columns = [_one_column(character) for character in text]
+    before = sum(map(len, columns[:start]))
+    width = max(1, sum(map(len, columns[start : start + 1 if stop is None else stop])))
+    return f'    "{"".join(columns)}"\n     {" " * before}{"^" * width}'
+
+
+def _one_column(character: str) -> str:
+    # Tabs, newlines, combining and wide characters would move the caret away from what it points at.
+    wide = unicodedata.east_asian_width(character) in {"W", "F"}
+    if character.isprintable() and not wide and not unicodedata.combining(character):
+        return character
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def suggest(word: str, allowed: Iterable[str]) -> str:
+    """The allowed word that `word` was probably meant to be, as the end of a sentence, or nothing.
+
+    Examples
+    --------
+    >>> suggest("standardise", ["Standardize", "RMS"])
+    '; did you mean "Standardize"?'
+    >>> suggest("mean", ["Standardize", "RMS"])
+    ''
+    """
+    by_lower = {one.lower(): one for one in allowed}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return f'; did you mean "{by_lower[near[0]]}"?' if near else ""

@@ -1,0 +1,647 @@
+"""Level specs: text and Python values in, levels out. Integers and text only.
+
+A level spec says which levels (1-based dimensions of one example; 0 is the batch) are meant: ``2``, ``"2;;All"``,
+``";;-2"``, ``"{1, 3;;4}"``, ``[1, "3;;4"]``, and for scaling also ``"Same"``, ``"Complement"`` and ``()``. The grammar
+is ``spec/levels.abnf``, the meaning ``spec/levels.md``.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple, assert_never
+
+from gennorm.errors import LevelConflictError, LevelRangeError, LevelSyntaxError, point, suggest
+
+__all__ = [
+    "Level",
+    "LevelSpec",
+    "Listing",
+    "Span",
+    "Word",
+    "format",
+    "name",
+    "parse",
+    "resolve",
+    "resolve_scaling",
+    "uses_batch",
+]
+
+AGGREGATION = "aggregation_levels"
+SCALING = "scaling_levels"
+LARGEST = 999_999_999  # nine digits; NumPy arrays stop at 64 axes
+_ALLOWED = {
+    AGGREGATION: 'a level spec is a level (2), a span ("2;;All"), a list ("{1, 3;;4}") or "All"',
+    SCALING: 'a level spec is a level (2), a span ("2;;All"), a list ("{1, 3;;4}"), "All", "Same" or "Complement"',
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One level: 1 is the first dimension of an example, -1 the last, 0 the batch."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The levels from `first` to `last`, both included; None is the outermost level of that side."""
+
+    first: int | None
+    last: int | None
+    step: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Levels and spans in the order written. Without items: one scalar parameter (scaling levels only)."""
+
+    items: tuple[Level | Span, ...]
+
+
+class Word(Enum):
+    """The words that stand for the scaling levels."""
+
+    SAME = "Same"
+    COMPLEMENT = "Complement"
+
+    def __repr__(self) -> str:
+        return f"Word.{self.name}"
+
+
+LevelSpec = Level | Span | Listing | Word
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def parse(value: object, *, argument: str = AGGREGATION) -> LevelSpec:
+    """Read a level spec.
+
+    Parameters
+    ----------
+    value : int, str, sequence of int and str, or LevelSpec
+        The spec as a user writes it.
+    argument : {"aggregation_levels", "scaling_levels"}
+        Its place, which decides about ``"Same"``, ``"Complement"``, ``()`` and level 0, and is named by the errors.
+
+    Returns
+    -------
+    LevelSpec
+
+    Raises
+    ------
+    LevelSyntaxError
+        Where `value` is not a level spec.
+    LevelConflictError
+        Where it is one that no array can satisfy, or that this argument does not take.
+
+    Examples
+    --------
+    >>> parse("2;;All")
+    Span(first=2, last=None, step=1)
+    >>> parse([1, "3;;4"]) == parse("{1, 3;;4}")
+    True
+    >>> parse("Same", argument="scaling_levels")
+    Word.SAME
+    >>> parse("2;;al")
+    Traceback (most recent call last):
+    gennorm.errors.LevelSyntaxError: unknown word "al" in aggregation_levels; did you mean "All"?
+        "2;;al"
+            ^^
+    a level spec is a level (2), a span ("2;;All"), a list ("{1, 3;;4}") or "All"
+    """
+    if isinstance(value, str):
+        spec, places = _Reader(value, argument).spec()
+        _check(spec, value, places, argument)
+        return spec
+    spec = _read_value(value, argument)
+    _check(spec, format(spec), _places(spec), argument)
+    return spec
+
+
+def _read_value(value: object, argument: str) -> LevelSpec:
+    if isinstance(value, Listing):
+        return Listing(tuple(_read_item(item, argument) for item in value.items))
+    if isinstance(value, Word):
+        return value
+    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
+        return Listing(tuple(_read_item(item, argument) for item in value))
+    return _read_item(value, argument)
+
+
+def _read_item(value: object, argument: str) -> Level | Span:
+    """One member of a sequence, or a whole spec that is not one."""
+    if isinstance(value, str):
+        return _Reader(value, argument).only_item()
+    if isinstance(value, Level):
+        return Level(_number(value.number, argument))
+    if isinstance(value, Span):
+        first, last = (None if end is None else _number(end, argument) for end in (value.first, value.last))
+        return Span(first, last, _step(value.step, argument))
+    if isinstance(value, Word):
+        return _Reader(value.value, argument).only_item()
+    return Level(_number(value, argument))
+
+
+def _step(value: object, argument: str) -> int:
+    step = _number(value, argument)
+    if step < 1:
+        msg = f"the step of a span in {argument} is {step}\na step is 1 or more: spans run upwards"
+        raise LevelSyntaxError(msg, code="L012")
+    return step
+
+
+def _number(value: object, argument: str) -> int:
+    if type(value).__name__ in {"bool", "bool_"}:
+        msg = f"{argument} cannot be the bool {value}\n{_ALLOWED[argument]}"
+        raise LevelSyntaxError(msg, code="L021")
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise _not_a_spec(value, argument) from None
+    if abs(number) > LARGEST:
+        digits = "more than nine digits" if number > 0 else "a minus sign and more than nine digits"
+        msg = f"a number in {argument} has {digits}\nlevels count the dimensions of an array, and NumPy stops at 64"
+        raise LevelSyntaxError(msg, code="L007")
+    return number
+
+
+def _not_a_spec(value: object, argument: str) -> LevelSyntaxError:
+    kind = type(value).__name__
+    if value is None:
+        nothing = "; () means one scalar parameter" if argument == SCALING else ""
+        return LevelSyntaxError(f"{argument} cannot be None\n{_ALLOWED[argument]}{nothing}", code="L022")
+    if isinstance(value, slice):
+        return LevelSyntaxError(f"{argument} cannot be the {value}\n{_instead_of_slice(value)}", code="L023")
+    if isinstance(value, float):
+        whole = f"; write {int(value)}" if value.is_integer() and abs(value) <= LARGEST else ""
+        return LevelSyntaxError(f"{argument} cannot be the float {value}\nlevels are integers{whole}", code="L024")
+    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
+        msg = f"{argument} has a {kind} inside a sequence\nlevels are not nested: write one flat sequence"
+        return LevelSyntaxError(msg, code="L015")
+    if isinstance(value, (set, frozenset)):
+        msg = f"{argument} cannot be a {kind}: it has no order\nwrite a tuple, such as (1, 3)"
+        return LevelSyntaxError(msg, code="L025")
+    return LevelSyntaxError(f"{argument} cannot be of type {kind}\n{_ALLOWED[argument]}", code="L026")
+
+
+def _instead_of_slice(value: slice) -> str:
+    rule = "a slice counts from 0 and leaves out its end, a span counts from 1 and includes it"
+    start, stop, step = value.start, value.stop, value.step
+    if any(type(end) not in {int, type(None)} for end in (start, stop, step)) or (step or 1) < 1 or stop == 0:
+        return f'{rule}; write "2;;All"'
+    first = "" if start is None else start + 1 if start >= 0 else start
+    last = "All" if stop is None else stop if stop > 0 else stop - 1
+    span = f"{first};;{last}{f';;{step}' if step not in {None, 1} else ''}"
+    try:
+        parse(span)
+    except (LevelSyntaxError, LevelConflictError):
+        span = "2;;All"
+    return f'{rule}; write "{span}"'
+
+
+class _Token(NamedTuple):
+    kind: str  # "number", "word", ";;", "{", "}", ",", "end"
+    text: str
+    start: int
+    stop: int
+
+
+_TOKEN = re.compile(r"(?P<blank>[ \t\r\n]+)|(?P<number>-?[0-9]+)|(?P<word>[A-Za-z][A-Za-z0-9_]*)|(?P<mark>;;|[{},])")
+_INSTEAD = {
+    ";": 'a span is written with two semicolons: "2;;All"',
+    ":": 'a span is written with two semicolons: "2;;All"',
+    "(": 'a list is written in braces: "{1, 3;;4}"',
+    "[": 'a list is written in braces: "{1, 3;;4}"',
+    ")": 'a list is written in braces: "{1, 3;;4}"',
+    "]": 'a list is written in braces: "{1, 3;;4}"',
+    "+": 'levels have no plus sign: write "2", or "-1" for the last level',
+    "−": 'a negative level is written with a hyphen: "-1"',
+    "–": 'a negative level is written with a hyphen: "-1"',
+    "-": 'a hyphen belongs to the number behind it: "-1" is the last level',
+    ".": 'levels are integers; "2;;All" means every level from 2 on',
+    "…": '"2;;All" means every level from 2 on',
+}
+
+
+class _Reader:
+    """Recursive descent over one text; every error points at its characters."""
+
+    def __init__(self, text: str, argument: str) -> None:
+        self.text = text
+        self.argument = argument
+        self.tokens = self._tokens()
+        self.next = 0
+
+    def fail(self, what: str, token: _Token | tuple[int, int], hint: str, code: str) -> LevelSyntaxError:
+        start, stop = token[-2:]
+        return LevelSyntaxError(f"{what}\n{point(self.text, start, stop)}\n{hint}", code=code, position=(start, stop))
+
+    def _tokens(self) -> list[_Token]:
+        tokens, at = [], 0
+        while at < len(self.text):
+            found = _TOKEN.match(self.text, at)
+            if found is None:
+                what = f'{self.argument} has an unexpected character "{self.text[at]}"'
+                hint = _INSTEAD.get(self.text[at], _ALLOWED[self.argument])
+                raise self.fail(what, (at, at + 1), hint, "L002")
+            kind = str(found.lastgroup)
+            if kind != "blank":
+                kind = found.group() if kind == "mark" else kind
+                tokens.append(self._good(_Token(kind, found.group(), at, found.end())))
+            at = found.end()
+        return [*tokens, _Token("end", "", len(self.text), len(self.text))]
+
+    def _good(self, token: _Token) -> _Token:
+        if token.kind == "word":
+            allowed = ["All"] if self.argument == AGGREGATION else ["All", "Same", "Complement"]
+            if token.text not in {"All", "Same", "Complement"}:
+                what = f'unknown word "{token.text}" in {self.argument}{suggest(token.text, allowed)}'
+                raise self.fail(what, token, _ALLOWED[self.argument], "L003")
+        elif token.kind == "number":
+            digits = token.text.removeprefix("-")
+            if len(digits) > 1 and digits[0] == "0":
+                what = f"a number in {self.argument} has leading zeros"
+                raise self.fail(what, token, f'write "{token.text[: -len(digits)]}{digits.lstrip("0") or "0"}"', "L006")
+            if token.text == "-0":
+                what = f'{self.argument} has a "-0"'
+                raise self.fail(what, token, '0 is the batch, "-1" the last level', "L006")
+            if len(digits) > len(str(LARGEST)):
+                what = f"a number in {self.argument} has more than nine digits"
+                raise self.fail(what, token, "levels count the dimensions of an array, and NumPy stops at 64", "L007")
+        return token
+
+    @property
+    def token(self) -> _Token:
+        return self.tokens[self.next]
+
+    def take(self, kind: str) -> _Token | None:
+        if self.token.kind != kind:
+            return None
+        self.next += 1
+        return self.tokens[self.next - 1]
+
+    def spec(self) -> tuple[LevelSpec, list[tuple[int, int]]]:
+        """The whole text as a spec, and where its items lie."""
+        if self.token.kind == "end":
+            what = f"{self.argument} is an empty text"
+            raise self.fail(what, self.token, _ALLOWED[self.argument], "L001")
+        spec: LevelSpec
+        if self.take("{"):
+            spec, places = self.listing()
+        elif self.token.text in {"Same", "Complement"}:
+            spec, places = Word(self.token.text), [self.token[-2:]]
+            self.next += 1
+        else:
+            spec, place = self.item()
+            places = [place]
+        self.expect_end()
+        return spec, places
+
+    def only_item(self) -> Level | Span:
+        """The whole text as one member of a sequence."""
+        item, _ = self.item()
+        self.expect_end()
+        return item
+
+    def listing(self) -> tuple[Listing, list[tuple[int, int]]]:
+        opened = self.tokens[self.next - 1]
+        if self.take("}"):
+            return Listing(()), []
+        items, places = [], []
+        while True:
+            item, place = self.item()
+            items.append(item)
+            places.append(place)
+            if self.take("}"):
+                return Listing(tuple(items)), places
+            if self.token.kind == "end":
+                what = f'a list in {self.argument} is opened by "{{" and not closed'
+                raise self.fail(what, opened, f'write "{self.text.strip()}}}"', "L010")
+            if not self.take(","):
+                what = f'expected "," or "}}" in {self.argument}, not "{self.token.text}"'
+                raise self.fail(what, self.token, 'the items of a list are separated by commas: "{1, 3;;4}"', "L009")
+
+    def item(self) -> tuple[Level | Span, tuple[int, int]]:
+        begin = self.token
+        first = self.end_of_span()
+        if not self.take(";;"):
+            if first is None:
+                found = f'not "{begin.text}"' if begin.text else "and the text ends here"
+                what = f"expected a level in {self.argument}, {found}"
+                raise self.fail(what, begin, _ALLOWED[self.argument], "L008")
+            item = Span(None, None) if first.kind == "word" else Level(int(first.text))
+        else:
+            last = self.end_of_span()
+            step = self.step() if self.take(";;") else 1
+            item = Span(_end(first), _end(last), step)
+        return item, (begin.start, self.tokens[self.next - 1].stop)
+
+    def end_of_span(self) -> _Token | None:
+        """A number or "All"; None where neither is written."""
+        if self.token.kind == "{":
+            what = f"{self.argument} has a list inside a list or span"
+            raise self.fail(what, self.token, 'levels are not nested: write one flat list, "{1, 3;;4}"', "L015")
+        if self.token.text in {"Same", "Complement"}:
+            what = f'"{self.token.text}" is combined with other levels in {self.argument}'
+            raise self.fail(what, self.token, f'"{self.token.text}" stands alone and only in {SCALING}', "L014")
+        return self.take("number") or self.take("word")
+
+    def step(self) -> int:
+        token = self.take("number")
+        if token is None:
+            what = f"a span in {self.argument} has no step behind its second ;;"
+            raise self.fail(what, self.token, 'write a step, "1;;All;;2", or leave out the second ;;', "L011")
+        if int(token.text) < 1:
+            what = f"the step of a span in {self.argument} is {token.text}"
+            raise self.fail(what, token, "a step is 1 or more: spans run upwards", "L012")
+        if self.token.kind == ";;":
+            what = f"a span in {self.argument} has a third ;;"
+            raise self.fail(what, self.token, 'a span is "first;;last" or "first;;last;;step"', "L013")
+        return int(token.text)
+
+    def expect_end(self) -> None:
+        if self.token.kind == "end":
+            return
+        braces = '; a list is written in braces: "{1, 3;;4}"' if self.token.kind == "," else ""
+        what = f'{self.argument} goes on with "{self.token.text}" where the level spec ends'
+        raise self.fail(what, self.token, f"{_ALLOWED[self.argument]}{braces}", "L009")
+
+
+def _end(token: _Token | None) -> int | None:
+    return None if token is None or token.kind == "word" else int(token.text)
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def format(spec: LevelSpec) -> str:
+    """The canonical text of a spec: ``parse(format(spec)) == spec``.
+
+    Examples
+    --------
+    >>> format(parse(" {1,3;;}"))
+    '{1, 3;;All}'
+    >>> format(parse(";;"))
+    'All'
+    """
+    match spec:
+        case Level(number):
+            return str(number)
+        case Span(None, None, 1):
+            return "All"
+        case Span(first, last, step):
+            ends = f"{'' if first is None else first};;{'All' if last is None else last}"
+            return ends if step == 1 else f"{ends};;{step}"
+        case Listing(items):
+            return "{" + ", ".join(map(format, items)) + "}"
+        case Word():
+            return spec.value
+        case _:
+            assert_never(spec)
+
+
+def _items(spec: LevelSpec) -> tuple[Level | Span, ...]:
+    match spec:
+        case Level() | Span():
+            return (spec,)
+        case Listing(items):
+            return items
+        case Word():
+            return ()
+        case _:
+            assert_never(spec)
+
+
+def _places(spec: LevelSpec) -> list[tuple[int, int]]:
+    """Where the items lie in ``format(spec)``."""
+    at = 1 if isinstance(spec, Listing) else 0
+    places = []
+    for item in _items(spec):
+        places.append((at, at + len(format(item))))
+        at = places[-1][1] + len(", ")
+    return places or [(0, len(format(spec)))]
+
+
+# ------------------------------------------------------------------------------------------- what no array can satisfy
+
+
+def _check(spec: LevelSpec, text: str, places: list[tuple[int, int]], argument: str) -> None:
+    """Conflicts that are known without an array."""
+    items = _items(spec)
+    if argument == AGGREGATION and isinstance(spec, Word):
+        what = f'{AGGREGATION} cannot be "{spec.value}"'
+        hint = f'"{spec.value}" is for {SCALING}; for all levels write "All"'
+        raise _conflict(what, text, places[0], hint, "L204")
+    if argument == AGGREGATION and not items:
+        what = f"{AGGREGATION} is empty"
+        raise _conflict(what, text, (0, len(text)), 'write at least one level, such as 1 or "2;;All"', "L201")
+    seen: set[Level] = set()
+    for item, place in zip(items, places, strict=False):
+        if isinstance(item, Span):
+            first, last = 1 if item.first is None else item.first, -1 if item.last is None else item.last
+            if last < first and (last == 0 or (first < 0) == (last < 0)):
+                what = f"the span {format(item)} in {argument} is empty: level {last} comes before level {first}"
+                hint = f'spans run upwards: write "{format(Span(last, first, item.step))}"'
+                raise _conflict(what, text, place, hint, "L203")
+            if last == 0 and first < 0:
+                what = f"the span {format(item)} in {argument} is empty: level 0 is the batch, before every level"
+                hint = f'spans run upwards: write "{format(Span(0, first, item.step))}"'
+                raise _conflict(what, text, place, hint, "L203")
+            if argument == SCALING and first == 0:
+                raise _batch_in_scaling(text, place)
+        elif item in seen:
+            what = f"level {item.number} is named twice in {argument}"
+            raise _conflict(what, text, place, "write every level once", "L202")
+        elif argument == SCALING and item.number == 0:
+            raise _batch_in_scaling(text, place)
+        else:
+            seen.add(item)
+
+
+def _batch_in_scaling(text: str, place: tuple[int, int]) -> LevelConflictError:
+    what = f"level 0, the batch, is named in {SCALING}"
+    hint = "every example shares the same parameters: levels run from 1 to the last, or -1 downwards"
+    return _conflict(what, text, place, hint, "L205")
+
+
+def _conflict(what: str, text: str, place: tuple[int, int], hint: str, code: str) -> LevelConflictError:
+    return LevelConflictError(f"{what}\n{point(text, *place)}\n{hint}", code=code, position=place)
+
+
+# ----------------------------------------------------------------------------------------------------------- resolving
+
+
+def resolve(spec: LevelSpec, rank: int, *, batched: bool, argument: str = AGGREGATION) -> tuple[int, ...]:
+    """The levels that a spec means in an array.
+
+    Parameters
+    ----------
+    spec : LevelSpec
+        What `parse` returned; ``"Same"`` and ``"Complement"`` need `resolve_scaling`.
+    rank : int
+        Number of levels of one example, without the batch.
+    batched : bool
+        Whether the array has a batch, level 0.
+    argument : {"aggregation_levels", "scaling_levels"}
+        Named by the errors.
+
+    Returns
+    -------
+    tuple of int
+        Levels from 0 to `rank` in the order written, spans ascending, none twice.
+
+    Raises
+    ------
+    LevelRangeError
+        A level does not exist: outside 1 to `rank`, -1 to -`rank`, or level 0 without a batch.
+    LevelConflictError
+        A level twice, or an empty span.
+
+    Examples
+    --------
+    >>> resolve(parse("{3, 1;;2}"), 4, batched=False)
+    (3, 1, 2)
+    >>> resolve(parse("0;;All"), 3, batched=True)
+    (0, 1, 2, 3)
+    >>> resolve(parse("2;;5"), 4, batched=False)
+    Traceback (most recent call last):
+    gennorm.errors.LevelRangeError: level 5 of aggregation_levels does not exist in an array of rank 4
+        "2;;5"
+            ^
+    levels run from 1 to 4, or -4 to -1; "2;;All" means every level from 2 on
+    """
+    text, places = format(spec), _places(spec)
+    array = f"a batch of arrays of rank {rank}" if batched else f"an array of rank {rank}"
+    levels: list[int] = []
+    for item, place in zip(_items(spec), places, strict=True):
+        for level in _item_levels(item, rank, batched, argument, text, place, array):
+            if level in levels:
+                what = f"{name(level, batched=batched)} is named twice in {argument}, in {array}"
+                hint = f"{_same_level(level, rank)}: write every level once"
+                raise _conflict(what, text, place, hint, "L202")
+            levels.append(level)
+    return tuple(levels)
+
+
+def _same_level(level: int, rank: int) -> str:
+    return f"{level} and {level - rank - 1} are the same level here" if level else "level 0 is the batch"
+
+
+def _item_levels(
+    item: Level | Span, rank: int, batched: bool, argument: str, text: str, place: tuple[int, int], array: str
+) -> range:
+    def existing(level: int, start: int) -> int:
+        if level == 0 and batched:
+            return 0
+        if 1 <= abs(level) <= rank:
+            return level % (rank + 1)
+        where = (start, start + len(str(level)))
+        if not text.startswith(str(level), start):  # the first level of "All" or ";;2", which nobody wrote
+            where = place
+        raise _no_level(level, rank, batched, argument, text, where, array)
+
+    if isinstance(item, Level):
+        level = existing(item.number, place[0])
+        return range(level, level + 1)
+    first = existing(1 if item.first is None else item.first, place[0])
+    last = rank
+    if item.last is not None:
+        last = existing(item.last, text.index(";;", place[0]) + len(";;"))
+    if last < first:
+        what = f"the span {format(item)} in {argument} is empty in {array}"
+        hint = f"level {last} comes before level {first} here; spans run upwards"
+        raise _conflict(what, text, place, hint, "L203")
+    return range(first, last + 1, item.step)
+
+
+def _no_level(
+    level: int, rank: int, batched: bool, argument: str, text: str, place: tuple[int, int], array: str
+) -> LevelRangeError:
+    if level == 0:
+        what = f"level 0 of {argument} is the batch, and {array} has none"
+        hint = (
+            "pass batched=True if the first axis is the batch, or declare input_shape; levels of one array start at 1"
+        )
+        code = "L102"
+    else:
+        what = f"level {level} of {argument} does not exist in {array}"
+        hint = (
+            ["a scalar has no levels", "its only level is 1, or -1"][rank]
+            if rank < 2
+            else (f'levels run from 1 to {rank}, or -{rank} to -1; "2;;All" means every level from 2 on')
+        )
+        hint, code = f"{hint}; level 0 is the batch" if batched else hint, "L101"
+    return LevelRangeError(f"{what}\n{point(text, *place)}\n{hint}", code=code, position=place)
+
+
+def uses_batch(spec: LevelSpec) -> bool:
+    """Whether a spec names level 0, the batch.
+
+    Examples
+    --------
+    >>> uses_batch(parse("0;;All")), uses_batch(parse("{2, 0}")), uses_batch(parse("All"))
+    (True, True, False)
+    """
+    return any(0 in ((item.number,) if isinstance(item, Level) else (item.first,)) for item in _items(spec))
+
+
+def resolve_scaling(
+    spec: LevelSpec, aggregation: tuple[int, ...], rank: int, *, batched: bool = False
+) -> tuple[int, ...]:
+    """The scaling levels: `resolve`, and the words.
+
+    Parameters
+    ----------
+    spec : LevelSpec
+        What ``parse(..., argument="scaling_levels")`` returned.
+    aggregation : tuple of int
+        The aggregation levels, resolved.
+    rank : int
+        Number of levels of one example, without the batch.
+    batched : bool
+        Whether the array has a batch; only the errors, which name axes, depend on it.
+
+    Returns
+    -------
+    tuple of int
+        Levels from 1 to `rank`: in the order written, spans and words ascending.
+
+    Raises
+    ------
+    LevelRangeError, LevelConflictError
+        As `resolve`; and where "Same" would put level 0, the batch, among the scaling levels.
+
+    Examples
+    --------
+    >>> resolve_scaling(Word.COMPLEMENT, (2, 3), 4)
+    (1, 4)
+    >>> resolve_scaling(Word.SAME, (3, 2), 4)
+    (2, 3)
+    """
+    if spec is Word.COMPLEMENT:
+        return tuple(level for level in range(1, rank + 1) if level not in aggregation)
+    if spec is Word.SAME:
+        if 0 in aggregation:
+            what = f'{SCALING} "Same" would include level 0, the batch'
+            hint = 'every example shares the same parameters: write the levels, or "Complement"'
+            raise _conflict(what, "Same", (0, 4), hint, "L206")
+        return tuple(sorted(aggregation))
+    return resolve(spec, rank, batched=batched, argument=SCALING)
+
+
+def name(level: int, *, batched: bool) -> str:
+    """How errors name a resolved level of an array.
+
+    Examples
+    --------
+    >>> name(2, batched=True)
+    'level 2 (axis 2)'
+    >>> name(2, batched=False)
+    'level 2 (axis 1)'
+    """
+    return f"level {level} (axis {level if batched else level - 1})"
