@@ -411,11 +411,20 @@ def test_inverse_undoes_normalize(name: str) -> None:
     mask, unbiased = settings.pop("mask", None), settings.pop("unbiased", False)
     count, mean, m2 = reference.moments(x, **spread, mask=mask)
     given = {"mean": settings.pop("mean", mean), "variance": settings.pop("variance", m2 / (count - unbiased))}
+    where = reference.geometry(
+        x.shape,
+        spread.get("aggregation_levels", "2;;All"),
+        spread.get("scaling_levels", "Complement"),
+        spread.get("group_number"),
+        True,
+    )
+    sizes = [x.shape[axis] for axis in where.scaling]
+    settings |= {"scaling": sample(*sizes, seed=2), "biases": sample(*sizes, seed=3)}
     y = reference.normalize(x, **given, **settings)
     close(reference.inverse(y, **given, **settings), x, rtol=1e-9, atol=1e-9)
 
 
 def test_inverse_of_a_constant_slice_is_its_mean() -> None:
-    x = np.full((2, 3), 0.1)
-    y = reference.normalize(x, epsilon=0.0, biases=np.array([1.0, 2.0]))
-    close(reference.inverse(y, np.full(2, 0.1), np.zeros(2), epsilon=0.0, biases=np.array([1.0, 2.0])), x)
+    settings: dict[str, Any] = {"epsilon": 0.0, "biases": np.array([1.0, 2.0])}
+    for y in (reference.normalize(np.full((2, 3), 0.1), **settings), sample(2, 3)):
+        close(reference.inverse(y, np.full(2, 0.1), np.zeros(2), **settings), np.full((2, 3), 0.1))
