@@ -268,6 +268,6 @@ def test_docstring_faults_are_found():
     ]
 
 
-@pytest.mark.parametrize(("value", "example"), public_objects())
+@pytest.mark.parametrize(("value", "example"), [*public_objects()])
 def test_docstrings(value, example):
     assert docstring_faults(value, example=example) == []
