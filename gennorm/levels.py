@@ -22,7 +22,9 @@ __all__ = [
     "Listing",
     "Span",
     "Word",
+    "batch_place",
     "format",
+    "members",
     "name",
     "parse",
     "resolve",
@@ -329,6 +331,11 @@ class _Reader:
     def item(self) -> tuple[Level | Span, tuple[int, int]]:
         begin = self.token
         first = self.end_of_span()
+        if first is not None and first.kind == "word" and self.token.kind == ";;":
+            # As an end it would be the last level, as a whole it is every level: too close to guess.
+            what = f'"All" begins a span in {self.argument}'
+            hint = '"All" can only end a span: for all levels up to the second write ";;2", from the last on "-1;;All"'
+            raise self.fail(what, first, hint, "L016")
         if not self.take(";;"):
             if first is None:
                 found = f'not "{begin.text}"' if begin.text else "and the text ends here"
@@ -405,7 +412,8 @@ def format(spec: LevelSpec) -> str:
             assert_never(spec)
 
 
-def _items(spec: LevelSpec) -> tuple[Level | Span, ...]:
+def members(spec: LevelSpec) -> tuple[Level | Span, ...]:
+    """The levels and spans of a spec in the order written; a word has none."""
     match spec:
         case Level() | Span():
             return (spec,)
@@ -421,7 +429,7 @@ def _places(spec: LevelSpec) -> list[tuple[int, int]]:
     """Where the items lie in ``format(spec)``."""
     at = 1 if isinstance(spec, Listing) else 0
     places = []
-    for item in _items(spec):
+    for item in members(spec):
         places.append((at, at + len(format(item))))
         at = places[-1][1] + len(", ")
     return places or [(0, len(format(spec)))]
@@ -432,7 +440,7 @@ def _places(spec: LevelSpec) -> list[tuple[int, int]]:
 
 def _check(spec: LevelSpec, text: str, places: list[tuple[int, int]], argument: str) -> None:
     """Conflicts that are known without an array."""
-    items = _items(spec)
+    items = members(spec)
     if argument == AGGREGATION and isinstance(spec, Word):
         what = f'{AGGREGATION} cannot be "{spec.value}"'
         hint = f'"{spec.value}" is for {SCALING}; for all levels write "All"'
@@ -515,68 +523,79 @@ def resolve(spec: LevelSpec, rank: int, *, batched: bool, argument: str = AGGREG
             ^
     levels run from 1 to 4, or -4 to -1; "2;;All" means every level from 2 on
     """
-    text, places = format(spec), _places(spec)
-    array = f"a batch of arrays of rank {rank}" if batched else f"an array of rank {rank}"
-    levels: list[int] = []
-    for item, place in zip(_items(spec), places, strict=True):
-        for level in _item_levels(item, rank, batched, argument, text, place, array):
-            if level in levels:
-                what = f"{name(level, batched=batched)} is named twice in {argument}, in {array}"
-                hint = f"{_same_level(level, rank)}: write every level once"
-                raise _conflict(what, text, place, hint, "L202")
-            levels.append(level)
-    return tuple(levels)
+    return _Resolution(spec, format(spec), rank, batched, argument).levels()
 
 
-def _same_level(level: int, rank: int) -> str:
-    return f"{level} and {level - rank - 1} are the same level here" if level else "level 0 is the batch"
+@dataclass(frozen=True, slots=True)
+class _Resolution:
+    """One spec against one array; errors point into the canonical text."""
 
+    spec: LevelSpec
+    text: str
+    rank: int
+    batched: bool
+    argument: str
 
-def _item_levels(
-    item: Level | Span, rank: int, batched: bool, argument: str, text: str, place: tuple[int, int], array: str
-) -> range:
-    def existing(level: int, start: int) -> int:
-        if level == 0 and batched:
+    @property
+    def array(self) -> str:
+        return f"a batch of arrays of rank {self.rank}" if self.batched else f"an array of rank {self.rank}"
+
+    def levels(self) -> tuple[int, ...]:
+        found: list[int] = []
+        placed = list(zip(members(self.spec), _places(self.spec), strict=False))
+        for item, place in placed:
+            if isinstance(item, Span) and self.reaches_nothing(item):
+                continue
+            for level in self.of(item, place):
+                if level in found:
+                    what = f"{name(level, batched=self.batched)} is named twice in {self.argument}, in {self.array}"
+                    same = f"{level} and {level - self.rank - 1} are the same level here" if level else "0 is the batch"
+                    raise _conflict(what, self.text, place, f"{same}: write every level once", "L202")
+                found.append(level)
+        if placed and not found:
+            self.of(*placed[0])  # all of them reach nothing, so that the first is an error
+        return tuple(found)
+
+    def reaches_nothing(self, span: Span) -> bool:
+        """Whether a span begins just behind its end, beside other levels: "{0, 2;;All}" at rank 1."""
+        first, last = 1 if span.first is None else span.first, -1 if span.last is None else span.last
+        first, last = (end if end >= 0 else self.rank + 1 + end for end in (first, last))
+        return len(members(self.spec)) > 1 and last == first - 1 and 0 < first <= self.rank + 1
+
+    def of(self, item: Level | Span, place: tuple[int, int]) -> range:
+        if isinstance(item, Level):
+            level = self.existing(item.number, place, place[0])
+            return range(level, level + 1)
+        first = self.existing(1 if item.first is None else item.first, place, place[0])
+        last = self.rank
+        if item.last is not None:
+            last = self.existing(item.last, place, self.text.index(";;", place[0]) + len(";;"))
+        if last < first:
+            what = f"the span {format(item)} in {self.argument} is empty in {self.array}"
+            hint = f"level {last} comes before level {first} here; spans run upwards"
+            raise _conflict(what, self.text, place, hint, "L203")
+        return range(first, last + 1, item.step)
+
+    def existing(self, level: int, place: tuple[int, int], start: int) -> int:
+        """The level counted from the front; `start` is where its number is written in the text."""
+        if level == 0 and self.batched:
             return 0
-        if 1 <= abs(level) <= rank:
-            return level % (rank + 1)
-        where = (start, start + len(str(level)))
-        if not text.startswith(str(level), start):  # the first level of "All" or ";;2", which nobody wrote
-            where = place
-        raise _no_level(level, rank, batched, argument, text, where, array)
-
-    if isinstance(item, Level):
-        level = existing(item.number, place[0])
-        return range(level, level + 1)
-    first = existing(1 if item.first is None else item.first, place[0])
-    last = rank
-    if item.last is not None:
-        last = existing(item.last, text.index(";;", place[0]) + len(";;"))
-    if last < first:
-        what = f"the span {format(item)} in {argument} is empty in {array}"
-        hint = f"level {last} comes before level {first} here; spans run upwards"
-        raise _conflict(what, text, place, hint, "L203")
-    return range(first, last + 1, item.step)
-
-
-def _no_level(
-    level: int, rank: int, batched: bool, argument: str, text: str, place: tuple[int, int], array: str
-) -> LevelRangeError:
-    if level == 0:
-        what = f"level 0 of {argument} is the batch, and {array} has none"
-        hint = (
-            "pass batched=True if the first axis is the batch, or declare input_shape; levels of one array start at 1"
-        )
-        code = "L102"
-    else:
-        what = f"level {level} of {argument} does not exist in {array}"
-        hint = (
-            ["a scalar has no levels", "its only level is 1, or -1"][rank]
-            if rank < 2
-            else (f'levels run from 1 to {rank}, or -{rank} to -1; "2;;All" means every level from 2 on')
-        )
-        hint, code = f"{hint}; level 0 is the batch" if batched else hint, "L101"
-    return LevelRangeError(f"{what}\n{point(text, *place)}\n{hint}", code=code, position=place)
+        if 1 <= abs(level) <= self.rank:
+            return level % (self.rank + 1)
+        if self.text.startswith(str(level), start):
+            place = start, start + len(str(level))  # else it is the first level of "All" or ";;2", which nobody wrote
+        if level == 0:
+            what = f"level 0 of {self.argument} is the batch, and {self.array} has none"
+            hint = "pass batched=True if the first axis is the batch; the levels of one example start at 1"
+            code = "L102"
+        else:
+            what, code = f"level {level} of {self.argument} does not exist in {self.array}", "L101"
+            hint = f'levels run from 1 to {self.rank}, or -{self.rank} to -1; "2;;All" means every level from 2 on'
+            if self.rank < 2:
+                hint = "its only level is 1, or -1" if self.rank else "a scalar has no levels"
+            hint += "; level 0 is the batch" if self.batched else ""
+        msg = f"{what}\n{point(self.text, *place)}\n{hint}"
+        raise LevelRangeError(msg, code=code, position=place)
 
 
 def uses_batch(spec: LevelSpec) -> bool:
@@ -587,7 +606,15 @@ def uses_batch(spec: LevelSpec) -> bool:
     >>> uses_batch(parse("0;;All")), uses_batch(parse("{2, 0}")), uses_batch(parse("All"))
     (True, True, False)
     """
-    return any(0 in ((item.number,) if isinstance(item, Level) else (item.first,)) for item in _items(spec))
+    return batch_place(spec) is not None
+
+
+def batch_place(spec: LevelSpec) -> tuple[int, int] | None:
+    """Where level 0, the batch, is written in ``format(spec)``."""
+    for item, (start, _) in zip(members(spec), _places(spec), strict=False):
+        if (item.number if isinstance(item, Level) else item.first) == 0:
+            return start, start + 1
+    return None
 
 
 def resolve_scaling(

@@ -1,0 +1,754 @@
+"""The settings of a layer, checked as a whole, and what they mean for one array. Integers and text only."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import EllipsisType
+from typing import Any, Literal, cast
+
+from gennorm import levels
+from gennorm.errors import (
+    ConfigError,
+    GroupError,
+    InitializationError,
+    LevelConflictError,
+    LevelRangeError,
+    ShapeError,
+    point,
+    suggest,
+)
+from gennorm.levels import AGGREGATION, SCALING, Level, LevelSpec, Listing, Span
+
+__all__ = ["GroupMapping", "LayerConfig", "Resolved", "parameter_shape", "require_unbiased", "resolve_config"]
+
+Shape = tuple[int | EllipsisType | None, ...]
+
+METHODS = ("Standardize", "RMS")
+PARAMETERS = ("Automatic", "explicit")
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+STATISTICS = ("input", "moving", "dataset")
+PLACEMENTS = ("inside", "floor", "outside")
+MULTIPLIERS = ("scaling", "biases")
+FORMAT = "gennorm/layer"
+VERSION = 1
+UNPRINTED = 10**18  # nobody reads more digits, and Python refuses to print thousands
+MOST_LEVELS = 64  # NumPy's arrays have no more axes
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMapping:
+    """Group numbers by level, as written: (level, groups) pairs."""
+
+    items: tuple[tuple[int, int], ...]
+
+
+Groups = int | tuple[int, ...] | GroupMapping | None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerConfig:
+    """All the settings of a layer; no arrays. Build one with `make`, which checks them.
+
+    `scaling` and `biases` are the mode: ``"Automatic"``, None (absent) or ``"explicit"`` (the layer holds an array).
+
+    Examples
+    --------
+    >>> config = LayerConfig.make("2;;All", input_shape=(3, None, None))
+    >>> config.epsilon, config.input_shape
+    (0.001, (3, None, None))
+    >>> LayerConfig.from_dict(config.to_dict()) == config
+    True
+    """
+
+    aggregation_levels: LevelSpec
+    scaling_levels: LevelSpec
+    group_number: Groups
+    method: Literal["Standardize", "RMS"]
+    unbiased: bool
+    epsilon: float
+    scaling: Literal["Automatic", "explicit"] | None
+    biases: Literal["Automatic", "explicit"] | None
+    input_shape: Shape | None
+    batched: bool | None
+    dtype: Literal["float16", "bfloat16", "float32", "float64"]
+    statistics: Literal["input", "moving", "dataset"]
+    momentum: float
+    trainable: bool
+    epsilon_placement: Literal["inside", "floor", "outside"]
+    learning_rate_multipliers: float | tuple[tuple[str, float], ...] | None
+
+    @classmethod
+    def make(
+        cls,
+        aggregation_levels: object = "2;;All",
+        scaling_levels: object = "Complement",
+        group_number: object = None,
+        method: object = "Standardize",
+        unbiased: object = False,
+        epsilon: object = 1e-3,
+        *,
+        scaling: object = "Automatic",
+        biases: object = "Automatic",
+        input_shape: object = None,
+        batched: object = None,
+        dtype: object = "float32",
+        statistics: object = "input",
+        momentum: object = 0.99,
+        trainable: object = True,
+        epsilon_placement: object = "inside",
+        learning_rate_multipliers: object = None,
+    ) -> LayerConfig:
+        """Check the arguments of a layer, one by one and against each other.
+
+        Raises
+        ------
+        LevelSyntaxError, LevelConflictError
+            A level spec cannot be read, or contradicts itself.
+        LevelRangeError
+            A level does not exist in an array of the declared `input_shape`.
+        GroupError
+            `group_number` does not fit the aggregation levels or the declared sizes.
+        ConfigError
+            Anything else.
+        """
+        config = cls(
+            aggregation_levels=levels.parse(aggregation_levels, argument=AGGREGATION),
+            scaling_levels=levels.parse(scaling_levels, argument=SCALING),
+            group_number=_groups(group_number),
+            method=cast("Any", _word("method", method, METHODS, "C001")),
+            unbiased=_flag("unbiased", unbiased, "C002"),
+            epsilon=_real("epsilon", epsilon, math.inf, "C003"),
+            scaling=cast("Any", None if scaling is None else _word("scaling", scaling, PARAMETERS, "C004")),
+            biases=cast("Any", None if biases is None else _word("biases", biases, PARAMETERS, "C004")),
+            input_shape=None if input_shape is None else _shape(input_shape),
+            batched=None if batched is None else _flag("batched", batched, "C002"),
+            dtype=cast("Any", _word("dtype", _dtype_name(dtype), DTYPES, "C005")),
+            statistics=cast("Any", _word("statistics", statistics, STATISTICS, "C001")),
+            momentum=_real("momentum", momentum, 1.0, "C003"),
+            trainable=_flag("trainable", trainable, "C002"),
+            epsilon_placement=cast("Any", _word("epsilon_placement", epsilon_placement, PLACEMENTS, "C001")),
+            learning_rate_multipliers=_multipliers(learning_rate_multipliers),
+        )
+        _check_together(config)
+        return config
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor arguments that make this config, in canonical form and in the constructor's order.
+
+        Examples
+        --------
+        >>> arguments = LayerConfig.make([2, "3;;"], (), {1 + 1: 4}).arguments()
+        >>> arguments["aggregation_levels"], arguments["scaling_levels"], arguments["group_number"]
+        ('{2, 3;;All}', (), {2: 4})
+        >>> LayerConfig.make(**arguments).arguments() == arguments
+        True
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["aggregation_levels"] = _spec_argument(self.aggregation_levels)
+        values["scaling_levels"] = _spec_argument(self.scaling_levels)
+        if isinstance(self.group_number, GroupMapping):
+            values["group_number"] = dict(self.group_number.items)
+        if isinstance(self.learning_rate_multipliers, tuple):
+            values["learning_rate_multipliers"] = dict(self.learning_rate_multipliers)
+        return values
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as JSON values: ``spec/layer.schema.json``.
+
+        Examples
+        --------
+        >>> LayerConfig.make(1, input_shape=(256, ...)).to_dict()["input_shape"]
+        [256, '...']
+        """
+        values = self.arguments()
+        for key in ("aggregation_levels", "scaling_levels"):
+            values[key] = "{}" if values[key] == () else values[key]
+        if self.input_shape is not None:
+            values["input_shape"] = ["..." if size is ... else size for size in self.input_shape]
+        match self.group_number:
+            case GroupMapping(items):
+                values["group_number"] = {str(level): number for level, number in items}
+            case tuple(numbers):
+                values["group_number"] = list(numbers)
+        return {"format": FORMAT, "version": VERSION, **values}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LayerConfig:
+        """Read what `to_dict` wrote. Every key has to be there, and no other.
+
+        Raises
+        ------
+        ConfigError
+            A key is missing or unknown, or format or version are not those of this gennorm.
+        GennormError
+            As `make`.
+        """
+        if not isinstance(cast("object", values), Mapping):
+            msg = f"a layer's config is a mapping, not of type {type(values).__name__}\npass what to_config() returned"
+            raise ConfigError(msg, code="C010")
+        settings = [field.name for field in fields(cls)]
+        _known_keys("a layer's config", values, ["format", "version", *settings], "C011")
+        missing = [key for key in ("format", "version", *settings) if key not in values]
+        if missing:
+            msg = f"a layer's config lacks {_quoted(missing)}\nevery key that to_config() writes has to be there"
+            raise ConfigError(msg, code="C012")
+        if values["format"] != FORMAT or type(values["version"]) is not int or values["version"] != VERSION:
+            found, version = values["format"], values["version"]
+            msg = f"a config of format {found!r}, version {version!r} cannot be read\n"
+            msg += f"this gennorm reads {FORMAT!r}, version {VERSION}"
+            raise ConfigError(msg, code="C013")
+        arguments = {key: values[key] for key in settings}
+        if isinstance(arguments["input_shape"], (list, tuple)):
+            arguments["input_shape"] = tuple(... if size == "..." else size for size in arguments["input_shape"])
+        if isinstance(arguments["group_number"], Mapping):
+            arguments["group_number"] = {_json_level(key): n for key, n in arguments["group_number"].items()}
+        return cls.make(**arguments)
+
+
+def _spec_argument(spec: LevelSpec) -> int | str | tuple[()]:
+    if isinstance(spec, Level):
+        return spec.number
+    return levels.format(spec) if spec != Listing(()) else ()
+
+
+def _json_level(key: object) -> object:
+    """JSON's keys are text: "-1" is level -1. Anything else is left to the check of group_number."""
+    if isinstance(key, str) and key.removeprefix("-").isascii() and key.removeprefix("-").isdigit():
+        return int(key) if len(key) <= len(str(-levels.LARGEST)) else key
+    return key
+
+
+# -------------------------------------------------------------------------------------------- the arguments one by one
+
+
+def _quoted(words: Iterable[object]) -> str:
+    shown = [f'"{word}"' for word in words]
+    return f"{', '.join(shown[:-1])} and {shown[-1]}" if len(shown) > 1 else shown[0]
+
+
+def _choice(words: Sequence[str]) -> str:
+    quoted = [f'"{word}"' for word in words]
+    return f"{', '.join(quoted[:-1])} or {quoted[-1]}"
+
+
+def _word(argument: str, value: object, allowed: tuple[str, ...], code: str) -> str:
+    if isinstance(value, str) and value in allowed:
+        return value
+    none = argument in {"scaling", "biases"}
+    write = f'write "{allowed[0]}", None or an array' if none else f"write {_choice(allowed)}"
+    if isinstance(value, str):
+        msg = f'{argument} cannot be "{value}"{suggest(value, allowed)}\n{write}'
+    else:
+        msg = f"{argument} cannot be {_shown(value)}\n{write}"
+    raise ConfigError(msg, code=code)
+
+
+def _shown(value: object) -> str:
+    """A value where its text is short and says it all, else its type."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return str(value) if not isinstance(value, int) or abs(value) < UNPRINTED else "an integer of 19 digits or more"
+    return "..." if value is ... else f"of type {type(value).__name__}"
+
+
+def _flag(argument: str, value: object, code: str) -> bool:
+    if type(value).__name__ in {"bool", "bool_"}:
+        return bool(value)
+    none = ", or None where the arrays say it themselves" if argument == "batched" else ""
+    shown = f'"{value}"' if isinstance(value, str) else _shown(value)
+    msg = f"{argument} cannot be {shown}\nwrite True or False{none}"
+    raise ConfigError(msg, code=code)
+
+
+def _real(argument: str, value: object, most: float, code: str) -> float:
+    allowed = f"{argument} is a finite number from 0 on" if most == math.inf else f"{argument} is a number from 0 to 1"
+    if isinstance(value, (str, bytes)) or type(value).__name__ in {"bool", "bool_"}:
+        number = None
+    else:
+        try:
+            number = float(cast("Any", value))
+        except (TypeError, ValueError, OverflowError):
+            number = None
+    if number is None:
+        shown = f'"{value}"' if isinstance(value, str) else _shown(value)
+        msg = f"{argument} cannot be {shown}\n{allowed}"
+        raise ConfigError(msg, code=code)
+    if not (0 <= number <= most and math.isfinite(number)):
+        msg = f"{argument} cannot be {number}\n{allowed}"
+        raise ConfigError(msg, code=code)
+    return number + 0.0  # -0.0 is 0.0
+
+
+def _dtype_name(value: object) -> object:
+    """The name of a dtype given as text, as `np.float32` or as `np.dtype`."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, type):
+        return value.__name__
+    name = getattr(value, "name", None)
+    return name if isinstance(name, str) else value
+
+
+def _integer(value: object) -> int | None:
+    if type(value).__name__ in {"bool", "bool_"}:
+        return None
+    try:
+        number = operator.index(cast("Any", value))
+    except TypeError:
+        return None
+    return number if abs(number) < UNPRINTED else None
+
+
+def _shape(value: object) -> Shape:
+    describes = "input_shape describes one example with a tuple of sizes, None for a size that varies and one ... "
+    describes += "for any number of levels: (3, None, None), (256, ...), (..., 768)"
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes, bytearray)):
+        number = _integer(value)
+        write = describes if number is None else f"write ({number},): a tuple of one size"
+        shown = f'"{value}"' if isinstance(value, str) else _shown(value)
+        msg = f"input_shape cannot be {shown}\n{write}"
+        raise ConfigError(msg, code="C020")
+    sizes: list[int | EllipsisType | None] = []
+    for place, size in enumerate(value, 1):
+        if size is None or size is ...:
+            if size is ... and ... in sizes:
+                msg = f"input_shape has a second ... at place {place}\n{describes}"
+                raise ConfigError(msg, code="C021")
+            sizes.append(size)
+            continue
+        number = _integer(size)
+        if number is None:
+            shown = f'"{size}"' if isinstance(size, str) else _shown(size)
+            msg = f"input_shape has {shown} at place {place}\n{describes}"
+            raise ConfigError(msg, code="C022")
+        if number < 0:
+            msg = f"input_shape has the size {number} at place {place}\na size is 0 or more; None for one that varies"
+            raise ConfigError(msg, code="C023")
+        sizes.append(number)
+    if len(sizes) - (... in sizes) > MOST_LEVELS:
+        msg = f"input_shape has {len(sizes) - (... in sizes)} levels\nNumPy's arrays have at most {MOST_LEVELS}"
+        raise ConfigError(msg, code="C024")
+    return tuple(sizes)
+
+
+def _multipliers(value: object) -> float | tuple[tuple[str, float], ...] | None:
+    argument = "learning_rate_multipliers"
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        _known_keys(argument, value, MULTIPLIERS, "C031")
+        return tuple(
+            (key, _real(f"{argument}[{key!r}]", value[key], math.inf, "C003")) for key in MULTIPLIERS if key in value
+        )
+    return _real(argument, value, math.inf, "C003")
+
+
+def _known_keys(what: str, values: Mapping[Any, Any], allowed: Sequence[str], code: str) -> None:
+    for key in values:
+        if key not in allowed:
+            near = suggest(key, allowed) if isinstance(key, str) else ""
+            shown = f'"{key}"' if isinstance(key, str) else _shown(key)
+            msg = f"{what} has an unknown key {shown}{near}\nits keys are {_quoted(allowed)}"
+            raise ConfigError(msg, code=code)
+
+
+def _groups(value: object) -> Groups:
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        items = []
+        for key, number in value.items():
+            level = _integer(key)
+            if level is None:
+                shown = f'"{key}"' if isinstance(key, str) else _shown(key)
+                msg = f"group_number has the key {shown}\na mapping is {{level: groups}}, such as {{1: 32}}"
+                raise GroupError(msg, code="G003")
+            items.append((level, _group(number, f" for level {level}")))
+        return GroupMapping(tuple(items))
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
+        return tuple(_group(number, f" at place {place}") for place, number in enumerate(value, 1))
+    return _group(value, "")
+
+
+def _group(value: object, where: str) -> int:
+    number = _integer(value)
+    if number is None:
+        shown = f'"{value}"' if isinstance(value, str) else _shown(value)
+        msg = f"group_number cannot be {shown}{where}\n"
+        msg += "write an integer, a sequence of them as long as the aggregation levels, {level: groups} or None"
+        raise GroupError(msg, code="G001")
+    if number < 1:
+        msg = f"group_number cannot be {number}{where}\na level is split into 1 group (itself) or more"
+        raise GroupError(msg, code="G002")
+    return number
+
+
+# ---------------------------------------------------------------------------------------- the arguments with each other
+
+
+def _check_together(config: LayerConfig) -> None:
+    if config.unbiased and config.method == "RMS":
+        msg = 'unbiased=True does not go with method="RMS"\n'
+        msg += "a mean of squares has no mean taken from it and is unbiased over n: leave out unbiased"
+        raise ConfigError(msg, code="C040")
+    spec = config.aggregation_levels
+    place = levels.batch_place(spec)
+    if config.batched is False and place is not None:
+        msg = f"{AGGREGATION} has level 0, the batch, and batched=False says that there is none\n"
+        msg += f"{point(levels.format(spec), *place)}\nleave out level 0, or pass batched=True"
+        raise ConfigError(msg, code="C041", position=place)
+    if config.input_shape is not None and ... not in config.input_shape:
+        sizes = cast("tuple[int | None, ...]", config.input_shape)
+        aggregation, _ = _levels(config, len(sizes), batched=bool(config.batched) or place is not None)
+        groups = _group_numbers(config.group_number, aggregation, len(sizes))
+        for level, number in groups.items():
+            size = sizes[level - 1] if level else None
+            if size is not None:
+                _require_divides(f"level {level}", size, number)
+    else:
+        count = _known_count(spec)
+        if count is not None:
+            _require_aligned(config.group_number, count)
+
+
+def _known_count(spec: LevelSpec) -> int | None:
+    """How many levels a spec names, where that is the same for every array."""
+    count = 0
+    for item in levels.members(spec):
+        if isinstance(item, Span):
+            first, last = 1 if item.first is None else item.first, -1 if item.last is None else item.last
+            if (first < 0) != (last < 0):
+                return None
+            count += len(range(first, last + 1, item.step))
+        else:
+            count += 1
+    return count
+
+
+def _levels(config: LayerConfig, rank: int, *, batched: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    aggregation = levels.resolve(config.aggregation_levels, rank, batched=batched, argument=AGGREGATION)
+    return aggregation, levels.resolve_scaling(config.scaling_levels, aggregation, rank, batched=batched)
+
+
+def _require_aligned(groups: Groups, count: int) -> None:
+    if isinstance(groups, int) and count != 1:
+        msg = f"group_number={groups} does not say which of the {count} aggregation levels is split\n"
+        msg += f"write {count} numbers, one for each level, or {{level: {groups}}}"
+        raise GroupError(msg, code="G010")
+    if isinstance(groups, tuple) and len(groups) != count:
+        msg = f"group_number has {len(groups)} numbers for {count} aggregation levels\n"
+        msg += "write one for each aggregation level in the order written (1 does not split), or {level: groups}"
+        raise GroupError(msg, code="G011")
+
+
+def _group_numbers(groups: Groups, aggregation: tuple[int, ...], rank: int) -> dict[int, int]:
+    """Group number by resolved level, for the levels that are split."""
+    _require_aligned(groups, len(aggregation))
+    numbers: dict[int, int] = {}
+    match groups:
+        case None:
+            pass
+        case GroupMapping(items):
+            for written, number in items:
+                level = written if written >= 0 else rank + 1 + written
+                if level not in aggregation or written < -rank:
+                    named = ", ".join(map(str, aggregation))
+                    msg = f"group_number splits level {written}, which is not aggregated\n"
+                    msg += f"the aggregation levels are {named}: groups are made of aggregated levels only"
+                    raise GroupError(msg, code="G012")
+                if level in numbers:
+                    msg = f"group_number names level {level} twice: {level} and {level - rank - 1} are the same here\n"
+                    msg += "write every level once"
+                    raise GroupError(msg, code="G013")
+                numbers[level] = number
+        case int():
+            numbers[aggregation[0]] = groups
+        case tuple():
+            numbers = dict(zip(aggregation, groups, strict=True))
+    return {level: number for level, number in numbers.items() if number > 1}
+
+
+def _require_divides(level: str, size: int, number: int) -> None:
+    if size % number:
+        # A large prime has no divisor in reach; nobody waits for one.
+        near = next((n for n in range(min(number, size), max(0, number - 1000), -1) if size % n == 0), 1)
+        msg = f"{level} of size {size} cannot be split into {number} groups of equal size\n"
+        msg += f"group_number has to divide {size}, as {near} does"
+        raise GroupError(msg, code="G020")
+
+
+# ------------------------------------------------------------------------------------------------------- for one array
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a config means for one array. Axes are those of the array (0-based).
+
+    Attributes
+    ----------
+    rank : int
+        Number of levels of one example.
+    batched : bool
+        Whether axis 0 is the batch.
+    shape : tuple of int
+        Shape of the array.
+    aggregation, scaling : tuple of int
+        Axes, in the order written.
+    groups : tuple of int
+        Group number of every axis; 1 is not split.
+    parameter_shape : tuple of int
+        Sizes of the scaling levels, in the order written.
+    moments_shape : tuple of int
+        One size for each axis that is kept, and the number of groups of each axis that is split, in axis order.
+    """
+
+    rank: int
+    batched: bool
+    shape: tuple[int, ...]
+    aggregation: tuple[int, ...]
+    scaling: tuple[int, ...]
+    groups: tuple[int, ...]
+    parameter_shape: tuple[int, ...]
+    moments_shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of elements of one slice."""
+        return math.prod(self.shape[axis] // self.groups[axis] for axis in self.aggregation)
+
+    def level(self, axis: int) -> int:
+        """The level of an axis."""
+        return axis if self.batched else axis + 1
+
+
+def resolve_config(config: LayerConfig, shape: tuple[int, ...]) -> Resolved:
+    """What a config means for an array of this shape.
+
+    Parameters
+    ----------
+    config : LayerConfig
+    shape : tuple of int
+        Shape of the array.
+
+    Returns
+    -------
+    Resolved
+
+    Raises
+    ------
+    ShapeError
+        The array differs from `input_shape`, in rank or in a size.
+    LevelRangeError, LevelConflictError
+        A level does not exist in this array, or two are the same in it.
+    GroupError
+        A level that is split has a size that its group number does not divide.
+    ConfigError
+        ``unbiased`` over one element, where the statistics are the input's.
+
+    Examples
+    --------
+    >>> config = LayerConfig.make("All", 1, {1: 32}, input_shape=(256, ...), batched=True)
+    >>> found = resolve_config(config, (8, 256, 56, 56))
+    >>> found.aggregation, found.groups, found.parameter_shape, found.moments_shape
+    ((1, 2, 3), (1, 32, 1, 1), (256,), (8, 32))
+    """
+    batched = _decide_batched(config, shape)
+    rank = len(shape) - batched
+    _check_sizes(config, shape, batched)
+    aggregation, scaling = _levels(config, rank, batched=batched)
+    numbers = _group_numbers(config.group_number, aggregation, rank)
+    first = 0 if batched else 1  # the level of axis 0
+    for level, number in numbers.items():
+        _require_divides(levels.name(level, batched=batched), shape[level - first], number)
+    groups = tuple(numbers.get(axis + first, 1) for axis in range(len(shape)))
+    axes = tuple(level - first for level in aggregation)
+    kept = (
+        groups[axis] if axis in axes else size
+        for axis, size in enumerate(shape)
+        if axis not in axes or groups[axis] > 1
+    )
+    resolved = Resolved(
+        rank=rank,
+        batched=batched,
+        shape=shape,
+        aggregation=axes,
+        scaling=tuple(level - first for level in scaling),
+        groups=groups,
+        parameter_shape=tuple(shape[level - first] for level in scaling),
+        moments_shape=tuple(kept),
+    )
+    if config.unbiased and config.statistics == "input":
+        require_unbiased(resolved)
+    return resolved
+
+
+def require_unbiased(resolved: Resolved) -> None:
+    """Refuse an unbiased variance over one element, which is 0 divided by 0.
+
+    Raises
+    ------
+    ConfigError
+        Naming the levels, their axes and sizes.
+    """
+    if resolved.count != 1:
+        return
+    named = []
+    for axis in resolved.aggregation:
+        split = f" in {resolved.groups[axis]} groups" if resolved.groups[axis] > 1 else ""
+        named.append(
+            f"{levels.name(resolved.level(axis), batched=resolved.batched)} of size {resolved.shape[axis]}{split}"
+        )
+    msg = f"unbiased=True over one element: {_and(named)}\n"
+    msg += (
+        "an unbiased variance divides by the number of elements minus one: aggregate more levels or leave out unbiased"
+    )
+    raise ConfigError(msg, code="C042")
+
+
+def _and(words: list[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
+
+
+def _written(shape: Sequence[int | EllipsisType | None]) -> str:
+    sizes = ["..." if size is ... else str(size) for size in shape]
+    return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
+
+
+def _decide_batched(config: LayerConfig, shape: tuple[int, ...]) -> bool:
+    declared = config.input_shape
+    if declared is None or ... in declared:
+        batched = bool(config.batched)
+        least = batched + (0 if declared is None else len(declared) - 1)
+        if len(shape) < least:
+            example = "" if declared is None else f" of examples {_written(declared)}"
+            what = f"a batch{example}" if batched else f"an example {_written(declared or ())}"
+            msg = f"an array of shape {_written(shape)} cannot be {what}\n{what} has at least {_axes(least)}"
+            raise ShapeError(msg, code="S002")
+    else:
+        rank, examples = len(declared), f"examples {_written(declared)}"
+        allowed = {False: rank, True: rank + 1}
+        if len(shape) not in allowed.values():
+            msg = f"an array of shape {_written(shape)} is neither an example nor a batch of {examples}\n"
+            msg += f"an example has {_axes(rank)}, a batch {rank + 1}"
+            raise ShapeError(msg, code="S001")
+        batched = len(shape) == rank + 1
+        if config.batched is not None and batched != config.batched:
+            found = f"a batch of {examples}" if batched else f"one of the {examples}"
+            msg = f"an array of shape {_written(shape)} is {found}, and the layer has batched={config.batched}\n"
+            msg += f"pass {'a batch' if config.batched else 'one example'}, of {_axes(allowed[config.batched])}"
+            raise ShapeError(msg, code="S003")
+    place = levels.batch_place(config.aggregation_levels)
+    if not batched and place is not None:
+        raise _no_batch(config, shape, place)
+    return batched
+
+
+def _axes(number: int) -> str:
+    return f"{number} axis" if number == 1 else f"{number} axes"
+
+
+def _no_batch(config: LayerConfig, shape: tuple[int, ...], place: tuple[int, int]) -> LevelRangeError:
+    text, declared = levels.format(config.aggregation_levels), config.input_shape
+    if declared is None or ... in declared:
+        why = f"nothing says that the first axis of an array of shape {_written(shape)} is one"
+        write = "pass batched=True, or declare the input_shape of one example"
+    else:
+        why = f"an array of shape {_written(shape)} is one example"
+        write = f"pass a batch of examples, of {_axes(len(declared) + 1)}: x[None] is a batch of one"
+    msg = f"{AGGREGATION} has level 0, the batch, and {why}\n{point(text, *place)}\n{write}"
+    return LevelRangeError(msg, code="L103", position=place)
+
+
+def _check_sizes(config: LayerConfig, shape: tuple[int, ...], batched: bool) -> None:
+    declared = config.input_shape
+    if declared is None:
+        return
+    for level, size in _filled(declared, len(shape) - batched):
+        found = shape[level if batched else level - 1]
+        if size is not None and size != found:
+            named = levels.name(level, batched=batched)
+            msg = f"{named} has size {found}, and input_shape {_written(declared)} declares {size}\n"
+            msg += f"the array has the shape {_written(shape)}; None declares a size that varies"
+            if ... in declared and config.batched is None:
+                msg += ", and batched=True that the first axis is the batch"
+            raise ShapeError(msg, code="S010")
+
+
+def _filled(declared: Shape, rank: int) -> Iterable[tuple[int, int | None]]:
+    """Levels of an example of this rank, each with its declared size; `...` stands for unknown ones."""
+    sizes: list[int | None] = []
+    for size in declared:
+        if size is ...:
+            sizes += [None] * (rank - len(declared) + 1)
+        else:
+            sizes.append(size)
+    return enumerate(sizes, 1)
+
+
+def parameter_shape(config: LayerConfig) -> tuple[int, ...]:
+    """The shape of the parameters, from `input_shape` alone.
+
+    Where the rank is open, every rank that the level specs allow has to agree.
+
+    Raises
+    ------
+    InitializationError
+        Naming the level whose size is not known.
+
+    Examples
+    --------
+    >>> parameter_shape(LayerConfig.make("2;;All", input_shape=(256, ...)))
+    (256,)
+    >>> parameter_shape(LayerConfig.make("2;;All"))
+    Traceback (most recent call last):
+    gennorm.errors.InitializationError: the size of level 1, a scaling level, is not known
+    declare input_shape, call initialize(...) with a shape or an array, or pass arrays as scaling and biases
+    """
+    declared = (...,) if config.input_shape is None else config.input_shape
+    if ... not in declared:
+        ranks = range(len(declared), len(declared) + 1)
+    else:
+        ranks = range(len(declared) - 1, min(MOST_LEVELS, len(declared) + _reach(config)) + 1)
+    batched = config.batched is not False
+    known: tuple[int, ...] | None = None
+    error: LevelRangeError | LevelConflictError | None = None
+    for rank in ranks:
+        try:
+            _, scaling = _levels(config, rank, batched=batched)
+        except (LevelRangeError, LevelConflictError) as caught:
+            error = caught
+            continue
+        sizes = dict(_filled(declared, rank))
+        for level in scaling:
+            if sizes[level] is None:
+                raise _unknown(config, level)
+        found = tuple(cast("int", sizes[level]) for level in scaling)
+        if known is not None and found != known:
+            msg = f"the parameters have the shape {known} or {found}, depending on the rank of the input\n"
+            msg += "declare the input_shape with its rank, or call initialize(...) with a shape or an array"
+            raise InitializationError(msg, code="I002")
+        known = found
+    if known is None:
+        assert error is not None
+        raise error
+    return known
+
+
+def _reach(config: LayerConfig) -> int:
+    """A rank beyond which a level spec behaves alike for every rank."""
+    numbers = [
+        abs(number)
+        for spec in (config.aggregation_levels, config.scaling_levels)
+        for item in levels.members(spec)
+        for number in ([item.number] if isinstance(item, Level) else [item.first or 1, item.last or 1, item.step])
+    ]
+    return max(numbers, default=1) + max(numbers, default=1)
+
+
+def _unknown(config: LayerConfig, level: int) -> InitializationError:
+    declared = "" if config.input_shape is None else f": input_shape {_written(config.input_shape)} leaves it open"
+    msg = f"the size of level {level}, a scaling level, is not known{declared}\n"
+    msg += "declare input_shape, call initialize(...) with a shape or an array, or pass arrays as scaling and biases"
+    return InitializationError(msg, code="I001")
