@@ -246,7 +246,7 @@ class Moments:
             mean = np.maximum(mean, least)
             greatest = np.where(counted, x, -np.inf).max(axis=over, initial=-np.inf)
             mean = np.where(count == 0, 0.0, np.minimum(mean, greatest))
-            deviation = np.where(counted, x - np.expand_dims(mean, over), 0.0)
+            deviation = x - np.expand_dims(mean, over)
             return cls(count, mean, (weight * deviation * deviation).sum(axis=over))
 
     @classmethod
@@ -392,7 +392,7 @@ class Moments:
             difference = b.mean - a.mean
             mean = a.mean + difference * share
             m2 = a.m2 + b.m2 + difference * difference * (a.count * share)
-        # Where one part is empty the other is the answer, and not only nearly so.
+        # Where one part is empty the other is the answer, an infinite or overflowing one too.
         mean = np.where(b.count == 0, a.mean, np.where(a.count == 0, b.mean, mean))
         m2 = np.where(b.count == 0, a.m2, np.where(a.count == 0, b.m2, m2))
         return Moments(total, mean, m2)
