@@ -31,24 +31,26 @@ def levels(spec: Levels, rank: int) -> list[int]:
     """List the levels ``0..rank`` that a level spec names, in the order written."""
     if isinstance(spec, str) and spec.strip().startswith("{"):
         spec = [item for item in spec.strip()[1:-1].split(",") if item.strip()]
-    if not isinstance(spec, str | int):
-        return [level for item in spec for level in levels(item, rank)]
-    ends = [end.strip() for end in str(spec).split(";;")]
+    items = [str(spec)] if isinstance(spec, str | int) else [str(item) for item in spec]
+    return [level for item in items for level in _item(item, rank, alone=len(items) == 1)]
+
+
+def _item(text: str, rank: int, alone: bool) -> list[int]:
+    """A level, or a span ``first;;last;;step`` whose open ends are the outermost levels of the example."""
+    ends = [end.strip() for end in text.split(";;")]
     if ends == ["All"]:
-        ends = ["1", "All"]
-    if len(ends) == 1:
-        found = [_level(ends[0], rank)]
-    else:
-        first, last = _level(ends[0] or "1", rank), _level(ends[1] or "All", rank)
-        found = list(range(first, last + 1, int(ends[2]) if len(ends) == 3 else 1))
-        require(bool(found), f"{spec!r} names no level in rank {rank}")
-    require(all(0 <= level <= rank for level in found), f"{spec!r} leaves the levels 0..{rank}")
+        ends = ["", ""]
+    first, last = ends[0], ends[min(1, len(ends) - 1)]
+    first, last = "1" if len(ends) > 1 and first in ("", "All") else first, "-1" if last in ("", "All") else last
+    low, high = (int(end) if int(end) >= 0 else rank + 1 + int(end) for end in (first, last))
+    if high == low - 1 and not alone and "0" not in (first, last) and first.startswith("-") != last.startswith("-"):
+        return []  # {0, 2;;All} where an example has one level: the batch alone
+    found = list(range(low, high + 1, int(ends[2]) if len(ends) == 3 else 1))
+    require(bool(found), f"{text!r} names no level in rank {rank}")
+    require(low >= 0 and high <= rank, f"{text!r} leaves the levels 0..{rank}")
+    reaches = any(end.startswith("-") and rank + 1 + int(end) < 1 for end in (ends[0], ends[min(1, len(ends) - 1)]))
+    require(not reaches, f"{text!r} reaches the batch, which is level 0 and no other")
     return found
-
-
-def _level(text: str, rank: int) -> int:
-    number = rank if text == "All" else int(text)
-    return number if number >= 0 else rank + 1 + number
 
 
 class Geometry(NamedTuple):
@@ -105,7 +107,7 @@ def geometry(
     aggregation = levels(aggregation_levels, rank)
     require(bool(aggregation), "nothing is aggregated")
     if scaling_levels == "Same":
-        scaling = aggregation
+        scaling = sorted(aggregation)
     elif scaling_levels == "Complement":
         scaling = [level for level in range(1, rank + 1) if level not in aggregation]
     else:

@@ -238,10 +238,22 @@ def test_epsilon_outside_the_root() -> None:
         ("{1, 3;;4}", 4, [1, 3, 4]),
         ((4, "1;;2"), 4, [4, 1, 2]),
         ((), 4, []),
+        ("All;;2", 3, [1, 2]),
+        (";;", 3, [1, 2, 3]),
+        (";;;;2", 5, [1, 3, 5]),
+        ("{0, 2;;All}", 1, [0]),
+        ("{0, ;;-2}", 1, [0]),
+        ("{0, All}", 0, [0]),
     ],
 )
 def test_level_specs(spec: Any, rank: int, expected: list[int]) -> None:
     assert reference.levels(spec, rank) == expected
+
+
+@pytest.mark.parametrize("spec", ["3;;2", "{1, 3;;2}", "{2;;All}", "{0, 3;;All}", 2, -2, "-2;;1", "0;;2", "1;;All;;0"])
+def test_what_is_no_level_spec_of_rank_1(spec: Any) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        reference.levels(spec, 1)
 
 
 @pytest.mark.parametrize(
@@ -268,6 +280,11 @@ def test_level_specs(spec: Any, rank: int, expected: list[int]) -> None:
 def test_what_is_not_a_layer_is_an_error(x: Array, settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         reference.normalize(x, **settings)
+
+
+def test_same_is_the_aggregated_levels_upwards() -> None:
+    x, scaling = sample(2, 3, 4), sample(3, 4, seed=1)
+    close(reference.normalize(x, (3, 2), "Same", scaling=scaling), reference.normalize(x, (2, 3)) * scaling)
 
 
 def test_a_mask_is_the_removal_of_what_does_not_count() -> None:
