@@ -331,11 +331,6 @@ class _Reader:
     def item(self) -> tuple[Level | Span, tuple[int, int]]:
         begin = self.token
         first = self.end_of_span()
-        if first is not None and first.kind == "word" and self.token.kind == ";;":
-            # As an end it would be the last level, as a whole it is every level: too close to guess.
-            what = f'"All" begins a span in {self.argument}'
-            hint = '"All" can only end a span: for all levels up to the second write ";;2", from the last on "-1;;All"'
-            raise self.fail(what, first, hint, "L016")
         if not self.take(";;"):
             if first is None:
                 found = f'not "{begin.text}"' if begin.text else "and the text ends here"
