@@ -1,0 +1,290 @@
+"""The layer against the vectors of the specification; the vectors against their schema and their source."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import gennorm as gn
+from spec import generate
+
+Case = dict[str, Any]
+
+SCHEMA = json.loads((generate.FOLDER.parent.parent / "vectors.schema.json").read_text(encoding="utf-8"))
+FILES = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(generate.FOLDER.glob("*.json"))}
+CASES = {f"{name}: {case['name']}": case for name, file in FILES.items() for case in file["cases"]}
+
+# Of the largest magnitude in the case: spec/README.md.
+TOLERANCE = {"float64": 1e-12, "float32": 2e-6, "float16": 4e-3, "bfloat16": 3e-2}
+WIDTH = {"bfloat16": 0, "float16": 0, "float32": 1, "float64": 2}
+
+
+def number(dtype: str) -> Any:
+    return np.dtype(dtype) if dtype != "bfloat16" else np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+
+
+def array(stored: Any, dtype: str = "float64") -> NDArray[Any]:
+    values = [float.fromhex(value) for value in stored["values"]]
+    return np.array(values, dtype=np.float64).reshape(stored["shape"]).astype(number(dtype))
+
+
+def array_or_none(stored: Any, dtype: str = "float64") -> NDArray[Any] | None:
+    return None if stored is None else array(stored, dtype)
+
+
+def arguments(config: Case) -> Case:
+    """The constructor's arguments from their JSON."""
+    found = dict(config)
+    if isinstance(found["group_number"], dict):
+        found["group_number"] = {int(level): groups for level, groups in found["group_number"].items()}
+    if "input_shape" in found:
+        found["input_shape"] = tuple(... if size == "..." else size for size in found["input_shape"])
+    return found
+
+
+def prepared(case: Case, layer: Any) -> Any:
+    """The layer with the moments it holds before the call."""
+    if "given" in case:
+        layer.moments = gn.Moments.from_variance(array_or_none(case["given"]["mean"]), array(case["given"]["variance"]))
+    return layer
+
+
+def held(case: Case, dtype: str) -> Case:
+    return {key: array_or_none(value, dtype) for key, value in case["parameters"].items()}
+
+
+def layer_of(case: Case, dtype: str = "float64") -> Any:
+    return prepared(case, gn.NormalizationLayer(**arguments(case["config"]), **held(case, dtype), dtype=dtype))
+
+
+def options(case: Case, dtype: str = "float64") -> Case:
+    """Arguments of the call."""
+    found: Case = {}
+    for key, value in case.get("call", {}).items():
+        if key == "mask":
+            found[key] = np.array(value["values"], dtype=bool).reshape(value["shape"])
+        else:
+            found[key] = value if key == "training" else array(value, dtype)
+    return found
+
+
+def agree(actual: Any, stored: Any, tolerance: float, what: str) -> None:
+    """Equal shapes; numbers equal beside the largest finite one; NaN and infinities in the same places."""
+    expected = array(stored)
+    assert actual.shape == expected.shape, what
+    finite = np.abs(expected[np.isfinite(expected)])
+    scale = max(1.0, finite.max(initial=0.0)) if what == "output" else finite.max(initial=0.0)
+    np.testing.assert_allclose(actual.astype(np.float64), expected, rtol=0, atol=tolerance * scale, err_msg=what)
+
+
+def chosen(select: Callable[[Case], object]) -> list[Any]:
+    return [pytest.param(case, id=name) for name, case in CASES.items() if select(case)]
+
+
+def with_dtypes() -> list[Any]:
+    """Every case in float64 and float32; the narrow ones where no slice is a matter of their range."""
+    found = []
+    for name, case in CASES.items():
+        for dtype, width in WIDTH.items():
+            if width >= WIDTH[case["exact_in"]] and (width or name.startswith(("methods", "groups", "given"))):
+                found.append(pytest.param(case, dtype, id=f"{name}, {dtype}"))
+    return found
+
+
+# The layer -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("case", "dtype"), with_dtypes())
+def test_output(case: Case, dtype: str) -> None:
+    layer, x = layer_of(case, dtype), array(case["input"], dtype)
+    before = x.copy()
+    y = layer(x, **options(case, dtype))
+    assert y.dtype == x.dtype
+    agree(y, case["output"], TOLERANCE[dtype] * far(case), "output")
+    np.testing.assert_array_equal(x, before, strict=True)
+
+
+def far(case: Case) -> float:
+    """How much larger the numbers are than their deviations: a rounded mean is that much further off."""
+    if case.get("moments", {}).get("mean") is None:
+        return 1.0
+    count, mean, m2 = (array(case["moments"][key]) for key in ("count", "mean", "m2"))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.abs(mean) / np.sqrt(m2 / count)
+    return float(max(1.0, ratio[np.isfinite(ratio)].max(initial=1.0)))
+
+
+@pytest.mark.parametrize("case", chosen(lambda case: "moments" in case))
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_moments(case: Case, dtype: str) -> None:
+    if WIDTH[dtype] < WIDTH[case["exact_in"]]:
+        dtype = case["exact_in"]
+    moments = layer_of(case, dtype).measure(array(case["input"], dtype), mask=options(case).get("mask"))
+    np.testing.assert_array_equal(moments.count, array(case["moments"]["count"]), strict=True)
+    assert (moments.mean is None) == (case["moments"]["mean"] is None)
+    if moments.mean is not None:
+        agree(moments.mean, case["moments"]["mean"], TOLERANCE[dtype], "mean")
+    agree(moments.m2, case["moments"]["m2"], TOLERANCE[dtype], "m2")
+
+
+@pytest.mark.parametrize("case", chosen(lambda case: "moving" in case))
+def test_moving_moments(case: Case) -> None:
+    layer = layer_of(case)
+    layer(array(case["input"]), **options(case))
+    moments = layer.moments
+    if case["moving"]["mean"] is None:
+        agree(moments.mean_square(), case["moving"]["variance"], 1e-12, "mean square")
+    else:
+        agree(moments.mean, case["moving"]["mean"], 1e-12, "mean")
+        agree(moments.variance(), case["moving"]["variance"], 1e-12, "variance")
+
+
+@pytest.mark.parametrize("case", chosen(lambda case: "given" in case and "moving" not in case))
+def test_inverse(case: Case) -> None:
+    layer = layer_of(case)
+    scaling, variance = layer.scaling, array(case["given"]["variance"])
+    epsilon = case["config"]["epsilon"]
+    if (scaling is not None and not scaling.all()) or (epsilon == 0 and not variance.all()):
+        # What was multiplied by 0 does not come back.
+        return
+    x = array(case["input"])
+    np.testing.assert_allclose(layer.inverse(array(case["output"])), x, rtol=0, atol=1e-11, strict=True)
+
+
+@pytest.mark.parametrize("case", chosen(lambda case: "derivative" in case))
+def test_derivative(case: Case) -> None:
+    x, stored = array(case["input"]), case["derivative"]
+    y, pullback = layer_of(case).vjp(x, **options(case))
+    agree(y, case["output"], TOLERANCE["float64"], "output")
+    found = pullback(array(stored["output"]))
+    for key in ("input", "scaling", "biases"):
+        cotangent = getattr(found, key)
+        assert (cotangent is None) == (stored[key] is None), key
+        if cotangent is not None:
+            agree(cotangent, stored[key], 1e-11, key)
+
+
+@pytest.mark.parametrize("case", chosen(lambda case: "preset" in case))
+def test_preset(case: Case) -> None:
+    preset = case["preset"]
+    positional = [tuple(value) if isinstance(value, list) else value for value in preset["arguments"]]
+    layer = getattr(gn, preset["function"])(
+        *positional, **(preset["keywords"] | held(case, "float64")), dtype="float64"
+    )
+    y = prepared(case, layer)(array(case["input"]), **options(case))
+    agree(y, case["output"], TOLERANCE["float64"], "output")
+
+
+@pytest.mark.parametrize("case", chosen(lambda case: case["config"]["batched"] and "0" not in levels_of(case)))
+def test_an_example_of_a_batch_is_computed_as_if_alone(case: Case) -> None:
+    if "given" in case or "call" in case or "preset" in case:
+        return
+    config = arguments(case["config"]) | {"batched": False}
+    layer = gn.NormalizationLayer(**config, **held(case, "float64"), dtype="float64")
+    whole = array(case["output"])
+    for i, example in enumerate(array(case["input"])):
+        np.testing.assert_allclose(layer(example), whole[i], rtol=0, atol=1e-12 * max(1.0, np.abs(whole[i]).max()))
+
+
+def levels_of(case: Case) -> str:
+    return str(case["config"]["aggregation_levels"])
+
+
+# The vectors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_schema(name: str) -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema.Draft202012Validator(SCHEMA).validate(FILES[name])
+    for case in FILES[name]["cases"]:
+        for stored in (case["input"], case["output"]):
+            assert len(stored["values"]) == np.prod(stored["shape"])
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda file: file.pop("version"),
+        lambda file: file["cases"][0].update(note="x"),
+        lambda file: file["cases"][0].pop("output"),
+        lambda file: file["cases"][0]["output"]["values"].append("0.5"),
+        lambda file: file["cases"][0]["output"]["values"].append(0.5),
+        lambda file: file["cases"][0]["config"].update(method="rms"),
+        lambda file: file["cases"][0]["config"].update(group_number=0),
+    ],
+)
+def test_the_schema_refuses(spoil: Callable[[Case], object]) -> None:
+    file = copy.deepcopy(FILES["methods"])
+    spoil(file)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.Draft202012Validator(SCHEMA).validate(file)
+
+
+def test_the_files_are_what_the_reference_says() -> None:
+    assert generate.summary() == []
+    assert generate.main(["--check"]) == 0
+
+
+def test_the_check_sees_every_kind_of_difference(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    for name, text in generate.texts().items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert generate.summary(tmp_path) == []
+
+    (tmp_path / "levels.json").unlink()
+    (tmp_path / "other.json").write_text("{}")
+    (tmp_path / "masks.json").write_text("{")
+    groups = copy.deepcopy(FILES["groups"])
+    groups["cases"][0]["output"]["values"][3] = "0x1p-3"
+    groups["cases"][1]["moments"]["m2"]["values"].pop()
+    del groups["cases"][2]["moments"]
+    (tmp_path / "groups.json").write_text(json.dumps(groups), encoding="utf-8")
+    given = copy.deepcopy(FILES["given"])
+    values = given["cases"][0]["output"]["values"]
+    values[0] = np.nextafter(float.fromhex(values[0]), 9.0).hex()  # a machine that adds in another order
+    (tmp_path / "given.json").write_text(json.dumps(given), encoding="utf-8")
+
+    lines = generate.summary(tmp_path)
+    assert lines[0] == "other.json: not made by spec/generate.py"
+    assert lines[1] == "levels.json: missing"
+    assert lines[2].startswith("groups.cases[1 groups].output.values[3]: '0x1p-3' in the file, '")
+    assert lines[3].startswith("groups.cases[group norm, 1 groups].moments.m2.values: [")
+    assert lines[4] == "groups.cases[channels last, 1 groups].moments: only in the reference"
+    assert lines[5].startswith("masks.json: not JSON: ")
+    assert len(lines) == 6
+
+    monkeypatch.setattr(generate, "summary", lambda: lines)
+    assert generate.main(["--check"]) == 1
+    assert capsys.readouterr().out.startswith("other.json: not made by spec/generate.py\nlevels.json: missing\n")
+
+
+def test_every_combination_is_there() -> None:
+    settings = [case["config"] for case in FILES["methods"]["cases"]]
+    seen = {
+        (
+            config["method"], config["epsilon_placement"], config["unbiased"], str(config["scaling_levels"]),
+            config["group_number"] is None, config["batched"],
+        )
+        for config in settings
+    }  # fmt: skip
+    # Absent parameters are the fifth kind of scaling and share the word of the first; rank 1 has no list of two levels.
+    assert len(FILES["methods"]["cases"]) == 9 * 5 * 2 * 2
+    assert len(seen) >= 9 * 3 * 2 * 2
+    for batched in (False, True):
+        ranks = {
+            len(case["input"]["shape"]) - batched
+            for file in FILES.values()
+            for case in file["cases"]
+            if case["config"]["batched"] == batched
+        }
+        assert ranks >= {1, 2, 3, 4, 5, 6}
+    presets = {case["preset"]["function"] for case in FILES["presets"]["cases"]}
+    assert presets == {"batch_norm", "layer_norm", "rms_norm", "instance_norm", "group_norm"}
