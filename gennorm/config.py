@@ -302,8 +302,8 @@ def _integer(value: object) -> int | None:
 
 
 def _shape(value: object) -> Shape:
-    describes = "input_shape describes one example with a tuple of sizes, None for a size that varies and one ... "
-    describes += "for any number of levels: (3, None, None), (256, ...), (..., 768)"
+    describes = "it is a tuple of one example's sizes, None for one that varies, one ... for any number of levels: "
+    describes += "(3, None, ...)"
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes, bytearray)):
         number = _integer(value)
         write = describes if number is None else f"write ({number},): a tuple of one size"
@@ -350,7 +350,8 @@ def _known_keys(what: str, values: Mapping[Any, Any], allowed: Sequence[str], co
         if key not in allowed:
             near = suggest(key, allowed) if isinstance(key, str) else ""
             shown = f'"{key}"' if isinstance(key, str) else _shown(key)
-            msg = f"{what} has an unknown key {shown}{near}\nits keys are {_quoted(allowed)}"
+            keys = _quoted(allowed) if len(allowed) < 5 else "those that to_config() writes"
+            msg = f"{what} has an unknown key {shown}{near}\nits keys are {keys}"
             raise ConfigError(msg, code=code)
 
 
@@ -401,7 +402,7 @@ def _check_together(config: LayerConfig) -> None:
         raise ConfigError(msg, code="C041", position=place)
     if config.input_shape is not None and ... not in config.input_shape:
         sizes = cast("tuple[int | None, ...]", config.input_shape)
-        aggregation, _ = _levels(config, len(sizes), batched=bool(config.batched) or place is not None)
+        aggregation, _ = _levels(config, len(sizes), batched=_names_batch(config))
         groups = _group_numbers(config.group_number, aggregation, len(sizes))
         for level, number in groups.items():
             size = sizes[level - 1] if level else None
@@ -411,6 +412,11 @@ def _check_together(config: LayerConfig) -> None:
         count = _known_count(spec)
         if count is not None:
             _require_aligned(config.group_number, count)
+
+
+def _names_batch(config: LayerConfig) -> bool:
+    """Whether a batch is part of the layer before there is an array: said, or needed by a level 0."""
+    return bool(config.batched) or levels.uses_batch(config.aggregation_levels)
 
 
 def _known_count(spec: LevelSpec) -> int | None:
@@ -672,7 +678,7 @@ def _check_sizes(config: LayerConfig, shape: tuple[int, ...], batched: bool) -> 
             msg = f"{named} has size {found}, and input_shape {_written(declared)} declares {size}\n"
             msg += f"the array has the shape {_written(shape)}; None declares a size that varies"
             if ... in declared and config.batched is None:
-                msg += ", and batched=True that the first axis is the batch"
+                msg += ", batched=True that axis 0 is the batch"
             raise ShapeError(msg, code="S010")
 
 
@@ -711,7 +717,7 @@ def parameter_shape(config: LayerConfig) -> tuple[int, ...]:
         ranks = range(len(declared), len(declared) + 1)
     else:
         ranks = range(len(declared) - 1, min(MOST_LEVELS, len(declared) + _reach(config)) + 1)
-    batched = config.batched is not False
+    batched = _names_batch(config)
     known: tuple[int, ...] | None = None
     error: LevelRangeError | LevelConflictError | None = None
     for rank in ranks:

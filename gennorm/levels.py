@@ -175,8 +175,9 @@ def _number(value: object, argument: str) -> int:
 def _not_a_spec(value: object, argument: str) -> LevelSyntaxError:
     kind = type(value).__name__
     if value is None:
-        nothing = "; () means one scalar parameter" if argument == SCALING else ""
-        return LevelSyntaxError(f"{argument} cannot be None\n{_ALLOWED[argument]}{nothing}", code="L022")
+        scalar = "write () for one scalar parameter, and scaling=None, biases=None for none at all"
+        hint = scalar if argument == SCALING else _ALLOWED[argument]
+        return LevelSyntaxError(f"{argument} cannot be None\n{hint}", code="L022")
     if isinstance(value, slice):
         return LevelSyntaxError(f"{argument} cannot be the {value}\n{_instead_of_slice(value)}", code="L023")
     if isinstance(value, float):
@@ -369,9 +370,9 @@ class _Reader:
     def expect_end(self) -> None:
         if self.token.kind == "end":
             return
-        braces = '; a list is written in braces: "{1, 3;;4}"' if self.token.kind == "," else ""
         what = f'{self.argument} goes on with "{self.token.text}" where the level spec ends'
-        raise self.fail(what, self.token, f"{_ALLOWED[self.argument]}{braces}", "L009")
+        hint = 'a list is written in braces: "{1, 3;;4}"' if self.token.kind == "," else _ALLOWED[self.argument]
+        raise self.fail(what, self.token, hint, "L009")
 
 
 def _end(token: _Token | None) -> int | None:

@@ -1,0 +1,225 @@
+"""Every error text in full, once: tests/errors.txt is the table, and covers each place that raises.
+
+An entry of the table is an expression behind `>>>`, evaluated with the names of `NAMES`; the line with the code and the
+class of the error; and its complete text. A module whose errors are in the table is listed in `MODULES`.
+"""
+
+import ast
+import contextlib
+import copy
+import pickle
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from gennorm import config, errors, levels
+from gennorm.errors import GennormError, point, suggest
+
+MODULES: list[ModuleType] = [levels, config]
+TABLE = Path(__file__).parent / "errors.txt"
+CODE = re.compile(r"[A-Z]\d{3}")
+DROP = object()
+
+
+def scaling(value):
+    return levels.parse(value, argument="scaling_levels")
+
+
+def at(spec, rank, batched=False):
+    return levels.resolve(levels.parse(spec), rank, batched=batched)
+
+
+def layer(shape, *args, **settings):
+    return config.resolve_config(config.LayerConfig.make(*args, **settings), shape)
+
+
+def stored(**changes):
+    """The default layer from its stored config, with these keys changed or dropped."""
+    written = config.LayerConfig.make().to_dict() | changes
+    return config.LayerConfig.from_dict({key: value for key, value in written.items() if value is not DROP})
+
+
+NAMES = {
+    **{name: getattr(module, name) for module in MODULES for name in module.__all__},
+    "np": np,
+    "make": config.LayerConfig.make,
+    "scaling": scaling,
+    "at": at,
+    "layer": layer,
+    "stored": stored,
+    "DROP": DROP,
+}
+
+
+class Entry(NamedTuple):
+    trigger: str
+    code: str
+    kind: str
+    text: str
+
+
+def entries(table: str) -> list[Entry]:
+    """The entries of a table."""
+    found = []
+    for block in re.split(r"\n\n+", table.strip()):
+        if block.startswith("#"):
+            continue
+        trigger, head, text = block.removeprefix(">>> ").split("\n", 2)
+        found.append(Entry(trigger, *head.split(" "), text))
+    return found
+
+
+ENTRIES = entries(TABLE.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry.code} {entry.trigger}")
+def test_text(entry):
+    with pytest.raises(GennormError) as caught:
+        eval(entry.trigger, {**NAMES})
+    assert str(caught.value) == entry.text
+    assert caught.value.code == entry.code
+    assert type(caught.value).__name__ == entry.kind
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry.code} {entry.trigger}")
+def test_manner(entry):
+    """What is wrong first; a text that is pointed into; what to write last, and no sentence ends with a full stop."""
+    lines = entry.text.split("\n")
+    assert 2 <= len(lines) <= 4
+    assert all(len(line) <= 120 and line == line.rstrip() for line in lines)
+    assert not any(line.endswith(".") for line in lines)
+    assert len(lines) in {2, 4}
+    if len(lines) == 4:
+        assert re.fullmatch(r' {4}".*"', lines[1])
+        assert re.fullmatch(r" {5,}\^+", lines[2])
+        assert len(lines[2]) <= len(lines[1])
+
+
+def constants(source: str) -> set[str]:
+    """The error codes that a source mentions as texts of their own."""
+    nodes = ast.walk(ast.parse(source))
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return {text for text in texts if CODE.fullmatch(text)}
+
+
+def makers(source: str) -> set[int]:
+    """Lines of the statements that raise, or that build an error to be raised elsewhere."""
+    kinds = {name for name in errors.__all__ if name.endswith("Error")}
+    lines = set()
+    for node in ast.walk(ast.parse(source)):
+        call = node.value if isinstance(node, ast.Return) else None
+        builds = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in kinds
+        if isinstance(node, ast.Raise) or builds:
+            lines.add(node.lineno)
+    return lines
+
+
+def lines_run(calls, files: set[str]) -> set[tuple[str, int]]:
+    """The lines of these files that run while the calls raise what they raise."""
+    seen = set()
+
+    def trace(frame, event, _):
+        if frame.f_code.co_filename not in files:
+            return None
+        if event == "line":
+            seen.add((frame.f_code.co_filename, frame.f_lineno))
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        for call in calls:
+            with contextlib.suppress(GennormError):
+                call()
+    finally:
+        sys.settrace(before)
+    return seen
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_table_has_every_code(module):
+    missing = constants(Path(module.__file__).read_text(encoding="utf-8")) - {entry.code for entry in ENTRIES}
+    assert not missing, f"codes without an entry in {TABLE.name}: {sorted(missing)}"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_table_reaches_every_place_that_raises(module):
+    calls = [lambda entry=entry: eval(entry.trigger, {**NAMES}) for entry in ENTRIES]
+    seen = lines_run(calls, {module.__file__})
+    source = Path(module.__file__).read_text(encoding="utf-8")
+    missed = sorted(line for line in makers(source) if (module.__file__, line) not in seen)
+    assert not missed, f"lines of {module.__name__} that raise and that no entry of {TABLE.name} reaches: {missed}"
+
+
+def test_table_has_no_code_that_is_not_raised():
+    raised = set().union(*(constants(Path(module.__file__).read_text(encoding="utf-8")) for module in MODULES))
+    assert {entry.code for entry in ENTRIES} <= raised
+
+
+def test_no_entry_twice():
+    assert len({entry.trigger for entry in ENTRIES}) == len(ENTRIES)
+
+
+def test_codes_and_places_are_found():
+    source = 'def f(x):\n    if x:\n        raise g("L123")\n    return ShapeError("text S1234", code="S001")\n'
+    assert constants(source) == {"L123", "S001"}
+    assert makers(source) == {3, 4}
+
+
+# -------------------------------------------------------------------------------------------------------- the classes
+
+CLASSES = [getattr(errors, name) for name in errors.__all__ if name.endswith("Error")]
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_errors_travel(kind, protocol):
+    """An error of a worker process reaches the parent as it is, notes included."""
+    error = kind("a text\nof two lines", code="L101", position=(2, 5))
+    error.add_note("in worker 3")
+    for twin in (pickle.loads(pickle.dumps(error, protocol)), copy.copy(error), copy.deepcopy(error)):
+        assert type(twin) is kind
+        assert str(twin) == "a text\nof two lines"
+        assert (twin.code, twin.position, twin.__notes__) == ("L101", (2, 5), ["in worker 3"])
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_class_is_a_builtin_too(kind):
+    assert issubclass(kind, GennormError)
+    builtin = TypeError if kind in {errors.DtypeError, errors.InputError} else ValueError
+    assert kind is GennormError or issubclass(kind, builtin)
+    with pytest.raises(TypeError, match="code"):
+        kind("a text")
+
+
+# ------------------------------------------------------------------------------------------------------------ pointing
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "stop", "drawn"),
+    [
+        ("2;;5", 3, 4, '    "2;;5"\n        ^'),
+        ("2;;5", 1, 3, '    "2;;5"\n      ^^'),
+        ("2;;5", 1, None, '    "2;;5"\n      ^'),
+        ("2;;5", 4, 4, '    "2;;5"\n         ^'),
+        ("", 0, 0, '    ""\n     ^'),
+        ("\t1", 1, 2, '    "\\t1"\n       ^'),
+        ("1\n", 1, 2, '    "1\\n"\n      ^^'),
+        ("日1", 1, 2, '    "\\u65e51"\n           ^'),
+        ("e\u0301x", 2, 3, '    "e\\u0301x"\n            ^'),
+        ("é−x", 2, 3, '    "é−x"\n       ^'),
+    ],
+)
+def test_point(text, start, stop, drawn):
+    assert point(text, start, stop) == drawn
+
+
+def test_suggest():
+    assert suggest("all", ["All", "Same"]) == '; did you mean "All"?'
+    assert suggest("Complment", ["All", "Same", "Complement"]) == '; did you mean "Complement"?'
+    assert suggest("x", ["All"]) == suggest("", ["All"]) == ""
