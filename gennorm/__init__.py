@@ -1,0 +1,34 @@
+"""Generalized normalization: say over which levels, with parameters on which levels, and get it exact and fast.
+
+>>> import numpy as np
+>>> import gennorm as gn
+>>> layer = gn.NormalizationLayer("2;;All", input_shape=(3, None, None))
+>>> layer(np.ones((3, 4, 4))).shape
+(3, 4, 4)
+"""
+
+from gennorm import errors
+from gennorm._threads import get_num_threads, set_num_threads
+from gennorm.errors import GennormError
+from gennorm.layer import NormalizationLayer
+from gennorm.moments import Moments
+from gennorm.plan import Plan
+from gennorm.presets import batch_norm, group_norm, instance_norm, layer_norm, normalize, rms_norm
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "GennormError",
+    "Moments",
+    "NormalizationLayer",
+    "Plan",
+    "batch_norm",
+    "errors",
+    "get_num_threads",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "normalize",
+    "rms_norm",
+    "set_num_threads",
+]

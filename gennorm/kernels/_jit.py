@@ -1,0 +1,183 @@
+"""The one door to Numba: a kernel and its settings in, a callable out, compiled once and kept on disk.
+
+A kernel has one signature for each set of settings, and its place in the cache is a digest of everything that its
+machine code depends on: the sources of this package, the settings, the processor and the versions. Two processes that
+race can therefore only overwrite like with like, and whatever goes wrong with the cache (a full disk, a truncated
+file, no writable directory) costs a compilation and never an answer.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import pickle
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import llvmlite
+import numba
+import numpy as np
+from numba.core import config as numba_config
+from numba.core import serialize, types
+from numba.core.caching import _Cache
+from numba.core.compiler import CompileResult
+from numba.core.registry import cpu_target
+
+from . import _lowering
+
+JIT = not numba_config.DISABLE_JIT
+
+# nsz would break compensated sums and nnan folds isnan to False; reassociation is written out in the kernels. What is
+# left, error_model="numpy", keeps a division from branching to an exception; _nrt=False makes a call 100 ns cheaper.
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True, "_nrt": False}
+
+# Numba's own inlining copies a step into the caller before types are inferred, which costs a third more to compile.
+INLINED: dict[str, Any] = {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+_building = threading.RLock()
+
+
+@functools.cache
+def _sources() -> bytes:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.digest()
+
+
+def cache_directory() -> Path:
+    """Return where compiled kernels are kept: GENNORM_CACHE_DIR, NUMBA_CACHE_DIR, or the user's cache directory."""
+    given = os.environ.get("GENNORM_CACHE_DIR") or os.environ.get("NUMBA_CACHE_DIR")
+    if given:
+        return Path(given) / "gennorm"
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(home) / "gennorm"
+
+
+class _ContentCache(_Cache):
+    """One file a kernel, named by the digest of all that its code depends on; it begins with its own checksum."""
+
+    def __init__(self, name: str, content: str) -> None:
+        self._path = cache_directory() / f"{name}-{content}.kernel"
+
+    @property
+    def cache_path(self) -> str:
+        return str(self._path.parent)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        target_context.refresh()
+        try:
+            checksum, payload = (data := self._path.read_bytes())[:32], data[32:]
+            if hashlib.sha256(payload).digest() != checksum:
+                return None
+            return CompileResult._rebuild(target_context, *pickle.loads(payload))
+        except Exception:  # noqa: BLE001  whatever is wrong with a cached file, the answer is to compile
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            payload = serialize.dumps(data._reduce())
+            handle, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".kernel-")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(hashlib.sha256(payload).digest() + payload)
+                os.replace(temporary, self._path)
+            except BaseException:
+                os.unlink(temporary)
+                raise
+        except Exception:  # noqa: BLE001  a cache that cannot be written costs the next process a compilation
+            return
+
+    def enable(self) -> None:
+        """Nothing to switch: this cache is always on."""
+
+    def disable(self) -> None:
+        """Nothing to switch: this cache is always on."""
+
+    def flush(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+def _specialised(function: FunctionType, names: dict[str, Any]) -> FunctionType:
+    """Return the function with the words and settings in ``names`` in place of its module's own."""
+    scope = {**function.__globals__, **names}
+    for name in function.__code__.co_names:
+        helper = scope.get(name)
+        if isinstance(helper, FunctionType) and helper.__module__.startswith(__package__):
+            clone = _specialised(helper, names)
+            scope[name] = numba.njit(**OPTIONS, **INLINED)(clone) if JIT else clone
+    clone = FunctionType(function.__code__, scope, function.__name__, function.__defaults__)
+    clone.__module__ = function.__module__
+    return clone
+
+
+def signature(arrays: tuple[str, ...], integers: int) -> Any:
+    """Return the one signature of a kernel: C-contiguous one-dimensional arrays of these types, then integers."""
+    stored = {"float16": "uint16", "bfloat16": "uint16", "bool": "uint8"}
+    vectors = [types.Array(getattr(types, stored.get(name, name)), 1, "C") for name in arrays]
+    return types.void(*vectors, *[types.intp] * integers)
+
+
+def build(
+    kernel: Callable[..., None],
+    settings: dict[str, int],
+    storage: tuple[str, str, str],
+    arrays: tuple[str, ...],
+    integers: int,
+) -> Callable[..., None]:
+    """Compile ``kernel`` for one set of settings and types, or take it from the cache.
+
+    Parameters
+    ----------
+    kernel
+        A function of one-dimensional arrays and then integers, in the words of ``vector``.
+    settings
+        Values for the module's constants in capitals, such as ``CENTER``.
+    storage
+        Names of the input's dtype, the output's dtype and the type of the arithmetic.
+    arrays
+        The dtype of each array argument.
+    integers
+        How many integer arguments follow the arrays.
+
+    Returns
+    -------
+    callable
+        The machine code's entry point. It trusts its caller: dtypes, contiguity and bounds are not checked again.
+    """
+    assert isinstance(kernel, FunctionType)
+    names: dict[str, Any] = {**settings, "real": np.float64 if storage[2] == "float64" else np.float32}
+    if not JIT:
+        return _specialised(kernel, names)
+    with _building:
+        shape = signature(arrays, integers)
+        module = kernel.__module__.rpartition(".")[2]
+        described = (kernel.__qualname__, module, sorted(settings.items()), storage, str(shape), sorted(OPTIONS.items()))
+        versions = (numba.__version__, llvmlite.__version__, np.__version__, sys.version_info[:3], sys.byteorder)
+        processor = cpu_target.target_context.codegen().magic_tuple()
+        content = hashlib.sha256(_sources() + repr((described, versions, processor)).encode()).hexdigest()
+        clone = _specialised(kernel, {**names, **_lowering.words(*storage)})
+        clone.__qualname__ = f"{kernel.__name__}_{content[:16]}"  # also keeps the symbols of two variants apart
+        dispatcher = numba.njit(**OPTIONS)(clone)
+        dispatcher._cache = _ContentCache(f"{module}-{kernel.__name__}", content[:40])
+        dispatcher.compile(shape)
+        dispatcher.disable_compile()
+        entry: Callable[..., None] = dispatcher.overloads[shape.args].entry_point
+        return _Kernel(dispatcher, entry).entry
+
+
+class _Kernel:
+    """Keeps a dispatcher, which owns the machine code, alive for as long as the process may call its entry point."""
+
+    kept: list[_Kernel] = []
+
+    def __init__(self, dispatcher: Any, entry: Callable[..., None]) -> None:
+        self.dispatcher, self.entry = dispatcher, entry
+        self.kept.append(self)

@@ -1,0 +1,198 @@
+"""Rows: the innermost run is aggregated, so a slice is a set of contiguous rows.
+
+Layer, RMS, group and instance normalization with channels first have one row a slice (or one a channel of the group);
+batch normalization with channels first has one row an example.
+
+The geometry of a call is one array of integers, the fields below and then two lists of runs, each from the innermost
+run outwards: the kept ones that tell slices apart, and the aggregated ones outside the row. A run has a size and its
+strides in the input, the output and the parameters. The numbers are the divisor of the second moment (the elements of
+a slice, or one fewer), epsilon, and where epsilon goes.
+
+A call works on the units ``lo`` to ``hi`` and writes nothing that belongs to others, so calls may run side by side.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .steps import cancelled, inverse_deviation, moments, offsets, standardized
+from .vector import (
+    LANES,
+    Array,
+    Vector,
+    first_lanes,
+    load,
+    load_part,
+    misaligned,
+    splat,
+    squared_onto,
+    store,
+    store_part,
+    total,
+    widen,
+)
+
+MEASURE = 1  # take the moments from the input; otherwise read them
+KEEP = 0  # write the moments
+APPLY = 1  # write the output
+SCALING = 0  # 0: absent, 1: constant along a row, 2: varies along a row
+BIASES = 0
+real = np.float32  # the type of the arithmetic; moments are always float64
+
+LENGTH = 0  # elements in a row
+PIECE = 1  # elements in a piece of a row; the last piece may be shorter
+PIECES = 2  # pieces in a row: 1 unless it is very long
+ROWS = 3  # rows in a slice
+PORTION = 4  # pieces in a unit; the last unit of a slice may have fewer
+UNITS = 5  # units in a slice: 1 unless it is larger than the cache
+SLICES = 6
+KEPT = 7  # runs in the first list
+OUTER = 8  # runs in the second
+RUNS = 9  # where the lists begin
+
+
+def forward(
+    x: Array,
+    y: Array,
+    scaling: Array,
+    biases: Array,
+    means: Array,
+    spreads: Array,
+    geometry: Array,
+    numbers: Array,
+    lo: int,
+    hi: int,
+) -> None:
+    """Take the moments of one unit after another, and write its output while it is still in the cache."""
+    length, piece, pieces, rows = geometry[LENGTH], geometry[PIECE], geometry[PIECES], geometry[ROWS]
+    portion, units, slices = geometry[PORTION], geometry[UNITS], geometry[SLICES]
+    kept, outer = geometry[KEPT], geometry[OUTER]
+    outer_runs = RUNS + 4 * kept
+    for unit in range(lo, hi):
+        number = unit // units if units > 1 else unit
+        first = (unit - number * units) * portion
+        last = min(first + portion, rows * pieces)
+        x_slice, y_slice, p_slice = offsets(geometry, RUNS, kept, number)
+
+        mean = 0.0
+        spread = 0.0
+        if MEASURE:
+            pivot = real(0)
+            for attempt in range(2):
+                added = 0.0
+                squared = 0.0
+                count = 0
+                for part in range(first, last):
+                    row = part // pieces if pieces > 1 else part
+                    start = (part - row * pieces) * piece
+                    size = min(piece, length - start)
+                    x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
+                    if attempt == 0:
+                        sum_, sum_of_squares = sums(x, x_slice + x_row + start, size)
+                    else:
+                        sum_, sum_of_squares = sums_about(x, x_slice + x_row + start, size, pivot)
+                    added += sum_
+                    squared += sum_of_squares
+                    count += size
+                mean, spread = moments(added, squared, count, np.float64(pivot))
+                if attempt == 1 or not cancelled(squared, spread):
+                    break
+                pivot = real(mean)
+            if KEEP:
+                means[(unit - number * units) * slices + number] = mean
+                spreads[(unit - number * units) * slices + number] = spread
+        else:
+            mean = means[number]
+            spread = spreads[number]
+
+        if APPLY:
+            inverse = inverse_deviation(spread / numbers[0], numbers[1], numbers[2])
+            centre = real(mean)
+            remainder = (np.float64(centre) - mean) * inverse  # what rounding the mean lost
+            for part in range(first, last):
+                row = part // pieces if pieces > 1 else part
+                start = (part - row * pieces) * piece
+                size = min(piece, length - start)
+                x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
+                p_row += p_slice
+                gain = inverse
+                shift = remainder
+                if SCALING == 1:
+                    gain *= scaling[p_row]
+                    shift *= scaling[p_row]
+                if BIASES == 1:
+                    shift += biases[p_row]
+                normalize(
+                    x, x_slice + x_row + start, y, y_slice + y_row + start, size,
+                    splat(centre), splat(real(gain)), splat(real(shift)), scaling, biases, p_row + start,
+                )  # fmt: skip
+
+
+def sums(x: Array, start: int, size: int) -> tuple[float, float]:
+    """Sum of contiguous elements and of their squares; two accumulators hide the latency of one."""
+    added = splat(0.0)
+    added_too = splat(0.0)
+    squared = splat(0.0)
+    squared_too = splat(0.0)
+    stop = start + size
+    while start + 2 * LANES <= stop:
+        vector = widen(load(x, start))
+        added += vector
+        squared = squared_onto(vector, squared)
+        vector = widen(load(x, start + LANES))
+        added_too += vector
+        squared_too = squared_onto(vector, squared_too)
+        start += 2 * LANES
+    while start < stop:
+        vector = widen(load_part(x, start, stop - start))
+        added += vector
+        squared = squared_onto(vector, squared)
+        start += LANES
+    return total(added + added_too), total(squared + squared_too)
+
+
+def sums_about(x: Array, start: int, size: int, pivot: float) -> tuple[float, float]:
+    """Sum of the deviations of contiguous elements from ``pivot``, and of their squares."""
+    centre = widen(splat(pivot))
+    added = splat(0.0)
+    squared = splat(0.0)
+    stop = start + size
+    while start < stop:
+        vector = first_lanes(widen(load_part(x, start, stop - start)) - centre, stop - start)
+        added += vector
+        squared = squared_onto(vector, squared)
+        start += LANES
+    return total(added), total(squared)
+
+
+def normalize(
+    x: Array, x_start: int, y: Array, y_start: int, size: int,
+    centre: Vector, gain: Vector, shift: Vector, scaling: Array, biases: Array, p_start: int,
+) -> None:  # fmt: skip
+    """Write contiguous elements; a partial first vector aligns the stores of those that follow."""
+    i = misaligned(y, y_start) if size >= 4 * LANES else 0
+    if i > 0:
+        normalize_part(x, x_start, y, y_start, i, centre, gain, shift, scaling, biases, p_start)
+    while i + LANES <= size:
+        vector = standardized(load(x, x_start + i), centre, gain, shift)
+        if SCALING == 2:
+            vector *= load(scaling, p_start + i)
+        if BIASES == 2:
+            vector += load(biases, p_start + i)
+        store(y, y_start + i, vector)
+        i += LANES
+    if i < size:
+        normalize_part(x, x_start + i, y, y_start + i, size - i, centre, gain, shift, scaling, biases, p_start + i)
+
+
+def normalize_part(
+    x: Array, x_start: int, y: Array, y_start: int, count: int,
+    centre: Vector, gain: Vector, shift: Vector, scaling: Array, biases: Array, p_start: int,
+) -> None:  # fmt: skip
+    """Write fewer elements than a vector has lanes."""
+    vector = standardized(load_part(x, x_start, count), centre, gain, shift)
+    if SCALING == 2:
+        vector *= load_part(scaling, p_start, count)
+    if BIASES == 2:
+        vector += load_part(biases, p_start, count)
+    store_part(y, y_start, count, vector)

@@ -1,0 +1,89 @@
+"""The words the kernels are written in: sixteen neighbouring elements at a time.
+
+Each function is the definition, in NumPy, of one operation on a vector of ``LANES`` elements. The kernels in ``rows``
+and ``columns`` are ordinary Python over these words: where Numba is switched off they run exactly as they stand, and
+where it is on ``_jit`` puts the machine's version of each word, from ``_lowering``, in its place before it compiles.
+
+A vector of fixed width that is summed by a fixed tree gives the same bits on every instruction set; a loop that a
+compiler vectorises by itself does not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+LANES = 16  # sixteen float32 fill one AVX-512 register; a narrower machine splits the vector in two or four
+
+Array = npt.NDArray[Any]
+Vector = npt.NDArray[np.floating]
+
+
+def _computed(elements: Array) -> Vector:
+    """Storage to arithmetic: float32 for everything it holds exactly, float64 for the rest."""
+    wide = elements.dtype == np.float64 or (elements.dtype.kind in "iu" and elements.dtype.itemsize > 2)
+    return elements.astype(np.float64 if wide else np.float32)
+
+
+def load(array: Array, start: int) -> Vector:
+    """Return the elements from ``start`` on, one a lane, in the type the arithmetic is done in."""
+    return _computed(array[start : start + LANES])
+
+
+def load_part(array: Array, start: int, count: int) -> Vector:
+    """Return ``count`` elements from ``start`` on and zero in the other lanes; nothing beyond them is read."""
+    elements = _computed(array[start : start + min(count, LANES)])
+    return np.concatenate([elements, np.zeros(LANES - elements.size, elements.dtype)])
+
+
+def store(array: Array, start: int, vector: Vector) -> None:
+    """Write a whole vector, rounded to the array's type."""
+    array[start : start + LANES] = vector.astype(array.dtype)
+
+
+def store_part(array: Array, start: int, count: int, vector: Vector) -> None:
+    """Write the first ``count`` lanes; nothing beyond them is touched."""
+    count = min(count, LANES)
+    array[start : start + count] = vector[:count].astype(array.dtype)
+
+
+def splat(value: Any) -> Vector:
+    """Return the same number in every lane."""
+    return np.full(LANES, value)
+
+
+def widen(vector: Vector) -> Vector:
+    """Return the lanes as float64."""
+    return vector.astype(np.float64)
+
+
+def squared_onto(vector: Vector, onto: Vector) -> Vector:
+    """Return ``vector * vector + onto``, fused where the machine can.
+
+    The square of a number with 24 bits or fewer is exact in float64, so fused or not the bits are the same; the
+    deviations of float64 data are the one case where they may differ between machines.
+    """
+    return vector * vector + onto
+
+
+def first_lanes(vector: Vector, count: int) -> Vector:
+    """Return the vector with zero in the lanes from ``count`` on."""
+    kept = vector.copy()
+    kept[max(count, 0) :] = 0
+    return kept
+
+
+def total(vector: Vector) -> Any:
+    """Return the sum of the lanes: halves added to halves, so that the order is the same on every machine."""
+    while vector.size > 1:
+        half = vector.size // 2
+        vector = vector[:half] + vector[half:]
+    return vector[0]
+
+
+def misaligned(array: Array, start: int) -> int:
+    """Return how many elements, fewer than a vector has, lie before the next place where vectors are aligned."""
+    address = array.ctypes.data + start * array.itemsize
+    return int(-address % min(64, LANES * array.itemsize)) // array.itemsize

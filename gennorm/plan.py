@@ -1,0 +1,440 @@
+"""What the engine will do for one shape, dtype and layout: axes to runs, runs to a kernel's geometry.
+
+Integers in, integers out. An array is read as a nest of runs: a grouped axis is split in two, axes are put in memory
+order, and neighbours that play one role and lie one behind the other are merged. By the role of the innermost run the
+plan belongs to one of two families of kernels. Where it is aggregated, a slice is a set of contiguous *rows*; where it
+is kept, neighbouring slices are *columns* of the lines of memory, and a tile of them is worked on at once.
+
+Parameters are strides in the same nest, 0 where they do not vary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from gennorm import levels
+from gennorm.config import LayerConfig, Resolved, resolve_config
+
+__all__ = ["Plan", "Run", "dense_strides", "make_plan"]
+
+LANES = 16  # elements in a vector of the kernels; a plan never cuts a tile inside one
+
+# Slices of up to this many bytes are read once: their second reading, to write the output, finds them in the cache.
+# Beyond, a slice is cut into units that are measured first and applied afterwards, and that threads can share.
+CACHED = 4 << 20
+# A tile of columns is read line by line, a piece of memory here and there, and wants the nearer cache.
+CACHED_TILE = 1 << 19
+UNIT = 1 << 18  # elements in a unit of a slice that is cut: a few dozen microseconds of work
+BLOCK = 1 << 13  # elements of a block of lines: it stays in the first-level cache from lane to lane
+WIDEST = 1024  # lanes in a tile at the most: its sums fill half of the first-level cache
+FOLDED = 32  # an aggregated innermost run shorter than this is summed as columns and folded where it can be
+
+COMPUTED = {
+    **dict.fromkeys(("bool", "int8", "uint8", "int16", "uint16", "float16", "bfloat16", "float32"), "float32"),
+    **dict.fromkeys(("int32", "uint32", "int64", "uint64", "float64"), "float64"),
+}
+ITEMSIZE = {
+    **dict.fromkeys(("bool", "int8", "uint8"), 1),
+    **dict.fromkeys(("int16", "uint16", "float16", "bfloat16"), 2),
+    **dict.fromkeys(("int32", "uint32", "float32"), 4),
+    **dict.fromkeys(("int64", "uint64", "float64"), 8),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A block of axes that play one role and lie one behind the other in memory.
+
+    Attributes
+    ----------
+    size : int
+        Number of positions.
+    x, y, p : int
+        Stride from one position to the next in the input, the output and the parameters, in elements.
+    aggregated : bool
+        Whether it is part of the slices, or tells them apart.
+    axes : tuple of int
+        The axes it is made of, outermost first.
+    """
+
+    size: int
+    x: int
+    y: int
+    p: int
+    aggregated: bool
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A whole axis, or one of the two parts of a grouped one."""
+
+    size: int
+    x: int
+    y: int
+    aggregated: bool
+    varies: bool  # with the parameters
+    axis: int
+    part: int  # 0: the whole axis or the group, 1: the place within the group
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How the lines or rows of a slice are cut into pieces and units."""
+
+    piece: int
+    pieces: int
+    portion: int
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the engine does for arrays of one shape, dtype and layout. Print it.
+
+    Attributes
+    ----------
+    config : LayerConfig
+    resolved : Resolved
+        The levels as axes, with the shapes of parameters and moments.
+    dtype, result, compute : str
+        Names of the input's dtype, the output's and the arithmetic's. Moments are float64 always.
+    runs : tuple of Run
+        The nest, outermost run first.
+    family : {"rows", "columns"}
+        Which kernels run it.
+    cut : Cut
+    geometry : tuple of int
+        What the kernel is told; see the first lines of ``kernels/rows.py`` and ``kernels/columns.py``.
+    parameter_kind : int
+        How the parameters vary in the innermost loop, in the kernel's terms; 0 is not used.
+    parameter_cells : tuple of tuple of int
+        (axis, part, size) of every cell of the parameters as the kernel wants them, in memory order; size 1 does not
+        vary.
+    moments_cells : tuple of tuple of int
+        (axis, size) of the kept cells, in the order in which the kernel counts slices.
+    tasks : int
+        Independent pieces of work that threads can share.
+    copies : {"nothing", "input", "both"}
+        What has to be copied first, because its innermost run has no unit stride.
+    order : tuple of int
+        The axes in the memory order of a copy, outermost first.
+    """
+
+    config: LayerConfig
+    resolved: Resolved
+    dtype: str
+    result: str
+    compute: str
+    runs: tuple[Run, ...]
+    family: Literal["rows", "columns"]
+    cut: Cut
+    geometry: tuple[int, ...]
+    parameter_kind: int
+    parameter_cells: tuple[tuple[int, int, int], ...]
+    moments_cells: tuple[tuple[int, int], ...]
+    slices: int
+    tasks: int
+    copies: Literal["nothing", "input", "both"]
+    order: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of elements of the array."""
+        return math.prod(self.resolved.shape)
+
+    @property
+    def reads(self) -> int:
+        """How often the input is read from memory: once where a slice stays in the cache until it is written."""
+        return 0 if self.size == 0 else 1 if self.cut.units == 1 else 2
+
+    def __str__(self) -> str:
+        return _text(self)
+
+
+def dense_strides(shape: tuple[int, ...], itemsize: int, like: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """Return strides in bytes of an array without gaps, its axes in the memory order of the strides ``like``.
+
+    The order is that of ``numpy.empty_like``: C order where ``like`` is not given, and the magnitude of the strides,
+    earlier axes outside later ones of the same stride, where it is.
+    """
+    strides = [0] * len(shape)
+    step = itemsize
+    for axis in reversed(_memory_order(like or (0,) * len(shape))):
+        strides[axis] = step
+        step *= max(shape[axis], 1)
+    return tuple(strides)
+
+
+def _memory_order(strides: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes from the largest stride to the smallest, in their own order where strides are alike."""
+    return tuple(sorted(range(len(strides)), key=lambda axis: -abs(strides[axis])))
+
+
+def make_plan(
+    config: LayerConfig,
+    shape: tuple[int, ...],
+    dtype: str,
+    strides: tuple[int, ...] | None = None,
+    out_strides: tuple[int, ...] | None = None,
+) -> Plan:
+    """Plan a layer for arrays of one shape, dtype and layout.
+
+    Parameters
+    ----------
+    config : LayerConfig
+    shape : tuple of int
+    dtype : str
+        Name of the input's dtype.
+    strides, out_strides : tuple of int, optional
+        Strides of input and output in bytes. C order, and the input's memory order without gaps, where not given.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    GennormError
+        The shape does not fit the config; see `resolve_config`.
+    """
+    resolved = resolve_config(config, shape)
+    compute = COMPUTED[dtype]
+    result = dtype if dtype in ("float16", "bfloat16") else compute
+    itemsize, out_itemsize = ITEMSIZE[dtype], ITEMSIZE[result]
+    if strides is None:
+        strides = dense_strides(shape, itemsize)
+    if out_strides is None:
+        out_strides = dense_strides(shape, out_itemsize, strides)
+
+    copies: Literal["nothing", "input", "both"] = "nothing"
+    order = _memory_order(out_strides)
+    cells = _cells(resolved, strides, itemsize, out_strides, out_itemsize)
+    if cells is None:
+        copies = "input"
+        cells = _cells(resolved, dense_strides(shape, itemsize, out_strides), itemsize, out_strides, out_itemsize)
+    if cells is None:
+        copies = "both"
+        order = tuple(range(len(shape)))
+        dense = dense_strides(shape, itemsize), dense_strides(shape, out_itemsize)
+        cells = _cells(resolved, dense[0], itemsize, dense[1], out_itemsize)
+        assert cells is not None
+    return _plan(config, resolved, dtype, result, compute, cells, copies, order)
+
+
+def _cells(
+    resolved: Resolved,
+    strides: tuple[int, ...],
+    itemsize: int,
+    out_strides: tuple[int, ...],
+    out_itemsize: int,
+) -> list[Cell] | None:
+    """Cells larger than 1, outermost first; None where the innermost one is not contiguous in input and output."""
+    cells = []
+    for axis, (size, x, y) in enumerate(zip(resolved.shape, strides, out_strides, strict=True)):
+        aggregated = axis in resolved.aggregation
+        varies = axis in resolved.scaling
+        if size > 1 and (x % itemsize or y % out_itemsize):
+            return None
+        x, y = x // itemsize, y // out_itemsize  # noqa: PLW2901
+        groups = resolved.groups[axis] if aggregated else size
+        within = size // groups if groups else 0
+        if aggregated and groups > 1:
+            cells.append(Cell(groups, x * within, y * within, False, varies, axis, 0))
+            cells.append(Cell(within, x, y, True, varies, axis, 1))
+        else:
+            cells.append(Cell(size, x, y, aggregated, varies, axis, 0))
+    cells = sorted((cell for cell in cells if cell.size != 1), key=lambda cell: (-abs(cell.y), -abs(cell.x)))
+    if not cells:  # one element: a slice of one
+        return [Cell(1, 1, 1, True, False, 0, 0)]
+    return cells if cells[-1].x == 1 and cells[-1].y == 1 else None
+
+
+def _contiguous(cells: list[Cell], size: int) -> tuple[int, int]:
+    """How many cells, from the innermost outwards, lie behind ``size`` elements in one run of one role, and its size.
+
+    Cells that differ in whether the parameters vary with them stay apart, so that parameters are one number a row,
+    unless the row would be too short to be worth it: then the parameters are spread over the longer one.
+    """
+    last = cells[-1]
+    taken = 0
+    for cell in reversed(cells):
+        apart = cell.varies != last.varies and size >= FOLDED
+        if cell.aggregated != last.aggregated or apart or (cell.x, cell.y) != (size, size):
+            break
+        size *= cell.size
+        taken += 1
+    return taken, size
+
+
+def _plan(
+    config: LayerConfig,
+    resolved: Resolved,
+    dtype: str,
+    result: str,
+    compute: str,
+    cells: list[Cell],
+    copies: Literal["nothing", "input", "both"],
+    order: tuple[int, ...],
+) -> Plan:
+    taken, width = _contiguous(cells, 1)
+    fold = 1
+    family: Literal["rows", "columns"] = "rows" if cells[-1].aggregated else "columns"
+    outside = cells[:-taken]
+    if family == "rows" and width < FOLDED and any(cell.aggregated for cell in outside):
+        beside, lanes = _contiguous(outside, width)
+        if beside and not outside[-1].aggregated and any(cell.aggregated for cell in outside[:-beside]):
+            family, fold, taken, width = "columns", width, taken + beside, lanes
+    inner, rest = cells[-taken:], cells[:-taken]
+    lanes_vary = any(cell.varies for cell in inner)
+    runs = _merged(rest, width if lanes_vary else 1)
+    kept = [run for run in runs if not run.aggregated]
+    outer = [run for run in runs if run.aggregated]
+    slices = math.prod(run.size for run in kept) * (1 if family == "rows" else width // fold)
+    itemsize = ITEMSIZE[dtype]
+
+    if family == "rows":
+        cut = _cut(width, math.prod(run.size for run in outer), 1, CACHED // itemsize, width)
+        geometry = (
+            *(width, cut.piece, cut.pieces, math.prod(run.size for run in outer), cut.portion, cut.units),
+            *(slices, len(kept), len(outer)),
+        )
+        kind = 2 if lanes_vary else 1
+        tasks = slices * cut.units
+    else:
+        lines = outer.pop() if outer else Run(1, 0, 0, 0, True, ())
+        rows = math.prod(run.size for run in outer)
+        tile = _tile(width, fold, lines.size * rows, CACHED_TILE // itemsize)
+        cut = _cut(lines.size, rows, min(tile, width), CACHED_TILE // itemsize, max(BLOCK // tile, 4))
+        tiles = -(-width // tile)
+        lines_vary = lines.p != 0 or any(run.p for run in outer)
+        kind = 1 if not lines_vary else 2 if lanes_vary else 3
+        geometry = (
+            *(lines.size, cut.piece, cut.pieces, rows, cut.portion, cut.units, slices, len(kept), len(outer)),
+            *(width, tile, tiles, fold, lines.x, lines.y, lines.p, int(lanes_vary)),
+        )
+        tasks = math.prod(run.size for run in kept) * tiles * cut.units
+    for run in (*reversed(kept), *reversed(outer)):
+        geometry += (run.size, run.x, run.y, run.p)
+
+    innermost = tuple(dict.fromkeys(cell.axis for cell in inner))
+    if fold > 1:
+        folded = tuple(dict.fromkeys(cell.axis for cell in inner if cell.aggregated))
+        kept_lanes = tuple(dict.fromkeys(cell.axis for cell in inner if not cell.aggregated))
+        last = (
+            Run(width // fold, fold, fold, fold if lanes_vary else 0, False, kept_lanes),
+            Run(fold, 1, 1, int(lanes_vary), True, folded),
+        )
+    else:
+        last = (Run(width, 1, 1, int(lanes_vary), inner[0].aggregated, innermost),)
+    return Plan(
+        config=config,
+        resolved=resolved,
+        dtype=dtype,
+        result=result,
+        compute=compute,
+        runs=(*runs, *last),
+        family=family,
+        cut=cut,
+        geometry=geometry,
+        parameter_kind=kind,
+        parameter_cells=tuple(
+            (cell.axis, cell.part, cell.size if cell.varies or (lanes_vary and cell in inner) else 1) for cell in cells
+        ),
+        moments_cells=tuple((cell.axis, cell.size) for cell in cells if not cell.aggregated),
+        slices=slices,
+        tasks=tasks if math.prod(resolved.shape) else 0,
+        copies=copies,
+        order=order,
+    )
+
+
+def _merged(cells: list[Cell], inner: int) -> tuple[Run, ...]:
+    """Runs of the cells outside the innermost, outermost first; ``inner`` parameters lie inside them."""
+    runs: list[Run] = []
+    step = inner
+    for cell in reversed(cells):
+        p = step if cell.varies else 0
+        step *= cell.size if cell.varies else 1
+        last = runs[-1] if runs else None
+        if (
+            last is not None
+            and last.aggregated == cell.aggregated
+            and (cell.x, cell.y, p) == (last.x * last.size, last.y * last.size, last.p * last.size)
+        ):
+            axes = last.axes if cell.axis in last.axes else (cell.axis, *last.axes)
+            runs[-1] = Run(last.size * cell.size, last.x, last.y, last.p, last.aggregated, axes)
+        else:
+            runs.append(Run(cell.size, cell.x, cell.y, p, cell.aggregated, (cell.axis,)))
+    return tuple(reversed(runs))
+
+
+def _tile(width: int, fold: int, lines: int, cached: int) -> int:
+    """Lanes in a tile: whole vectors and whole slices, as many as keep the tile in the cache, but some neighbours."""
+    step = math.lcm(LANES, fold)
+    most = max(WIDEST // step, 1)
+    wanted = max(cached // max(lines * step, 1), -(-64 // step))
+    return min(most, wanted, -(-width // step)) * step
+
+
+def _cut(length: int, rows: int, width: int, cached: int, block: int) -> Cut:
+    """Pieces and units of a slice, or tile of slices, of ``rows`` times ``length`` lines of ``width`` elements."""
+    if length * rows * width <= cached:
+        piece = min(block, length)
+        pieces = -(-length // max(piece, 1))
+        return Cut(piece, pieces, rows * pieces, 1)
+    piece = min(block, length, max(UNIT // width, 1))
+    pieces = -(-length // piece)
+    portion = max(UNIT // (piece * width), 1)
+    return Cut(piece, pieces, portion, -(-rows * pieces // portion))
+
+
+def _text(plan: Plan) -> str:
+    """The plan as a table, a fact a line."""
+    resolved = plan.resolved
+    scaled = [name for name in ("scaling", "biases") if getattr(plan.config, name) is not None]
+    parameters = ", ".join(f"{name} {resolved.parameter_shape}" for name in scaled) or "no parameters"
+    groups = [
+        f"{levels.name(resolved.level(axis), batched=resolved.batched)} in {number} of {resolved.shape[axis] // number}"
+        for axis, number in enumerate(resolved.groups)
+        if number > 1
+    ]
+    runs = " x ".join(f"{run.size} {'aggregated' if run.aggregated else 'kept'}" for run in plan.runs)
+    copied = {"nothing": "", "input": " after a copy of the input", "both": " between copies of input and output"}
+    read, written = plan.reads * plan.size * ITEMSIZE[plan.dtype], min(plan.reads, 1) * plan.size * ITEMSIZE[plan.result]
+    lines = {
+        "array": f"{plan.dtype} {resolved.shape}, {'a batch of examples' if resolved.batched else 'one example'}",
+        "aggregates": f"{_places(resolved, resolved.aggregation)}: {_count(plan.slices, 'slice')} of "
+        f"{_count(resolved.count, 'element')}",
+        "groups": "; ".join(groups) or "none",
+        "scales": f"{_places(resolved, resolved.scaling) or 'no level'}: {parameters}",
+        "moments": f"{resolved.moments_shape}, float64",
+        "runs": runs,
+        "kernel": f"{plan.family}, {plan.compute} arithmetic{copied[plan.copies]}",
+        "memory": f"{_count(plan.reads, 'read')}, {_count(min(plan.reads, 1), 'write')}: "
+        f"{_bytes(read)} read, {_bytes(written)} written",
+        "parallel": f"{_count(plan.tasks, 'task')}",
+    }
+    return "\n".join(f"{name:<11}{line}" for name, line in lines.items())
+
+
+def _places(resolved: Resolved, axes: tuple[int, ...]) -> str:
+    if not axes:
+        return ""
+    word = "level" if len(axes) == 1 else "levels"
+    numbers = ", ".join(str(resolved.level(axis)) for axis in axes)
+    return f"{word} {numbers} ({'axis' if len(axes) == 1 else 'axes'} {', '.join(map(str, axes))})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _bytes(number: int) -> str:
+    """Bytes in the largest decimal unit that leaves a digit before the point."""
+    size, unit = float(number), 0
+    while size >= 1000 and unit < 4:
+        size, unit = size / 1000, unit + 1
+    return f"{size:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[unit]}"

@@ -1,0 +1,296 @@
+"""The normalizations that have a name, each a line of the one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gennorm.layer import NormalizationLayer
+
+__all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "normalize", "rms_norm"]
+
+
+def batch_norm(
+    channels: int | None, *, channel_level: int = 1, momentum: float = 0.99, epsilon: float = 1e-3, **keywords: Any
+) -> NormalizationLayer:
+    """Batch normalization: over the batch and everything but the channels, with parameters for each channel.
+
+    ``batch_norm(64)`` is ``NormalizationLayer("{0, 2;;All}", 1, input_shape=(64, ...), batched=True)``, for batches of
+    any rank.
+
+    Parameters
+    ----------
+    channels : int or None
+        Size of the channel level; None if it varies.
+    channel_level : int, default 1
+        The level of the channels: 1 for channels first, -1 for channels last.
+    momentum : float, default 0.99
+        What the moving moments keep of themselves in an update.
+    epsilon : float, default 1e-3
+        Added to the variance.
+    **keywords
+        The other arguments of `NormalizationLayer`.
+
+    Returns
+    -------
+    NormalizationLayer
+
+    Raises
+    ------
+    GennormError
+        As `NormalizationLayer`.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate
+    Shift", 2015, arXiv:1502.03167.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gennorm as gn
+    >>> layer = gn.batch_norm(3, channel_level=-1)
+    >>> y = layer(np.random.default_rng(0).normal(5, 2, (16, 8, 8, 3)))
+    >>> np.allclose(y.mean((0, 1, 2)), 0)
+    True
+    """
+    others = ", ".join(["0", *_other_levels(channel_level)])
+    return NormalizationLayer(
+        "{" + others + "}",
+        channel_level,
+        epsilon=epsilon,
+        input_shape=_example(channels, channel_level),
+        momentum=momentum,
+        **{"batched": True, **keywords},
+    )
+
+
+def instance_norm(channels: int | None, *, channel_level: int = 1, **keywords: Any) -> NormalizationLayer:
+    """Instance normalization: over everything but the channels of one example, with parameters for each channel.
+
+    ``instance_norm(64)`` is ``NormalizationLayer("2;;All", 1, input_shape=(64, ...), batched=True)``, for batches of
+    any rank.
+
+    Parameters
+    ----------
+    channels : int or None
+        Size of the channel level; None if it varies.
+    channel_level : int, default 1
+        The level of the channels: 1 for channels first, -1 for channels last.
+    **keywords
+        The other arguments of `NormalizationLayer`.
+
+    Returns
+    -------
+    NormalizationLayer
+
+    Raises
+    ------
+    GennormError
+        As `NormalizationLayer`.
+
+    References
+    ----------
+    D. Ulyanov, A. Vedaldi, V. Lempitsky, "Instance Normalization: The Missing Ingredient for Fast Stylization", 2016,
+    arXiv:1607.08022.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gennorm as gn
+    >>> y = gn.instance_norm(3)(np.random.default_rng(0).normal(5, 2, (16, 3, 8, 8)))
+    >>> np.allclose(y.mean((2, 3)), 0)
+    True
+    """
+    others = _other_levels(channel_level)
+    return NormalizationLayer(
+        "{" + ", ".join(others) + "}" if len(others) > 1 else others[0],
+        channel_level,
+        input_shape=_example(channels, channel_level),
+        **{"batched": True, **keywords},
+    )
+
+
+def group_norm(groups: int, channels: int | None, *, channel_level: int = 1, **keywords: Any) -> NormalizationLayer:
+    """Group normalization: over groups of channels and everything else of one example, parameters for each channel.
+
+    ``group_norm(32, 256)`` is ``NormalizationLayer("All", 1, {1: 32}, input_shape=(256, ...), batched=True)``, for
+    batches of any rank.
+
+    Parameters
+    ----------
+    groups : int
+        Number of groups, which divides the number of channels. Neighbouring channels make a group.
+    channels : int or None
+        Size of the channel level; None if it varies.
+    channel_level : int, default 1
+        The level of the channels: 1 for channels first, -1 for channels last.
+    **keywords
+        The other arguments of `NormalizationLayer`.
+
+    Returns
+    -------
+    NormalizationLayer
+
+    Raises
+    ------
+    GennormError
+        As `NormalizationLayer`.
+
+    References
+    ----------
+    Y. Wu, K. He, "Group Normalization", 2018, arXiv:1803.08494.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gennorm as gn
+    >>> x = np.random.default_rng(0).normal(5, 2, (16, 8, 4, 4))
+    >>> y = gn.group_norm(2, 8)(x)
+    >>> np.allclose(y.reshape(16, 2, -1).mean(-1), 0)
+    True
+    """
+    return NormalizationLayer(
+        "All",
+        channel_level,
+        {channel_level: groups},
+        input_shape=_example(channels, channel_level),
+        **{"batched": True, **keywords},
+    )
+
+
+def layer_norm(shape: int | Sequence[int], **keywords: Any) -> NormalizationLayer:
+    """Layer normalization: over the trailing levels of this shape, with parameters for each of their elements.
+
+    ``layer_norm(768)`` is ``NormalizationLayer(-1, "Same", input_shape=(..., 768))``, for arrays of any rank.
+
+    Parameters
+    ----------
+    shape : int or sequence of int
+        Sizes of the trailing levels.
+    **keywords
+        The other arguments of `NormalizationLayer`.
+
+    Returns
+    -------
+    NormalizationLayer
+
+    Raises
+    ------
+    GennormError
+        As `NormalizationLayer`.
+
+    References
+    ----------
+    J. L. Ba, J. R. Kiros, G. E. Hinton, "Layer Normalization", 2016, arXiv:1607.06450.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gennorm as gn
+    >>> y = gn.layer_norm(768)(np.random.default_rng(0).normal(5, 2, (4, 10, 768)))
+    >>> np.allclose(y.mean(-1), 0), np.allclose(y.std(-1), 1, atol=1e-3)
+    (True, True)
+    """
+    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    return NormalizationLayer(_trailing(sizes), "Same", input_shape=(..., *sizes), **keywords)
+
+
+def rms_norm(shape: int | Sequence[int], *, epsilon: float = 1e-6, **keywords: Any) -> NormalizationLayer:
+    """Root mean square normalization over the trailing levels of this shape, with scaling and without biases.
+
+    ``rms_norm(768)`` is ``NormalizationLayer(-1, "Same", method="RMS", epsilon=1e-6, biases=None,
+    input_shape=(..., 768))``, for arrays of any rank.
+
+    Parameters
+    ----------
+    shape : int or sequence of int
+        Sizes of the trailing levels.
+    epsilon : float, default 1e-6
+        Added to the mean square.
+    **keywords
+        The other arguments of `NormalizationLayer`.
+
+    Returns
+    -------
+    NormalizationLayer
+
+    Raises
+    ------
+    GennormError
+        As `NormalizationLayer`.
+
+    References
+    ----------
+    B. Zhang, R. Sennrich, "Root Mean Square Layer Normalization", 2019, arXiv:1910.07467.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gennorm as gn
+    >>> y = gn.rms_norm(768)(np.random.default_rng(0).normal(5, 2, (4, 10, 768)))
+    >>> np.allclose((y**2).mean(-1), 1)
+    True
+    """
+    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    settings: dict[str, Any] = {"biases": None, **keywords}
+    return NormalizationLayer(
+        _trailing(sizes), "Same", method="RMS", epsilon=epsilon, input_shape=(..., *sizes), **settings
+    )
+
+
+def normalize(x: Any, aggregation_levels: Any = "2;;All", *, out: Any = None, **keywords: Any) -> Any:
+    """Normalize an array over the given levels, without parameters.
+
+    ``normalize(x, -1)`` is ``NormalizationLayer(-1, scaling=None, biases=None)(x)``.
+
+    Parameters
+    ----------
+    x : ndarray
+        One example, or a batch with ``batched=True``.
+    aggregation_levels : int, str or sequence, default "2;;All"
+        The levels to normalize over.
+    out : ndarray, optional
+        Where to write the output.
+    **keywords
+        The other arguments of `NormalizationLayer`, `scaling` and `biases` included.
+
+    Returns
+    -------
+    ndarray
+
+    Raises
+    ------
+    GennormError
+        As `NormalizationLayer` and its call.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gennorm as gn
+    >>> gn.normalize(np.array([[1.0, 2.0, 3.0], [0.0, 0.0, 6.0]]), -1, epsilon=0)
+    array([[-1.22474487,  0.        ,  1.22474487],
+           [-0.70710678, -0.70710678,  1.41421356]])
+    """
+    settings: dict[str, Any] = {"scaling": None, "biases": None, **keywords}
+    return NormalizationLayer(aggregation_levels, **settings)(x, out=out)
+
+
+def _other_levels(channel_level: int) -> list[str]:
+    """Every level of an example but one, whatever the rank: as many spans as are needed."""
+    before, after = channel_level - 1, channel_level + 1
+    if channel_level > 0:
+        return [*([f"1;;{before}"] if before else []), f"{after};;All"]
+    return [f"1;;{before}", *([f"{after};;All"] if after else [])]
+
+
+def _example(channels: int | None, channel_level: int) -> tuple[Any, ...]:
+    """The declaration of one example whose channels are at this level, of any rank that has it."""
+    if channel_level > 0:
+        return (*[None] * (channel_level - 1), channels, ...)
+    return (..., channels, *[None] * (-channel_level - 1))
+
+
+def _trailing(sizes: tuple[int, ...]) -> int | str:
+    """The level spec of the last levels."""
+    return -1 if len(sizes) == 1 else f"-{len(sizes)};;All"
