@@ -30,7 +30,6 @@ PRESETS = {
     "gn.rms_norm(768)": "[Zhang and Sennrich 2019](https://arxiv.org/abs/1910.07467)",
     "gn.instance_norm(64)": "[Ulyanov et al. 2016](https://arxiv.org/abs/1607.08022)",
     "gn.group_norm(32, 256)": "[Wu and He 2018](https://arxiv.org/abs/1803.08494)",
-    "gn.feature_norm()": "Keras `Normalization`",
 }
 
 
@@ -41,31 +40,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "")
 
 
 def preset_table() -> str:
-    """What each preset is, in the layer's own words."""
+    """What each preset is: what it prints."""
     import gennorm as gn
 
-    rows = []
-    for call, source in PRESETS.items():
-        config = eval(call, {"gn": gn}).to_config()
-        groups = config["group_number"]
-        rows.append(
-            [
-                f"`{call}`",
-                code(config["aggregation_levels"]),
-                code(config["scaling_levels"]) if config["scaling"] or config["biases"] else "",
-                "" if groups is None else code(groups),
-                config["method"],
-                config["statistics"],
-                source,
-            ]
-        )
-    header = ["preset", "aggregation levels", "scaling levels", "groups", "method", "statistics", "from"]
-    return table(header, rows)
-
-
-def code(value: Any) -> str:
-    """A setting as code."""
-    return f"`{value}`"
+    rows = [[f"`{call}`", f"`{eval(call, {'gn': gn})!r}`", source] for call, source in PRESETS.items()]
+    return table(["preset", "the layer it is", "from"], rows)
 
 
 def newest(folder: Path = RESULTS) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ INSIDE = {
     "plan": BELOW_CONFIG | {"config"},
     "moments": {"errors"},
     "_threads": {"errors"},
-    "kernels": {"errors", "plan", "_threads"},
+    "kernels": {"errors", "config", "plan", "_threads"},
     "layer": BELOW_LAYER,
     "presets": {"errors", "levels", "config", "moments", "layer"},
     "cli": BELOW_LAYER | {"presets", "layer", "", *FRONTS},
@@ -218,7 +218,7 @@ def docstring_faults(value, *, example: bool) -> list[str]:
     if example and ">>> " not in sections.get("Examples", ""):
         faults.append("no example")
     if "Parameters" in sections and callable(value):
-        listed = re.findall(r"^(\*{0,2}\w+(?:, \*{0,2}\w+)*) :", sections["Parameters"], re.MULTILINE)
+        listed = re.findall(r"^(\*{0,2}\w+(?:, \*{0,2}\w+)*)(?: :|$)", sections["Parameters"], re.MULTILINE)
         names = {name.strip().lstrip("*") for line in listed for name in line.split(",")}
         taken = set(inspect.signature(value).parameters) - {"self"}
         faults += [f"{name} is documented but not taken" for name in sorted(names - taken)]
