@@ -287,4 +287,4 @@ def _flat(array: Array, dtype: str) -> Array:
     if not array.flags.c_contiguous:
         array = array[(slice(0, 1),) * array.ndim]
     flat = array.reshape(-1)
-    return flat.view(VIEWED[dtype]) if dtype in VIEWED else flat
+    return flat.view(VIEWED[dtype]) if _jit.JIT and dtype in VIEWED else flat
