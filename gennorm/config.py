@@ -450,7 +450,7 @@ def _require_aligned(groups: Groups, count: int) -> None:
 
 
 def _group_numbers(groups: Groups, aggregation: tuple[int, ...], rank: int) -> dict[int, int]:
-    """Group number by resolved level, for the levels that are split."""
+    """Group number by resolved level; a level without one is not split."""
     _require_aligned(groups, len(aggregation))
     numbers: dict[int, int] = {}
     match groups:
@@ -473,7 +473,7 @@ def _group_numbers(groups: Groups, aggregation: tuple[int, ...], rank: int) -> d
             numbers[aggregation[0]] = groups
         case tuple():
             numbers = dict(zip(aggregation, groups, strict=True))
-    return {level: number for level, number in numbers.items() if number > 1}
+    return numbers
 
 
 def _require_divides(level: str, size: int, number: int) -> None:

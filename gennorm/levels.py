@@ -549,14 +549,14 @@ class _Resolution:
                     raise _conflict(what, self.text, place, f"{same}: write every level once", "L202")
                 found.append(level)
         if placed and not found:
-            self.of(*placed[0])  # all of them reach nothing, so that the first is an error
+            self.of(*placed[0])  # nothing beside it: the first that reaches nothing is an error
         return tuple(found)
 
     def reaches_nothing(self, span: Span) -> bool:
-        """Whether a span begins just behind its end, beside other levels: "{0, 2;;All}" at rank 1."""
+        """Whether a span begins just behind its end, as in "{0, 2;;All}" at rank 1: fine beside other levels."""
         first, last = 1 if span.first is None else span.first, -1 if span.last is None else span.last
         first, last = (end if end >= 0 else self.rank + 1 + end for end in (first, last))
-        return len(members(self.spec)) > 1 and last == first - 1 and 0 < first <= self.rank + 1
+        return 0 < first == last + 1
 
     def of(self, item: Level | Span, place: tuple[int, int]) -> range:
         if isinstance(item, Level):

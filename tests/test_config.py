@@ -467,6 +467,13 @@ def test_groups_are_aligned_with_the_levels_as_written():
         resolve_config(open_rank, (3, 4, 6, 8))
 
 
+def test_negative_levels_of_a_mapping_stop_before_the_batch():
+    config = make("0;;All", 1, {-3: 2}, batched=True)
+    with pytest.raises(GroupError, match="splits level -3"):
+        resolve_config(config, (4, 4, 4))
+    assert resolve_config(config, (4, 4, 4, 4)).groups == (1, 2, 1, 1)
+
+
 def test_a_divisor_is_named_without_a_search():
     prime = 2_147_483_647
     with pytest.raises(GroupError, match=f"divide {prime}, as 1 does"):

@@ -146,6 +146,11 @@ def test_every_short_text():
             check_against_grammar("".join(characters))
 
 
+@pytest.mark.parametrize("text", ["999999999", "-999999999", "1000000000", "1;;2;;999999999", "1;;2;;1000000000"])
+def test_longest_number(text):
+    check_against_grammar(text)
+
+
 PIECES = ["0", "1", "2", "13", "-1", "-2", "-", ";;", ";", "{", "}", ",", " ", "\n", "All", "Same", "Complement", "007"]
 PIECES += ["{1, 2;;All}", ";;All;;2", "1234567890", "x", "(", "\u00e9"]
 
