@@ -403,12 +403,13 @@ def presets() -> Iterator[Case]:
         for training in (False, True):
             yield case(f"batch norm {last}, channels last, training {training}", last, "{0, ;;-2}", -1,
                        training=training, **keywords, **moving_moments)  # fmt: skip
-    for function, method in (("layer_norm", "Standardize"), ("rms_norm", "RMS")):
+    for function, method, epsilon in (("layer_norm", "Standardize", 1e-3), ("rms_norm", "RMS", 1e-6)):
+        common: Case = {"method": method, "epsilon": epsilon, "parameters": "scaling"}
         for shape in ((4,), (3, 4), (2, 3, 4), (2, 2, 3, 4)):
-            yield case(f"{function} {shape}", shape, -1, "Same", method=method, input_shape=(..., 4),
-                       parameters="scaling", preset=preset(function, [4], {"biases": None}))  # fmt: skip
-        yield case(f"{function} of two levels", (2, 3, 4), "-2;;-1", "Same", method=method, input_shape=(..., 3, 4),
-                   parameters="scaling", preset=preset(function, [[3, 4]], {"biases": None}))  # fmt: skip
+            yield case(f"{function} {shape}", shape, -1, "Same", input_shape=(..., 4), preset=preset(function, [4]),
+                       **common)  # fmt: skip
+        yield case(f"{function} of two levels", (2, 3, 4), "-2;;-1", "Same", input_shape=(..., 3, 4),
+                   preset=preset(function, [[3, 4]]), **common)  # fmt: skip
     yield case("layer_norm with biases", (2, 3, 4), -1, "Same", input_shape=(..., 4), preset=preset("layer_norm", [4]))
     for shape in ((2, 3, 4), (2, 3, 2, 2), (2, 3, 2, 2, 2)):
         yield case(f"instance norm {shape}", shape, "2;;All", 1, input_shape=(3, ...), batched=True,
