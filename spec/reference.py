@@ -32,7 +32,9 @@ def levels(spec: Levels, rank: int) -> list[int]:
     if isinstance(spec, str) and spec.strip().startswith("{"):
         spec = [item for item in spec.strip()[1:-1].split(",") if item.strip()]
     items = [str(spec)] if isinstance(spec, str | int) else [str(item) for item in spec]
-    return [level for item in items for level in _item(item, rank, alone=len(items) == 1)]
+    found = [level for item in items for level in _item(item, rank, alone=len(items) == 1)]
+    require(bool(found) or not items, f"{spec!r} names no level in rank {rank}")
+    return found
 
 
 def _item(text: str, rank: int, alone: bool) -> list[int]:

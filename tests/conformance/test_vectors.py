@@ -11,10 +11,13 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import gennorm as gn
-from spec import generate
+from gennorm.config import LayerConfig, resolve_config
+from spec import generate, reference
 
 Case = dict[str, Any]
 
@@ -221,6 +224,46 @@ def test_an_example_of_a_batch_is_computed_as_if_alone(case: Case) -> None:
         np.testing.assert_allclose(layer(example), whole[i], rtol=0, atol=1e-12 * max(1.0, np.abs(whole[i]).max()))
 
 
+# Levels, groups and shapes: no arrays ---------------------------------------------------------------------------------
+
+ENDS = st.sampled_from(["", "All"]) | st.integers(-4, 4).map(str)
+ITEMS = st.integers(-4, 5).map(str) | st.builds("{};;{}".format, ENDS, ENDS) | st.just("All")
+SPECS = ITEMS | st.lists(ITEMS, min_size=1, max_size=3).map(lambda items: "{" + ", ".join(items) + "}")
+NUMBERS = st.sampled_from([1, 1, 2, 3])
+GROUPS = (
+    st.none()
+    | NUMBERS
+    | st.lists(NUMBERS, min_size=1, max_size=3)
+    | st.dictionaries(st.integers(-3, 3), NUMBERS, max_size=2)
+)
+
+
+@settings(max_examples=500)
+@given(
+    shape=st.lists(st.sampled_from([2, 4, 6]), max_size=5).map(tuple),
+    aggregation=SPECS,
+    scaling=SPECS | st.sampled_from(["Same", "Complement", "{}"]),
+    groups=GROUPS,
+    batched=st.booleans(),
+)
+def test_the_reference_and_the_package_resolve_alike(
+    shape: tuple[int, ...], aggregation: str, scaling: str, groups: Any, batched: bool
+) -> None:
+    if batched and not shape:
+        return
+    try:
+        where = reference.geometry(shape, aggregation, scaling, groups, batched)
+        expected = (where.kept, tuple(shape[axis] for axis in where.scaling), where.size, where.scaling)
+    except ValueError:
+        expected = None
+    try:
+        resolved = resolve_config(LayerConfig.make(aggregation, scaling, groups, batched=batched), shape)
+        found = (resolved.moments_shape, resolved.parameter_shape, resolved.count, resolved.scaling)
+    except gn.GennormError:
+        found = None
+    assert found == expected
+
+
 # The vectors ---------------------------------------------------------------------------------------------------------
 
 
@@ -270,10 +313,10 @@ def test_the_check_sees_every_kind_of_difference(tmp_path: Path, monkeypatch: An
     groups["cases"][1]["moments"]["m2"]["values"].pop()
     del groups["cases"][2]["moments"]
     (tmp_path / "groups.json").write_text(json.dumps(groups), encoding="utf-8")
-    given = copy.deepcopy(FILES["given"])
-    values = given["cases"][0]["output"]["values"]
+    other = copy.deepcopy(FILES["given"])
+    values = other["cases"][0]["output"]["values"]
     values[0] = np.nextafter(float.fromhex(values[0]), 9.0).hex()  # a machine that adds in another order
-    (tmp_path / "given.json").write_text(json.dumps(given), encoding="utf-8")
+    (tmp_path / "given.json").write_text(json.dumps(other), encoding="utf-8")
 
     lines = generate.summary(tmp_path)
     assert lines[0] == "other.json: not made by spec/generate.py"
