@@ -25,7 +25,7 @@ LANES = 16  # elements in a vector of the kernels; a plan never cuts a tile insi
 # Beyond, a slice is cut into units that are measured first and applied afterwards, and that threads can share.
 CACHED = 4 << 20
 # A tile of columns is read line by line, a piece of memory here and there, and wants the nearer cache.
-CACHED_TILE = 1 << 19
+CACHED_TILE = 1 << 22
 UNIT = 1 << 18  # elements in a unit of a slice that is cut: a few dozen microseconds of work
 BLOCK = 1 << 13  # elements of a block of lines: it stays in the first-level cache from lane to lane
 WIDEST = 1024  # lanes in a tile at the most: its sums fill half of the first-level cache
@@ -306,7 +306,7 @@ def _plan(
     else:
         lines = outer.pop() if outer else Run(1, 0, 0, 0, True, ())
         rows = math.prod(run.size for run in outer)
-        tile = _tile(width, fold, lines.size * rows, CACHED_TILE // itemsize)
+        tile = _tile(width, fold)
         cut = _cut(lines.size, rows, min(tile, width), CACHED_TILE // itemsize, max(BLOCK // tile, 4))
         tiles = -(-width // tile)
         lines_vary = lines.p != 0 or any(run.p for run in outer)
@@ -371,12 +371,10 @@ def _merged(cells: list[Cell], inner: int) -> tuple[Run, ...]:
     return tuple(reversed(runs))
 
 
-def _tile(width: int, fold: int, lines: int, cached: int) -> int:
-    """Lanes in a tile: whole vectors and whole slices, as many as keep the tile in the cache, but some neighbours."""
+def _tile(width: int, fold: int) -> int:
+    """Lanes in a tile: whole vectors and whole slices, all lanes of a line if they are not too many."""
     step = math.lcm(LANES, fold)
-    most = max(WIDEST // step, 1)
-    wanted = max(cached // max(lines * step, 1), -(-64 // step))
-    return min(most, wanted, -(-width // step)) * step
+    return min(max(WIDEST // step, 1), -(-width // step)) * step
 
 
 def _cut(length: int, rows: int, width: int, cached: int, block: int) -> Cut:

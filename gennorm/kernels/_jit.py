@@ -153,7 +153,8 @@ def build(
         The machine code's entry point. It trusts its caller: dtypes, contiguity and bounds are not checked again.
     """
     assert isinstance(kernel, FunctionType)
-    names: dict[str, Any] = {**settings, "real": np.float64 if storage[2] == "float64" else np.float32}
+    real = np.float64 if storage[2] == "float64" else np.float32
+    names: dict[str, Any] = {**settings, "real": real, "COMPUTE": real}
     if not JIT:
         return _specialised(kernel, names)
     with _building:

@@ -12,7 +12,7 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, models, register_model
 
-from .vector import LANES
+from .vector import LANES, WIDE
 
 INT32 = ir.IntType(32)
 INT64 = ir.IntType(64)
@@ -21,30 +21,44 @@ DOUBLE = ir.DoubleType()
 
 
 class VectorType(types.Type):
-    """``LANES`` numbers of one floating type in registers."""
+    """Numbers of one floating type in registers, ``LANES`` or ``WIDE`` of them."""
 
-    def __init__(self, element: types.Float) -> None:
-        self.element = element
-        super().__init__(name=f"vector({element} x {LANES})")
+    def __init__(self, element: types.Float, lanes: int = LANES) -> None:
+        self.element, self.lanes = element, lanes
+        super().__init__(name=f"vector({element} x {lanes})")
 
 
 @register_model(VectorType)
 class VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: VectorType) -> None:
-        super().__init__(manager, kind, ir.VectorType(manager.lookup(kind.element).get_value_type(), LANES))
+        super().__init__(manager, kind, ir.VectorType(manager.lookup(kind.element).get_value_type(), kind.lanes))
 
 
 def _elementwise(operation: Callable[..., Any], instruction: str) -> None:
+    """Let an operator take two vectors, or a vector and a number that stands for one that is the same in every lane."""
+
     @infer_global(operation)
     class Elementwise(AbstractTemplate):
         def generic(self, args: Any, kws: Any) -> Any:
-            if len(args) == 2 and isinstance(args[0], VectorType) and args[0] == args[1]:
-                return signature(args[0], *args)
+            kinds = [kind for kind in args if isinstance(kind, VectorType)]
+            if len(args) == 2 and kinds and all(kind in (kinds[0], kinds[0].element) for kind in args):
+                return signature(kinds[0], *args)
             return None
 
-    @lower_builtin(operation, VectorType, VectorType)
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return getattr(builder, instruction)(*args)
+        return getattr(builder, instruction)(*_alike(builder, *args))
+
+    for kinds in ((VectorType, VectorType), (VectorType, types.Float), (types.Float, VectorType)):
+        lower_builtin(operation, *kinds)(lower)
+
+
+def _alike(builder: Any, *values: Any) -> list[Any]:
+    """The values as vectors, if one of them is."""
+    lanes = max(value.type.count if isinstance(value.type, ir.VectorType) else 0 for value in values)
+    return [
+        _splat(builder, value, lanes) if lanes and not isinstance(value.type, ir.VectorType) else value
+        for value in values
+    ]
 
 
 for _operation in (operator.add, operator.iadd):
@@ -53,6 +67,7 @@ for _operation in (operator.sub, operator.isub):
     _elementwise(_operation, "fsub")
 for _operation in (operator.mul, operator.imul):
     _elementwise(_operation, "fmul")
+_elementwise(operator.truediv, "fdiv")
 
 
 def _constant(kind: ir.Type, values: list[int]) -> ir.Constant:
@@ -75,42 +90,44 @@ def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any
 
 
 def _name(kind: ir.Type) -> str:
+    if isinstance(kind, ir.VectorType):
+        return f"v{kind.count}{_name(kind.element)}"
     if isinstance(kind, ir.IntType):
         return f"i{kind.width}"
     return {FLOAT: "f32", DOUBLE: "f64"}[kind]
 
 
-def _pointer(builder: Any, address: Any, kind: ir.Type) -> Any:
-    return builder.bitcast(address, ir.VectorType(kind, LANES).as_pointer())
+def _pointer(builder: Any, address: Any, kind: ir.Type, lanes: int) -> Any:
+    return builder.bitcast(address, ir.VectorType(kind, lanes).as_pointer())
 
 
 def _function(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
 
 
-def _read(builder: Any, address: Any, kind: ir.Type, count: Any = None) -> Any:
+def _read(builder: Any, address: Any, kind: ir.Type, lanes: int, count: Any = None) -> Any:
     """Load a vector from any address: alignment 1, so that an unaligned array is as legal as another."""
-    pointer = _pointer(builder, address, kind)
+    pointer = _pointer(builder, address, kind, lanes)
     if count is None:
         loaded = builder.load(pointer)
         loaded.align = 1
         return loaded
     vector, mask = pointer.type.pointee, _lanes_below(builder, count)
     function = _function(
-        builder, f"llvm.masked.load.v{LANES}{_name(kind)}.p0", vector, [pointer.type, INT32, mask.type, vector]
+        builder, f"llvm.masked.load.{_name(vector)}.p0", vector, [pointer.type, INT32, mask.type, vector]
     )
     return builder.call(function, [pointer, ir.Constant(INT32, 1), mask, ir.Constant(vector, None)])
 
 
 def _write(builder: Any, address: Any, vector: Any, count: Any = None) -> None:
-    pointer = _pointer(builder, address, vector.type.element)
+    pointer = _pointer(builder, address, vector.type.element, vector.type.count)
     if count is None:
         builder.store(vector, pointer).align = 1
         return
     mask = _lanes_below(builder, count)
     function = _function(
         builder,
-        f"llvm.masked.store.v{LANES}{_name(vector.type.element)}.p0",
+        f"llvm.masked.store.{_name(vector.type)}.p0",
         ir.VoidType(),
         [vector.type, pointer.type, INT32, mask.type],
     )
@@ -120,116 +137,92 @@ def _write(builder: Any, address: Any, vector: Any, count: Any = None) -> None:
 def _bfloat16_from(builder: Any, vector: Any) -> Any:
     """Round float32 to the nearest bfloat16, ties to even, in integers; NaN stays a (quiet) NaN."""
 
-    def each(value: int) -> ir.Constant:
-        return _constant(INT32, [value] * LANES)
+    lanes = vector.type.count
 
-    bits = builder.bitcast(vector, ir.VectorType(INT32, LANES))
+    def each(value: int) -> ir.Constant:
+        return _constant(INT32, [value] * lanes)
+
+    bits = builder.bitcast(vector, ir.VectorType(INT32, lanes))
     high = builder.lshr(bits, each(16))
     odd = builder.and_(high, each(1))
     nearest = builder.lshr(builder.add(bits, builder.add(odd, each(0x7FFF))), each(16))
     nan = builder.fcmp_unordered("uno", vector, vector)
     chosen = builder.select(nan, builder.or_(high, each(0x40)), nearest)
-    return builder.trunc(chosen, ir.VectorType(ir.IntType(16), LANES))
+    return builder.trunc(chosen, ir.VectorType(ir.IntType(16), lanes))
 
 
-def _decoder(storage: str) -> Callable[[Any, Any], Any]:
+def _decoded(builder: Any, vector: Any, storage: str) -> Any:
     """Storage to arithmetic, for a vector just loaded."""
-    single, double = ir.VectorType(FLOAT, LANES), ir.VectorType(DOUBLE, LANES)
+    lanes = vector.type.count
+    single, double = ir.VectorType(FLOAT, lanes), ir.VectorType(DOUBLE, lanes)
     if storage == "float16":
-        return lambda builder, v: builder.fpext(builder.bitcast(v, ir.VectorType(ir.HalfType(), LANES)), single)
+        return builder.fpext(builder.bitcast(vector, ir.VectorType(ir.HalfType(), lanes)), single)
     if storage == "bfloat16":
-        wide = ir.VectorType(INT32, LANES)
-        shift = _constant(INT32, [16] * LANES)
-        return lambda builder, v: builder.bitcast(builder.shl(builder.zext(v, wide), shift), single)
+        bits = builder.zext(vector, ir.VectorType(INT32, lanes))
+        return builder.bitcast(builder.shl(bits, _constant(INT32, [16] * lanes)), single)
     if storage in ("bool", "uint8", "uint16"):
-        return lambda builder, v: builder.uitofp(v, single)
+        return builder.uitofp(vector, single)
     if storage in ("int8", "int16"):
-        return lambda builder, v: builder.sitofp(v, single)
+        return builder.sitofp(vector, single)
     if storage in ("uint32", "uint64"):
-        return lambda builder, v: builder.uitofp(v, double)
+        return builder.uitofp(vector, double)
     if storage in ("int32", "int64"):
-        return lambda builder, v: builder.sitofp(v, double)
-    return lambda builder, v: v  # float32 and float64 are stored as they are computed with
+        return builder.sitofp(vector, double)
+    return vector  # float32 and float64 are stored as they are computed with
 
 
-def _encoder(storage: str) -> Callable[[Any, Any], Any]:
+def _encoded(builder: Any, vector: Any, storage: str) -> Any:
     """Arithmetic to storage, for a vector about to be stored."""
+    lanes = vector.type.count
     if storage == "float16":
-        half, bits = ir.VectorType(ir.HalfType(), LANES), ir.VectorType(ir.IntType(16), LANES)
-        return lambda builder, v: builder.bitcast(builder.fptrunc(v, half), bits)
-    if storage == "bfloat16":
-        return _bfloat16_from
-    return lambda builder, v: v
+        half = builder.fptrunc(vector, ir.VectorType(ir.HalfType(), lanes))
+        return builder.bitcast(half, ir.VectorType(ir.IntType(16), lanes))
+    return _bfloat16_from(builder, vector) if storage == "bfloat16" else vector
 
 
-def _loader(decode: Callable[[Any, Any], Any], compute: types.Float, partial: bool) -> Any:
-    def typed(array: Any) -> tuple[Any, Callable[[Any, Any], Any]]:
+def _loader(storage: str, compute: types.Float, lanes: int, *, partial: bool = False) -> Any:
+    def read(array: Any, *where: Any) -> Any:
         # Parameters and workspaces are stored as they are computed with, whatever the input's storage is.
         plain = isinstance(array.dtype, types.Float)
-        return VectorType(array.dtype if plain else compute), (lambda _, v: v) if plain else decode
-
-    if partial:
-
-        @intrinsic
-        def load_part(typing: Any, array: Any, start: Any, count: Any) -> Any:
-            result, decoded = typed(array)
-
-            def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-                address = _address(context, builder, sig.args[0], args[0], args[1])
-                return decoded(builder, _read(builder, address, address.type.pointee, args[2]))
-
-            return result(array, types.intp, types.intp), lower
-
-        return load_part
-
-    @intrinsic
-    def load(typing: Any, array: Any, start: Any) -> Any:
-        result, decoded = typed(array)
 
         def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             address = _address(context, builder, sig.args[0], args[0], args[1])
-            return decoded(builder, _read(builder, address, address.type.pointee))
+            vector = _read(builder, address, address.type.pointee, lanes, *args[2:])
+            return vector if plain else _decoded(builder, vector, storage)
 
-        return result(array, types.intp), lower
-
-    return load
-
-
-def _storer(encode: Callable[[Any, Any], Any], partial: bool) -> Any:
-    def encoded(array: Any) -> Callable[[Any, Any], Any]:
-        return (lambda _, v: v) if isinstance(array.dtype, types.Float) else encode
+        result = VectorType(array.dtype if plain else compute, lanes)
+        return result(array, *[types.intp] * len(where)), lower
 
     if partial:
+        return intrinsic(lambda typing, array, start, count: read(array, start, count))
+    return intrinsic(lambda typing, array, start: read(array, start))
 
-        @intrinsic
-        def store_part(typing: Any, array: Any, start: Any, count: Any, vector: Any) -> Any:
-            def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-                address = _address(context, builder, sig.args[0], args[0], args[1])
-                _write(builder, address, encoded(array)(builder, args[3]), args[2])
-                return context.get_dummy_value()
 
-            return types.void(array, types.intp, types.intp, vector), lower
+def _storer(storage: str, *, partial: bool = False) -> Any:
+    def write(array: Any, vector: Any, *where: Any) -> Any:
+        plain = isinstance(array.dtype, types.Float)
 
-        return store_part
-
-    @intrinsic
-    def store(typing: Any, array: Any, start: Any, vector: Any) -> Any:
         def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             address = _address(context, builder, sig.args[0], args[0], args[1])
-            _write(builder, address, encoded(array)(builder, args[2]))
+            stored = args[-1] if plain else _encoded(builder, args[-1], storage)
+            _write(builder, address, stored, *args[2:-1])
             return context.get_dummy_value()
 
-        return types.void(array, types.intp, vector), lower
+        return types.void(array, *[types.intp] * len(where), vector), lower
 
-    return store
+    if partial:
+        return intrinsic(lambda typing, array, start, count, vector: write(array, vector, start, count))
+    return intrinsic(lambda typing, array, start, vector: write(array, vector, start))
 
 
-@intrinsic
-def splat(typing: Any, value: Any) -> Any:
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _splat(builder, args[0])
+def _splatter(lanes: int) -> Any:
+    def splat(typing: Any, value: Any) -> Any:
+        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return _splat(builder, args[0], lanes)
 
-    return VectorType(value)(value), lower
+        return VectorType(value, lanes)(value), lower
+
+    return intrinsic(splat)
 
 
 @intrinsic
@@ -237,16 +230,75 @@ def widen(typing: Any, vector: Any) -> Any:
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if vector.element == types.float64:
             return args[0]
-        return builder.fpext(args[0], ir.VectorType(DOUBLE, LANES))
+        return builder.fpext(args[0], ir.VectorType(DOUBLE, vector.lanes))
 
-    return VectorType(types.float64)(vector), lower
+    return VectorType(types.float64, vector.lanes)(vector), lower
+
+
+def _narrower(compute: types.Float) -> Any:
+    def narrow(typing: Any, vector: Any) -> Any:
+        result = VectorType(compute, vector.lanes)
+
+        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            if compute == types.float64:
+                return args[0]
+            return builder.fptrunc(args[0], context.get_value_type(result))
+
+        return result(vector), lower
+
+    return intrinsic(narrow)
+
+
+@intrinsic
+def root(typing: Any, value: Any) -> Any:
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = args[0].type
+        return builder.call(_function(builder, f"llvm.sqrt.{_name(kind)}", kind, [kind]), args)
+
+    return value(value), lower
+
+
+@intrinsic
+def inverse(typing: Any, value: Any) -> Any:
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        value, one, zero = _alike(builder, args[0], ir.Constant(DOUBLE, 1.0), ir.Constant(DOUBLE, 0.0))
+        return builder.select(builder.fcmp_ordered("==", value, zero), zero, builder.fdiv(one, value))
+
+    return value(value), lower
+
+
+@intrinsic
+def larger(typing: Any, value: Any, least: Any) -> Any:
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        value, least = _alike(builder, *args)
+        return builder.select(builder.fcmp_ordered("<", value, least), least, value)
+
+    return value(value, least), lower
+
+
+@intrinsic
+def exceeds(typing: Any, value: Any, limit: Any) -> Any:
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        value, limit, one, zero = _alike(builder, *args, ir.Constant(DOUBLE, 1.0), ir.Constant(DOUBLE, 0.0))
+        return builder.select(builder.fcmp_ordered(">", value, limit), one, zero)
+
+    return value(value, limit), lower
+
+
+@intrinsic
+def choose(typing: Any, flag: Any, one: Any, other: Any) -> Any:
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        flag, zero = _alike(builder, args[0], ir.Constant(DOUBLE, 0.0))
+        return builder.select(builder.fcmp_unordered("!=", flag, zero), args[1], args[2])
+
+    return one(flag, one, other), lower
 
 
 @intrinsic
 def squared_onto(typing: Any, vector: Any, onto: Any) -> Any:
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         kind = args[0].type
-        function = _function(builder, f"llvm.fmuladd.v{LANES}{_name(kind.element)}", kind, [kind] * 3)
+        function = _function(builder, f"llvm.fmuladd.{_name(kind)}", kind, [kind] * 3)
         return builder.call(function, [args[0], args[0], args[1]])
 
     return vector(vector, onto), lower
@@ -289,14 +341,21 @@ def misaligned(typing: Any, array: Any, start: Any) -> Any:
 def words(storage: str, result: str, compute: str) -> dict[str, Any]:
     """Every word of ``vector``, lowered for one input storage, one output storage and one type of arithmetic."""
     real = {"float32": types.float32, "float64": types.float64}[compute]
-    decode, encode = _decoder(storage), _encoder(result)
     return {
-        "load": _loader(decode, real, partial=False),
-        "load_part": _loader(decode, real, partial=True),
-        "store": _storer(encode, partial=False),
-        "store_part": _storer(encode, partial=True),
-        "splat": splat,
+        "load": _loader(storage, real, LANES),
+        "load_part": _loader(storage, real, LANES, partial=True),
+        "load_wide": _loader(storage, real, WIDE),
+        "store": _storer(result),
+        "store_part": _storer(result, partial=True),
+        "splat": _splatter(LANES),
+        "splat_wide": _splatter(WIDE),
         "widen": widen,
+        "narrow": _narrower(real),
+        "root": root,
+        "inverse": inverse,
+        "larger": larger,
+        "exceeds": exceeds,
+        "choose": choose,
         "squared_onto": squared_onto,
         "first_lanes": first_lanes,
         "total": total,

@@ -95,7 +95,7 @@ def forward(
                     squared += sum_of_squares
                     count += size
                 mean, spread = moments(added, squared, count, np.float64(pivot))
-                if attempt == 1 or not cancelled(squared, spread):
+                if attempt == 1 or cancelled(squared, spread) == 0.0:
                     break
                 pivot = real(mean)
             if KEEP:

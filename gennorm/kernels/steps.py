@@ -1,17 +1,15 @@
-"""The steps both families of kernels are made of. Every one is inlined where it is used."""
+"""The steps both families of kernels are made of, on a slice's numbers or on a vector of neighbouring slices' numbers."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
-import numpy as np
-
-from .vector import Array, Vector
+from .vector import Array, Vector, exceeds, inverse, larger, root
 
 CENTER = 1  # Standardize subtracts the mean; RMS does not
 BIASES = 0  # 0: absent, 1: a constant of the loop that normalizes; more than that varies inside it
 EXACT = 1  # the squares of the input are exact in float64: one pass is enough unless it cancels
-real = np.float32  # the type of the arithmetic; moments are always float64
 
 INSIDE, FLOOR, OUTSIDE = 0, 1, 2
 
@@ -36,30 +34,30 @@ def offsets(geometry: Array, first: int, runs: int, number: int) -> tuple[int, i
     return x_offset, y_offset, p_offset
 
 
-def moments(added: float, squared: float, count: int, pivot: float) -> tuple[float, float]:
+def moments(added: Any, squared: Any, count: float, pivot: Any) -> tuple[Any, Any]:
     """Mean and second moment about it, from the sums of the deviations from ``pivot`` and of their squares."""
     if not CENTER:
-        return 0.0, squared
+        return pivot, squared
     beside = added / count
-    return pivot + beside, max(squared - added * beside, 0.0)
+    return pivot + beside, larger(squared - added * beside, 0.0)
 
 
-def cancelled(squared: float, spread: float) -> bool:
-    """Whether one pass was not enough. A NaN compares as if it was: another pass would not mend it."""
-    return bool(CENTER) and (not EXACT or squared > CANCELLATION * spread)
+def cancelled(squared: Any, spread: Any) -> Any:
+    """1 where one pass was not enough, 0 elsewhere."""
+    if not CENTER:
+        return exceeds(squared, math.inf)
+    if not EXACT:
+        return exceeds(squared, -1.0)
+    return exceeds(squared, spread * CANCELLATION)
 
 
-def inverse_deviation(variance: float, epsilon: float, placement: float) -> float:
+def inverse_deviation(variance: Any, epsilon: float, placement: float) -> Any:
     """What a deviation from the mean is multiplied by; 0 where it would be divided by 0."""
     if placement == INSIDE:
-        deviation = math.sqrt(variance + epsilon)
-    elif placement == FLOOR:
-        deviation = math.sqrt(variance)
-        if deviation < epsilon:
-            deviation = epsilon
-    else:
-        deviation = math.sqrt(variance) + epsilon
-    return 0.0 if deviation == 0.0 else 1.0 / deviation
+        return inverse(root(variance + epsilon))
+    if placement == FLOOR:
+        return inverse(larger(root(variance), epsilon))
+    return inverse(root(variance) + epsilon)
 
 
 def standardized(vector: Vector, centre: Vector, gain: Vector, shift: Vector) -> Vector:

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 LANES = 16  # sixteen float32 fill one AVX-512 register; a narrower machine splits the vector in two or four
+COMPUTE = np.float32  # the type of the arithmetic; moments are always float64
+WIDE = 64  # lanes of a column tile that are worked on at once: a block of 256 bytes, four whole cache lines
 
 Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.floating]
@@ -32,6 +34,11 @@ def load(array: Array, start: int) -> Vector:
     return _computed(array[start : start + LANES])
 
 
+def load_wide(array: Array, start: int) -> Vector:
+    """Return ``WIDE`` elements from ``start`` on."""
+    return _computed(array[start : start + WIDE])
+
+
 def load_part(array: Array, start: int, count: int) -> Vector:
     """Return ``count`` elements from ``start`` on and zero in the other lanes; nothing beyond them is read."""
     elements = _computed(array[start : start + min(count, LANES)])
@@ -39,8 +46,8 @@ def load_part(array: Array, start: int, count: int) -> Vector:
 
 
 def store(array: Array, start: int, vector: Vector) -> None:
-    """Write a whole vector, rounded to the array's type."""
-    array[start : start + LANES] = vector.astype(array.dtype)
+    """Write a whole vector, of either width, rounded to the array's type."""
+    array[start : start + vector.size] = vector.astype(array.dtype)
 
 
 def store_part(array: Array, start: int, count: int, vector: Vector) -> None:
@@ -52,6 +59,11 @@ def store_part(array: Array, start: int, count: int, vector: Vector) -> None:
 def splat(value: Any) -> Vector:
     """Return the same number in every lane."""
     return np.full(LANES, value)
+
+
+def splat_wide(value: Any) -> Vector:
+    """Return the same number in every lane of a wide vector."""
+    return np.full(WIDE, value)
 
 
 def widen(vector: Vector) -> Vector:
@@ -66,6 +78,37 @@ def squared_onto(vector: Vector, onto: Vector) -> Vector:
     deviations of float64 data are the one case where they may differ between machines.
     """
     return vector * vector + onto
+
+
+def narrow(vector: Vector) -> Vector:
+    """Return float64 lanes in the type of the arithmetic."""
+    return vector.astype(COMPUTE)
+
+
+def root(value: Any) -> Any:
+    """Return the square root, of a number or of each lane; below 0 it is NaN."""
+    with np.errstate(invalid="ignore"):
+        return np.sqrt(value)
+
+
+def inverse(value: Any) -> Any:
+    """Return one over a number or each lane, and 0 where that is 0."""
+    return np.where(value == 0, 0.0, 1.0 / np.where(value == 0, 1.0, value))
+
+
+def larger(value: Any, least: Any) -> Any:
+    """Return what is larger, in each lane; a NaN in the first stays."""
+    return np.where(value < least, least, value)
+
+
+def exceeds(value: Any, limit: Any) -> Any:
+    """Return 1 where the first is larger and 0 elsewhere, a NaN included."""
+    return np.where(value > limit, 1.0, 0.0)
+
+
+def choose(flag: Vector, one: Vector, other: Vector) -> Vector:
+    """Return the lanes of the first vector where the flag is not 0, of the second elsewhere."""
+    return np.where(flag != 0, one, other)
 
 
 def first_lanes(vector: Vector, count: int) -> Vector:
