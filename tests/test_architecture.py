@@ -40,7 +40,7 @@ OUTSIDE = {
     "kernels": {"numpy", "numba", "llvmlite", "ml_dtypes"},
     "layer": {"numpy", "ml_dtypes", "safetensors"},
     "presets": {"numpy"},
-    "cli": {"numpy", "typer", "click", "rich", "PIL", "torch"},
+    "cli": {"numpy", "ml_dtypes", "typer", "rich", "PIL", "torch"},
     **{front: {"numpy", framework} for front, framework in FRONTS.items()},
 }
 

@@ -1,0 +1,273 @@
+"""The commands: what they take, what they print, and with which status they end."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import json
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+import gennorm as gn
+from gennorm import levels, presets
+from gennorm.cli import INTERRUPTED, missing
+from gennorm.cli.console import console, progress
+from gennorm.cli.options import LayerOptions, Preset, build, dtype_named, shape_of, takes_layer
+from gennorm.errors import GennormError
+from gennorm.layer import NormalizationLayer
+from gennorm.plan import ITEMSIZE, Plan
+
+__all__ = ["app"]
+
+
+class Commands(TyperGroup):
+    """The commands, whose errors are one message and a status."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except GennormError as error:
+            _fail(f"gennorm: {error}")
+        except ModuleNotFoundError as error:
+            text = missing(error)
+            if text is None:
+                raise
+            _fail(text)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # who read the output has enough of it
+            about = f"{error.filename}: " if error.filename else ""
+            _fail(f"gennorm: {about}{error.strerror or error}")
+        except MemoryError as error:
+            _fail(f"gennorm: out of memory: {str(error) or 'an array does not fit'}")
+        except KeyboardInterrupt:
+            _fail("gennorm: interrupted", INTERRUPTED)
+
+
+def _fail(text: str, status: int = 1) -> NoReturn:
+    typer.echo(text, err=True)
+    raise typer.Exit(status) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="gennorm",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""One normalization layer: say over which levels, with parameters on which levels.
+
+Level 1 is the first dimension of one example, -1 the last, 0 the batch. Begin with
+
+  [cyan]gennorm demo[/cyan]
+  [cyan]gennorm presets[/cyan]
+  [cyan]gennorm explain --preset group_norm --groups 32 --shape 8,256,56,56[/cyan]""",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"gennorm {gn.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _gennorm(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What stands before the commands."""
+
+
+# ---------------------------------------------------------------------------------------------------------------- demo
+
+
+@app.command(
+    help="""Normalize a photograph with every preset, and with a layer that has no name.
+
+For each: the mean and deviation of slices before and after, what the engine does, and a picture.
+
+  [cyan]gennorm demo[/cyan]
+  [cyan]gennorm demo --output pictures[/cyan]"""
+)
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where the pictures go; made if it is not there.", metavar="DIR")
+    ] = Path("gennorm-demo"),
+) -> None:
+    """Show what the presets do to a photograph."""
+    from gennorm.cli.demo import show
+
+    show(output, console(), console(stderr=True))
+
+
+# --------------------------------------------------------------------------------------------------------------- apply
+
+
+@app.command(
+    help="""Normalize the arrays of a file.
+
+  [cyan]gennorm apply x.npy y.npy --preset layer_norm[/cyan]
+  [cyan]gennorm apply x.npy y.npy --aggregate "2;;All" --groups 2=32 --batched[/cyan]
+  [cyan]gennorm apply x.npy x.npy --preset batch_norm[/cyan]         in place
+  [cyan]gennorm apply all.npz out.npz --config layer.json[/cyan]     each array
+  [cyan]gennorm apply a.jpg b.png --preset instance_norm[/cyan]      a picture
+
+An array in a .npy file is mapped into memory and worked on in pieces along axis 0, so it may be larger than memory: in
+one pass where axis 0 is kept, in two where it is the batch and aggregated (the moments of the pieces add up). Other
+arrays are in memory one at a time.
+
+A picture is one example of rows, columns and colours. It is written with grey for the mean, black and white for 2.5
+deviations; with RMS, black for 0 and white for twice the root mean square. Transparency is kept.
+
+OUT appears when it is complete. Until then, and if anything fails, what was there before stays."""
+)
+@takes_layer
+def apply(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A .npy, .npz, .png or .jpg file.", show_default=False)],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A file of the same kind; IN itself will do.", show_default=False)
+    ],
+    options: LayerOptions,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Convert the input to this dtype first. bfloat16 also reads what NumPy saved as two nameless bytes.",
+            metavar="DTYPE",
+        ),
+    ] = None,
+) -> None:
+    """Normalize the arrays of a file into another."""
+    from gennorm.cli.apply import apply_file
+
+    wanted = None if dtype is None else dtype_named(dtype)
+    with progress(source.name) as report:
+        lines = apply_file(source, target, options, wanted, report)
+    for line in lines:
+        typer.echo(line)
+
+
+# ------------------------------------------------------------------------------------------------------------- explain
+
+
+@app.command(
+    help="""Print a layer, and what the engine does with it for an array of a shape.
+
+  [cyan]gennorm explain --shape 8,128,768 --preset layer_norm[/cyan]
+  [cyan]gennorm explain --shape 32,256,14,14 --aggregate All --groups 1=32 --batched[/cyan]
+  [cyan]gennorm explain --shape 3,224,224 --dtype float16 --json[/cyan]"""
+)
+@takes_layer
+def explain(
+    options: LayerOptions,
+    shape: Annotated[str, typer.Option(help="Shape of the array: 32,256,14,14.", metavar="SIZES", show_default=False)],
+    dtype: Annotated[str, typer.Option(help="Dtype of the array.", metavar="DTYPE")] = "float32",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+) -> None:
+    """Print a layer and its plan for an array."""
+    sizes = shape_of(shape)
+    layer = build(options, sizes)
+    plan = layer.plan(sizes, dtype_named(dtype))
+    if as_json:
+        typer.echo(json.dumps(_report(layer, plan), indent=2))
+        return
+    typer.echo(repr(layer))
+    typer.echo("")
+    typer.echo(str(plan))
+
+
+def _report(layer: NormalizationLayer, plan: Plan) -> dict[str, Any]:
+    """The layer and its plan in JSON's values."""
+    resolved = plan.resolved
+    return {
+        "format": "gennorm/plan",
+        "version": 1,
+        "layer": layer.to_config(),
+        "repr": repr(layer),
+        "shape": resolved.shape,
+        "dtype": plan.dtype,
+        "result": plan.result,
+        "compute": plan.compute,
+        "batched": resolved.batched,
+        "aggregation": [_place(plan, axis) for axis in resolved.aggregation],
+        "scaling": [_place(plan, axis) for axis in resolved.scaling],
+        "slices": plan.slices,
+        "slice_size": resolved.count,
+        "parameter_shape": resolved.parameter_shape,
+        "moments_shape": resolved.moments_shape,
+        "runs": [
+            {"size": run.size, "role": "aggregated" if run.aggregated else "kept", "axes": run.axes}
+            for run in plan.runs
+        ],
+        "kernel": plan.family,
+        "copies": plan.copies,
+        "reads": plan.reads,
+        "bytes_read": plan.reads * plan.size * ITEMSIZE[plan.dtype],
+        "bytes_written": plan.size * ITEMSIZE[plan.result],
+        "tasks": plan.tasks,
+        "text": str(plan),
+    }
+
+
+def _place(plan: Plan, axis: int) -> dict[str, Any]:
+    resolved = plan.resolved
+    level = resolved.level(axis)
+    return {
+        "level": level,
+        "axis": axis,
+        "name": levels.name(level, batched=resolved.batched),
+        "size": resolved.shape[axis],
+        "groups": resolved.groups[axis],
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- presets
+
+# The sizes that papers and other libraries use in their examples.
+EXAMPLES = {
+    Preset.BATCH: "64",
+    Preset.LAYER: "768",
+    Preset.INSTANCE: "64",
+    Preset.GROUP: "32, 256",
+    Preset.RMS: "768",
+}
+
+
+@app.command(
+    "presets",
+    help="""List the presets, each as the layer it is.
+
+  [cyan]gennorm presets[/cyan]""",
+)
+def list_presets() -> None:
+    """List the presets."""
+    screen = console()
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True, style="bold cyan")
+    table.add_column(overflow="fold")
+    for preset, sizes in EXAMPLES.items():
+        make = getattr(presets, preset)
+        what = (inspect.getdoc(make) or "").split("\n\n")[0].replace("\n", " ")
+        layer = make(*map(int, sizes.split(", ")))
+        table.add_row(f"gn.{preset}({sizes})", what)
+        table.add_row("", Text(repr(layer), style="green"))
+        table.add_row("", f"gennorm explain --preset {preset}{_example(preset)}")
+        table.add_row("", "")
+    screen.print(Padding(table, (0, 0, 0, 0)))
+    screen.print("Any other normalization is a NormalizationLayer in so many words: gennorm explain --help")
+
+
+def _example(preset: Preset) -> str:
+    if preset is Preset.GROUP:
+        return " --groups 32 --shape 8,256,56,56"
+    return " --shape 8,128,768" if preset in {Preset.LAYER, Preset.RMS} else " --shape 8,64,56,56"
