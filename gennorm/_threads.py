@@ -84,6 +84,11 @@ def set_num_threads(number: int) -> None:
         _threads = number
 
 
+def shared(elements: int) -> bool:
+    """Return whether work on so many elements is worth more than one thread, however many there are."""
+    return elements >= 2 * WORTH_SHARING
+
+
 def run(work: Callable[[int, int], None], tasks: int, elements: int) -> None:
     """Call ``work(lo, hi)`` for ranges that together cover the tasks, side by side where that is worth it.
 
@@ -96,7 +101,7 @@ def run(work: Callable[[int, int], None], tasks: int, elements: int) -> None:
     elements : int
         Size of all of them together, which decides whether sharing pays.
     """
-    threads = min(get_num_threads(), tasks, elements // WORTH_SHARING) if elements >= 2 * WORTH_SHARING else 1
+    threads = min(get_num_threads(), tasks, elements // WORTH_SHARING) if shared(elements) else 1
     if threads < 2 or not _lock.acquire(blocking=False):
         work(0, tasks)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -156,14 +157,13 @@ class NormalizationLayer:
         self._config = config
         self._lock = threading.Lock()
         self._bound: dict[Any, Bound] = {}
+        self._shortcuts: dict[Any, Any] = {}
         self._parameters: dict[str, Array | None] = dict.fromkeys(PARAMETERS)
         for name in PARAMETERS:
             if getattr(config, name) == "explicit":
                 self._parameters[name] = self._checked(name, given[name])
-        try:
+        with suppress(InitializationError):  # a size that is not known yet: a call will say which
             self._fill(self._known_shape())
-        except InitializationError:
-            pass  # a size is not known yet: a call will say which, or initialize will supply it
 
     # Calling it ------------------------------------------------------------------------------------------------------
 
@@ -207,6 +207,12 @@ class NormalizationLayer:
         >>> layer(np.array([1.0, 2.0, 3.0]))
         array([-1.22474487,  0.        ,  1.22474487])
         """
+        try:
+            shortcut = self._shortcuts[x.shape, x.strides, x.dtype] if out is None and type(x) is np.ndarray else None
+        except KeyError:
+            shortcut = None
+        if shortcut is not None:
+            return shortcut(x)
         if isinstance(x, (list, tuple)) and x and all(isinstance(example, np.ndarray) for example in x):
             if out is not None:
                 msg = "out cannot be given for a list of arrays\ncall the layer on one array at a time"
@@ -216,6 +222,8 @@ class NormalizationLayer:
         bound, y = self._prepared(x, out)
         scaling, biases = self._ready(bound.plan.resolved)
         bound.normalize(x, y, scaling, biases)
+        if out is None:
+            self._remember(x, bound)
         return _returned(y, out)
 
     def measure(self, x: Any) -> Moments:
@@ -313,10 +321,10 @@ class NormalizationLayer:
         --------
         >>> import gennorm as gn
         >>> print(gn.layer_norm(768).plan((8, 128, 768)))
-        array      float32 (8, 128, 768), a batch of examples
-        aggregates level 2 (axis 2): 1,024 slices of 768 elements
+        array      float32 (8, 128, 768), one example
+        aggregates level 3 (axis 2): 1,024 slices of 768 elements
         groups     none
-        scales     level 2 (axis 2): scaling (768,), biases (768,)
+        scales     level 3 (axis 2): scaling (768,), biases (768,)
         moments    (8, 128), float64
         runs       1024 kept x 768 aggregated
         kernel     rows, float32 arithmetic
@@ -397,9 +405,7 @@ class NormalizationLayer:
         >>> layer.initialized, layer.initialize((3, 224, 224)).initialized
         (False, True)
         """
-        return all(
-            getattr(self._config, name) is None or self._parameters[name] is not None for name in PARAMETERS
-        )
+        return all(getattr(self._config, name) is None or self._parameters[name] is not None for name in PARAMETERS)
 
     def initialize(self, input_shape_or_array: Any) -> NormalizationLayer:
         """Make the automatic parameters, now that a shape is known: scaling of ones, biases of zeros.
@@ -445,11 +451,11 @@ class NormalizationLayer:
                 self._parameters[name] = np.full(shape, INITIAL[name], self._dtype())
 
     def _dtype(self) -> np.dtype[Any]:
-        if self._config.dtype != "bfloat16":
-            return np.dtype(self._config.dtype)
-        import ml_dtypes  # an extra: NumPy itself has no bfloat16
+        if self._config.dtype == "bfloat16":
+            import ml_dtypes  # an extra: it is what gives NumPy the name
 
-        return np.dtype(ml_dtypes.bfloat16)
+            return np.dtype(ml_dtypes.bfloat16)
+        return np.dtype(self._config.dtype)
 
     def _value(self, name: str) -> Any:
         array = self._parameters[name]
@@ -459,16 +465,14 @@ class NormalizationLayer:
         if value is self._parameters[name] and value is not None:
             return  # `layer.scaling -= step` has written into the array already
         mode = _mode(value)
-        config = replace(self._config, **{name: mode})
+        config = _with_mode(self._config, name, mode)
         array = self._checked(name, value) if mode == "explicit" else None
         with self._lock:
-            self._config, self._bound = config, {}
+            self._config, self._bound, self._shortcuts = config, {}, {}
             self._parameters[name] = array
         if mode == "Automatic":
-            try:
+            with suppress(InitializationError):
                 self._fill(self._known_shape())
-            except InitializationError:
-                pass  # as when the layer was made
 
     def _checked(self, name: str, value: Any) -> Array:
         """The layer's own copy of a parameter that was given, once its shape is known to be right."""
@@ -542,6 +546,14 @@ class NormalizationLayer:
                     self._bound.clear()
                 self._bound[key] = bound
         return bound
+
+    def _remember(self, x: Array, bound: Bound) -> None:
+        """Have the next call on such an array go straight to its kernel, where it is one kernel's work."""
+        with self._lock:
+            shortcut = bound.shortcut(self._parameters["scaling"], self._parameters["biases"])
+            if len(self._shortcuts) >= REMEMBERED:
+                self._shortcuts.clear()
+            self._shortcuts[x.shape, x.strides, x.dtype] = shortcut
 
     # Telling about it ------------------------------------------------------------------------------------------------
 
@@ -660,7 +672,7 @@ class NormalizationLayer:
         given = {"scaling": scaling, "biases": biases}
         for name in PARAMETERS:
             if _mode(given[name]) == "explicit":
-                settings = replace(settings, **{name: "explicit"})
+                settings = _with_mode(settings, name, "explicit")
             elif getattr(settings, name) == "explicit":
                 msg = f"the config says that {name} was given as an array, and holds no arrays\n"
                 msg += f"pass it: from_config(config, {name}=array)"
@@ -677,7 +689,7 @@ class NormalizationLayer:
                 getattr(self._config, name) == "Automatic" and bool(np.all(array == INITIAL[name]))
             ):
                 arguments[name] = array
-        shown = []
+        shown: list[str] = []
         for position, (name, default) in enumerate(DEFAULTS.items()):
             value = arguments[name]
             if not isinstance(value, np.ndarray) and value == default:
@@ -696,7 +708,7 @@ class NormalizationLayer:
             name: None if array is None else array.copy() for name, array in state["parameters"].items()
         }
         self._lock = threading.Lock()
-        self._bound = {}
+        self._bound, self._shortcuts = {}, {}
 
 
 DEFAULTS = LayerConfig.make().arguments()
@@ -714,6 +726,10 @@ class Information(dict[str, Any]):
 def _mode(value: Any) -> Any:
     """The setting that stands for a parameter given as this value."""
     return value if value is None or isinstance(value, str) else "explicit"
+
+
+def _with_mode(config: LayerConfig, name: str, mode: Any) -> LayerConfig:
+    return replace(config, scaling=mode) if name == "scaling" else replace(config, biases=mode)
 
 
 def _written(value: Any) -> str:
@@ -764,7 +780,8 @@ def _real(x: Any, what: str) -> Array:
         x = np.asarray(x)
     if x.dtype.name not in ITEMSIZE:
         _dtype_name(x.dtype, what)
-    return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+    native: Array = x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+    return native
 
 
 def _not_an_array(x: Any, what: str) -> InputError:
@@ -808,7 +825,10 @@ def _writable(out: Any, x: Array, parameters: Mapping[str, Array | None]) -> Arr
         msg += "pass np.empty_like(x)"
         raise OutputError(msg, code="O006")
     for name, array in {"the input": x, **parameters}.items():
-        same = array is x and (out.__array_interface__["data"], out.strides) == (x.__array_interface__["data"], x.strides)
+        same = array is x and (out.__array_interface__["data"], out.strides) == (
+            x.__array_interface__["data"],
+            x.strides,
+        )
         if array is not None and not same and _share(out, array):
             msg = f"out shares memory with {name}\npass x itself to normalize in place, or an array apart from it"
             raise OutputError(msg, code="O007")
@@ -820,7 +840,7 @@ def _share(one: Array, two: Array) -> bool:
     if not np.may_share_memory(one, two):
         return False
     try:
-        return np.shares_memory(one, two, max_work=100_000)
+        return np.shares_memory(one, two, max_work=100_000)  # type: ignore[arg-type]  # any number will do
     except np.exceptions.TooHardError:
         return True
 
@@ -847,5 +867,6 @@ def _applicable(moments: Any, resolved: Resolved, config: LayerConfig) -> tuple[
         )
     except ValueError:
         msg = f"the moments have the shape {moments.shape}, and the slices of an input of shape {resolved.shape} "
-        msg += f"{resolved.moments_shape}\nthey have one axis for each level that is kept, and the groups of one that is not"
+        msg += f"{resolved.moments_shape}\n"
+        msg += "they have one axis for each level that is kept, and the groups of one that is not"
         raise ParameterError(msg, code="P022") from None

@@ -68,7 +68,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class _Cell:
     """A whole axis, or one of the two parts of a grouped one."""
 
     size: int
@@ -81,7 +81,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class _Cut:
     """How the lines or rows of a slice are cut into pieces and units."""
 
     piece: int
@@ -105,7 +105,7 @@ class Plan:
         The nest, outermost run first.
     family : {"rows", "columns"}
         Which kernels run it.
-    cut : Cut
+    cut : _Cut
     geometry : tuple of int
         What the kernel is told; see the first lines of ``kernels/rows.py`` and ``kernels/columns.py``.
     parameter_kind : int
@@ -121,6 +121,15 @@ class Plan:
         What has to be copied first, because its innermost run has no unit stride.
     order : tuple of int
         The axes in the memory order of a copy, outermost first.
+
+    Examples
+    --------
+    >>> import gennorm as gn
+    >>> plan = gn.group_norm(32, 256).plan((8, 256, 14, 14))
+    >>> plan.family, plan.slices, plan.reads
+    ('rows', 256, 1)
+    >>> [(run.size, run.aggregated) for run in plan.runs]
+    [(8, False), (32, False), (8, True), (196, True)]
     """
 
     config: LayerConfig
@@ -130,7 +139,7 @@ class Plan:
     compute: str
     runs: tuple[Run, ...]
     family: Literal["rows", "columns"]
-    cut: Cut
+    cut: _Cut
     geometry: tuple[int, ...]
     parameter_kind: int
     parameter_cells: tuple[tuple[int, int, int], ...]
@@ -230,7 +239,7 @@ def _cells(
     itemsize: int,
     out_strides: tuple[int, ...],
     out_itemsize: int,
-) -> list[Cell] | None:
+) -> list[_Cell] | None:
     """Cells larger than 1, outermost first; None where the innermost one is not contiguous in input and output."""
     cells = []
     for axis, (size, x, y) in enumerate(zip(resolved.shape, strides, out_strides, strict=True)):
@@ -242,17 +251,17 @@ def _cells(
         groups = resolved.groups[axis] if aggregated else size
         within = size // groups if groups else 0
         if aggregated and groups > 1:
-            cells.append(Cell(groups, x * within, y * within, False, varies, axis, 0))
-            cells.append(Cell(within, x, y, True, varies, axis, 1))
+            cells.append(_Cell(groups, x * within, y * within, False, varies, axis, 0))
+            cells.append(_Cell(within, x, y, True, varies, axis, 1))
         else:
-            cells.append(Cell(size, x, y, aggregated, varies, axis, 0))
+            cells.append(_Cell(size, x, y, aggregated, varies, axis, 0))
     cells = sorted((cell for cell in cells if cell.size != 1), key=lambda cell: (-abs(cell.y), -abs(cell.x)))
     if not cells:  # one element: a slice of one
-        return [Cell(1, 1, 1, True, False, 0, 0)]
+        return [_Cell(1, 1, 1, True, False, 0, 0)]
     return cells if cells[-1].x == 1 and cells[-1].y == 1 else None
 
 
-def _contiguous(cells: list[Cell], size: int) -> tuple[int, int]:
+def _contiguous(cells: list[_Cell], size: int) -> tuple[int, int]:
     """How many cells, from the innermost outwards, lie behind ``size`` elements in one run of one role, and its size.
 
     Cells that differ in whether the parameters vary with them stay apart, so that parameters are one number a row,
@@ -275,7 +284,7 @@ def _plan(
     dtype: str,
     result: str,
     compute: str,
-    cells: list[Cell],
+    cells: list[_Cell],
     copies: Literal["nothing", "input", "both"],
     order: tuple[int, ...],
 ) -> Plan:
@@ -297,7 +306,7 @@ def _plan(
 
     if family == "rows":
         cut = _cut(width, math.prod(run.size for run in outer), 1, CACHED // itemsize, width)
-        geometry = (
+        geometry: tuple[int, ...] = (
             *(width, cut.piece, cut.pieces, math.prod(run.size for run in outer), cut.portion, cut.units),
             *(slices, len(kept), len(outer)),
         )
@@ -323,7 +332,7 @@ def _plan(
     if fold > 1:
         folded = tuple(dict.fromkeys(cell.axis for cell in inner if cell.aggregated))
         kept_lanes = tuple(dict.fromkeys(cell.axis for cell in inner if not cell.aggregated))
-        last = (
+        last: tuple[Run, ...] = (
             Run(width // fold, fold, fold, fold if lanes_vary else 0, False, kept_lanes),
             Run(fold, 1, 1, int(lanes_vary), True, folded),
         )
@@ -351,7 +360,7 @@ def _plan(
     )
 
 
-def _merged(cells: list[Cell], inner: int) -> tuple[Run, ...]:
+def _merged(cells: list[_Cell], inner: int) -> tuple[Run, ...]:
     """Runs of the cells outside the innermost, outermost first; ``inner`` parameters lie inside them."""
     runs: list[Run] = []
     step = inner
@@ -377,16 +386,16 @@ def _tile(width: int, fold: int) -> int:
     return min(max(WIDEST // step, 1), -(-width // step)) * step
 
 
-def _cut(length: int, rows: int, width: int, cached: int, block: int) -> Cut:
+def _cut(length: int, rows: int, width: int, cached: int, block: int) -> _Cut:
     """Pieces and units of a slice, or tile of slices, of ``rows`` times ``length`` lines of ``width`` elements."""
     if length * rows * width <= cached:
         piece = min(block, length)
         pieces = -(-length // max(piece, 1))
-        return Cut(piece, pieces, rows * pieces, 1)
+        return _Cut(piece, pieces, rows * pieces, 1)
     piece = min(block, length, max(UNIT // width, 1))
     pieces = -(-length // piece)
     portion = max(UNIT // (piece * width), 1)
-    return Cut(piece, pieces, portion, -(-rows * pieces // portion))
+    return _Cut(piece, pieces, portion, -(-rows * pieces // portion))
 
 
 def _text(plan: Plan) -> str:
@@ -401,7 +410,10 @@ def _text(plan: Plan) -> str:
     ]
     runs = " x ".join(f"{run.size} {'aggregated' if run.aggregated else 'kept'}" for run in plan.runs)
     copied = {"nothing": "", "input": " after a copy of the input", "both": " between copies of input and output"}
-    read, written = plan.reads * plan.size * ITEMSIZE[plan.dtype], min(plan.reads, 1) * plan.size * ITEMSIZE[plan.result]
+    read, written = (
+        plan.reads * plan.size * ITEMSIZE[plan.dtype],
+        min(plan.reads, 1) * plan.size * ITEMSIZE[plan.result],
+    )
     lines = {
         "array": f"{plan.dtype} {resolved.shape}, {'a batch of examples' if resolved.batched else 'one example'}",
         "aggregates": f"{_places(resolved, resolved.aggregation)}: {_count(plan.slices, 'slice')} of "

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gennorm._threads import run
+from gennorm._threads import run, shared
 from gennorm.config import LayerConfig
 from gennorm.plan import ITEMSIZE, Plan, dense_strides, make_plan
 
@@ -22,7 +22,11 @@ __all__ = ["Bound", "bind"]
 Array = npt.NDArray[Any]
 
 PLACEMENTS = {"inside": 0, "floor": 1, "outside": 2}
-VIEWED = {"float16": np.dtype(np.uint16), "bfloat16": np.dtype(np.uint16), "bool": np.dtype(np.uint8)}
+VIEWED: dict[str, np.dtype[Any]] = {
+    "float16": np.dtype(np.uint16),
+    "bfloat16": np.dtype(np.uint16),
+    "bool": np.dtype(np.uint8),
+}
 NEAR = 16 << 20  # bytes of slices that are measured before they are applied, still in the last-level cache by then
 NOTHING = np.empty(0)
 
@@ -39,10 +43,8 @@ def _kernel(
     biases: int,
 ) -> Callable[..., None]:
     storage, result, compute = dtypes
-    settings = {
-        **{"CENTER": int(center), "MEASURE": int(measure), "KEEP": int(keep), "APPLY": int(apply)},
-        **{"SCALING": scaling, "BIASES": biases, "EXACT": int(compute == "float32")},
-    }
+    flags = {"CENTER": center, "MEASURE": measure, "KEEP": keep, "APPLY": apply, "EXACT": compute == "float32"}
+    settings = {**{name: int(flag) for name, flag in flags.items()}, "SCALING": scaling, "BIASES": biases}
     arrays = (storage, result, compute, compute, "float64", "float64", "int64", "float64")
     if family == "rows":
         return _jit.build(rows.forward, settings, dtypes, arrays, 2)
@@ -120,6 +122,49 @@ class Bound:
                 source, target, self.parameter(scaling), self.parameter(biases), means, spreads, numbers, measure=False
             )
 
+    def shortcut(self, scaling: Array | None, biases: Array | None) -> Callable[[Array], Array] | None:
+        """Return a function that does what `normalize` does, if that is one kernel call; else None.
+
+        A small call is mostly Python: everything that does not change from one to the next is settled here. The
+        parameters are looked at through the views taken now.
+        """
+        plan = self.plan
+        gains, shifts = self.parameter(scaling), self.parameter(biases)
+        settled = all(
+            given is None or np.may_share_memory(given, taken)
+            for given, taken in ((scaling, gains), (biases, shifts))
+            if taken is not None
+        )
+        if plan.copies != "nothing" or plan.cut.units > 1 or plan.tasks == 0 or not settled or shared(plan.size):
+            return None
+        kind, tasks = plan.parameter_kind, plan.tasks
+        kernel = _kernel(
+            plan.family, self.dtypes, self.center, True, False, True,
+            0 if gains is None else kind, 0 if shifts is None else kind,
+        )  # fmt: skip
+        unused = np.empty(0, self.compute)
+        gains, shifts = unused if gains is None else gains, unused if shifts is None else shifts
+        geometry, numbers, nothing, shape, empty = self.geometry, self.numbers, NOTHING, plan.resolved.shape, np.empty
+        result = _dtype(plan.result)
+        plain = plan.dtype == plan.result == plan.compute and plan.order == tuple(range(len(shape)))
+        space = (5 * self.tile, 3 * self.tile) if plan.family == "columns" else None
+
+        def normalize(x: Array) -> Array:
+            if plain and x.flags.c_contiguous:
+                source, y = x.reshape(-1), empty(shape, result)
+                target = y.reshape(-1)
+            else:
+                source, y = _flat(x, plan.dtype), np.empty_like(x, result)
+                target = _flat(y, plan.result)
+            if space is None:
+                kernel(source, target, gains, shifts, nothing, nothing, geometry, numbers, 0, tasks)
+            else:
+                work = empty(space[0]), empty(space[1], self.compute)
+                kernel(source, target, gains, shifts, nothing, nothing, geometry, numbers, *work, 0, tasks)
+            return y
+
+        return normalize
+
     # Kernels ---------------------------------------------------------------------------------------------------------
 
     def _run(
@@ -151,7 +196,7 @@ class Bound:
         hi = plan.tasks if hi is None else hi
 
         def work(first: int, last: int) -> None:
-            space = ()
+            space: tuple[Array, ...] = ()
             if plan.family == "columns":
                 space = (np.empty(5 * self.tile), np.empty(3 * self.tile, self.compute))
             kernel(x, y, gains, shifts, means, spreads, geometry, numbers, *space, lo + first, lo + last)
@@ -169,7 +214,7 @@ class Bound:
         mean[:], spread[:] = self._merged(means, spreads)
 
     def _measure_units(self, x: Array, means: Array, spreads: Array, lo: int, hi: int) -> None:
-        empty = np.empty(0, VIEWED.get(self.plan.result, self.plan.result))
+        empty = np.empty(0, VIEWED.get(self.plan.result) or self.plan.result)
         self._run(
             x, empty, None, None, means, spreads, self.numbers, measure=True, keep=True, apply=False, lo=lo, hi=hi
         )
@@ -256,6 +301,14 @@ class Bound:
         return np.ascontiguousarray(moments.reshape(sizes).transpose(back), np.float64).reshape(-1)
 
 
+def _dtype(name: str) -> np.dtype[Any]:
+    if name != "bfloat16":
+        return np.dtype(name)
+    import ml_dtypes  # an extra: NumPy itself has no bfloat16
+
+    return np.dtype(ml_dtypes.bfloat16)
+
+
 class _Copies:
     """The flat views that kernels take, of the arrays themselves or, where a plan says so, of copies."""
 
@@ -278,7 +331,7 @@ class _Copies:
         return np.empty([shape[axis] for axis in order], dtype).transpose(inverse)
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None and self.y is not None and self.target is not self.y:
+        if kind is None and self.y is not None and self.target is not None and self.target is not self.y:
             np.copyto(self.y, self.target)
 
 

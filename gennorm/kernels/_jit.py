@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, ClassVar
 
 import llvmlite
 import numba
@@ -56,8 +56,8 @@ def cache_directory() -> Path:
     given = os.environ.get("GENNORM_CACHE_DIR") or os.environ.get("NUMBA_CACHE_DIR")
     if given:
         return Path(given) / "gennorm"
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(home) / "gennorm"
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "gennorm"
 
 
 class _ContentCache(_Cache):
@@ -88,9 +88,9 @@ class _ContentCache(_Cache):
             try:
                 with os.fdopen(handle, "wb") as file:
                     file.write(hashlib.sha256(payload).digest() + payload)
-                os.replace(temporary, self._path)
+                Path(temporary).replace(self._path)
             except BaseException:
-                os.unlink(temporary)
+                Path(temporary).unlink()
                 raise
         except Exception:  # noqa: BLE001  a cache that cannot be written costs the next process a compilation
             return
@@ -160,7 +160,14 @@ def build(
     with _building:
         shape = signature(arrays, integers)
         module = kernel.__module__.rpartition(".")[2]
-        described = (kernel.__qualname__, module, sorted(settings.items()), storage, str(shape), sorted(OPTIONS.items()))
+        described = (
+            kernel.__qualname__,
+            module,
+            sorted(settings.items()),
+            storage,
+            str(shape),
+            sorted(OPTIONS.items()),
+        )
         versions = (numba.__version__, llvmlite.__version__, np.__version__, sys.version_info[:3], sys.byteorder)
         processor = cpu_target.target_context.codegen().magic_tuple()
         content = hashlib.sha256(_sources() + repr((described, versions, processor)).encode()).hexdigest()
@@ -177,7 +184,7 @@ def build(
 class _Kernel:
     """Keeps a dispatcher, which owns the machine code, alive for as long as the process may call its entry point."""
 
-    kept: list[_Kernel] = []
+    kept: ClassVar[list[_Kernel]] = []
 
     def __init__(self, dispatcher: Any, entry: Callable[..., None]) -> None:
         self.dispatcher, self.entry = dispatcher, entry

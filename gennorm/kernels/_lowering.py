@@ -340,7 +340,7 @@ def misaligned(typing: Any, array: Any, start: Any) -> Any:
 
 def words(storage: str, result: str, compute: str) -> dict[str, Any]:
     """Every word of ``vector``, lowered for one input storage, one output storage and one type of arithmetic."""
-    real = {"float32": types.float32, "float64": types.float64}[compute]
+    real: types.Float = types.float64 if compute == "float64" else types.float32
     return {
         "load": _loader(storage, real, LANES),
         "load_part": _loader(storage, real, LANES, partial=True),

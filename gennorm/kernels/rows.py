@@ -13,6 +13,8 @@ A call works on the units ``lo`` to ``hi`` and writes nothing that belongs to ot
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .steps import cancelled, inverse_deviation, moments, offsets, standardized
@@ -151,7 +153,7 @@ def sums(x: Array, start: int, size: int) -> tuple[float, float]:
     return total(added + added_too), total(squared + squared_too)
 
 
-def sums_about(x: Array, start: int, size: int, pivot: float) -> tuple[float, float]:
+def sums_about(x: Array, start: int, size: int, pivot: Any) -> tuple[float, float]:
     """Sum of the deviations of contiguous elements from ``pivot``, and of their squares."""
     centre = widen(splat(pivot))
     added = splat(0.0)

@@ -1,4 +1,4 @@
-"""The steps both families of kernels are made of, on a slice's numbers or on a vector of neighbouring slices' numbers."""
+"""The steps that both families are made of, on the numbers of a slice or on vectors of neighbouring slices' numbers."""
 
 from __future__ import annotations
 
