@@ -454,7 +454,8 @@ class NormalizationLayer:
         if self._config.dtype == "bfloat16":
             import ml_dtypes  # an extra: it is what gives NumPy the name
 
-            return np.dtype(ml_dtypes.bfloat16)
+            dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+            return dtype
         return np.dtype(self._config.dtype)
 
     def _value(self, name: str) -> Any:

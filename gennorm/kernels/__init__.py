@@ -145,13 +145,13 @@ class Bound:
         unused = np.empty(0, self.compute)
         gains, shifts = unused if gains is None else gains, unused if shifts is None else shifts
         geometry, numbers, nothing, shape, empty = self.geometry, self.numbers, NOTHING, plan.resolved.shape, np.empty
-        result = _dtype(plan.result)
+        result = None if plan.result == plan.dtype else np.dtype(plan.result)
         plain = plan.dtype == plan.result == plan.compute and plan.order == tuple(range(len(shape)))
         space = (5 * self.tile, 3 * self.tile) if plan.family == "columns" else None
 
         def normalize(x: Array) -> Array:
             if plain and x.flags.c_contiguous:
-                source, y = x.reshape(-1), empty(shape, result)
+                source, y = x.reshape(-1), empty(shape, result or x.dtype)
                 target = y.reshape(-1)
             else:
                 source, y = _flat(x, plan.dtype), np.empty_like(x, result)
@@ -299,14 +299,6 @@ class Bound:
         sizes = [self._moments_sizes[i] for i in self._moments_order]
         back = sorted(range(len(sizes)), key=lambda i: self._moments_order[i])
         return np.ascontiguousarray(moments.reshape(sizes).transpose(back), np.float64).reshape(-1)
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    if name != "bfloat16":
-        return np.dtype(name)
-    import ml_dtypes  # an extra: NumPy itself has no bfloat16
-
-    return np.dtype(ml_dtypes.bfloat16)
 
 
 class _Copies:
