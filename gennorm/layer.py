@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from gennorm import config as configs
 from gennorm import levels
+from gennorm.arrays import dtype_name, dtype_named, real, result_dtype, shape_of, writable
 from gennorm.config import LayerConfig, Resolved, resolve_config
 from gennorm.errors import (
     ConfigError,
@@ -21,11 +22,10 @@ from gennorm.errors import (
     InputError,
     OutputError,
     ParameterError,
-    ShapeError,
     suggest,
 )
 from gennorm.moments import Moments
-from gennorm.plan import COMPUTED, ITEMSIZE, Plan, make_plan
+from gennorm.plan import ITEMSIZE, Plan, make_plan
 
 if TYPE_CHECKING:
     from gennorm.kernels import Bound
@@ -218,7 +218,7 @@ class NormalizationLayer:
                 msg = "out cannot be given for a list of arrays\ncall the layer on one array at a time"
                 raise OutputError(msg, code="O001")
             return [self(example) for example in x]
-        x = _real(x, "the input")
+        x = real(x, "the input")
         bound, y = self._prepared(x, out)
         scaling, biases = self._ready(bound.plan.resolved)
         bound.normalize(x, y, scaling, biases)
@@ -252,7 +252,7 @@ class NormalizationLayer:
         >>> gn.NormalizationLayer(-1).measure(np.array([[1.0, 3.0], [2.0, 2.0]]))
         Moments(count=[2., 2.], mean=[2., 2.], m2=[2., 0.])
         """
-        x = _real(x, "the input")
+        x = real(x, "the input")
         bound = self._bind(x, None)
         mean, spread = bound.measure(x)
         resolved = bound.plan.resolved
@@ -290,7 +290,7 @@ class NormalizationLayer:
         >>> layer.apply(np.array([1.0, 2.0, 3.0]), gn.Moments.from_variance(1.0, 4.0))
         array([0. , 0.5, 1. ])
         """
-        x = _real(x, "the input")
+        x = real(x, "the input")
         bound, y = self._prepared(x, out)
         resolved = bound.plan.resolved
         scaling, biases = self._ready(resolved)
@@ -332,10 +332,10 @@ class NormalizationLayer:
         parallel   1,024 tasks
         """
         if isinstance(shape_or_array, np.ndarray):
-            x = _real(shape_or_array, "the input")
+            x = real(shape_or_array, "the input")
             return make_plan(self._config, x.shape, x.dtype.name, x.strides)
-        shape = _shape(shape_or_array)
-        return make_plan(self._config, shape, _dtype_name(np.dtype("float32" if dtype is None else dtype)))
+        shape = shape_of(shape_or_array)
+        return make_plan(self._config, shape, dtype_name(np.dtype("float32" if dtype is None else dtype)))
 
     # Parameters ------------------------------------------------------------------------------------------------------
 
@@ -432,7 +432,7 @@ class NormalizationLayer:
         array([1., 1., 1.], dtype=float32)
         """
         given = input_shape_or_array
-        shape = given.shape if isinstance(given, np.ndarray) else _shape(given)
+        shape = given.shape if isinstance(given, np.ndarray) else shape_of(given)
         resolved = resolve_config(self._config, shape)
         self._require_fitting(resolved)
         self._fill(resolved.parameter_shape)
@@ -448,15 +448,7 @@ class NormalizationLayer:
     def _fill(self, shape: tuple[int, ...]) -> None:
         for name in PARAMETERS:
             if getattr(self._config, name) == "Automatic" and self._parameters[name] is None:
-                self._parameters[name] = np.full(shape, INITIAL[name], self._dtype())
-
-    def _dtype(self) -> np.dtype[Any]:
-        if self._config.dtype == "bfloat16":
-            import ml_dtypes  # an extra: it is what gives NumPy the name
-
-            dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-            return dtype
-        return np.dtype(self._config.dtype)
+                self._parameters[name] = np.full(shape, INITIAL[name], dtype_named(self._config.dtype))
 
     def _value(self, name: str) -> Any:
         array = self._parameters[name]
@@ -490,13 +482,13 @@ class NormalizationLayer:
         try:
             expected = self._known_shape()
         except InitializationError:
-            return np.array(given, self._dtype())
+            return np.array(given, dtype_named(self._config.dtype))
         if given.shape != expected:
             msg = f"{name} has the shape {given.shape}, and the parameters of this layer {expected}\n"
             msg += f"the scaling levels are {levels.format(self._config.scaling_levels)}; their sizes, in that order, "
             msg += "are the shape of the parameters"
             raise ParameterError(msg, code="P010")
-        return np.array(given, self._dtype())
+        return np.array(given, dtype_named(self._config.dtype))
 
     def _require_fitting(self, resolved: Resolved) -> None:
         """Refuse an array whose scaling levels have other sizes than the parameters."""
@@ -528,9 +520,9 @@ class NormalizationLayer:
         """The plan for a call, and the array its output goes to."""
         if out is None:
             bound = self._bind(x, None)
-            return bound, np.empty_like(x, _result(x.dtype))
+            return bound, np.empty_like(x, result_dtype(x.dtype))
         resolve_config(self._config, x.shape)  # what is wrong with the input is said first
-        target = _writable(out, x, self._parameters)
+        target = writable(out, x, self._parameters)
         return self._bind(x, target), target
 
     def _bind(self, x: Array, out: Array | None) -> Bound:
@@ -540,7 +532,7 @@ class NormalizationLayer:
         if bound is None:
             from gennorm.kernels import bind  # Numba is imported when something is first computed
 
-            strides = (np.empty_like(x, _result(x.dtype)) if out is None else out).strides
+            strides = (np.empty_like(x, result_dtype(x.dtype)) if out is None else out).strides
             bound = bind(self._config, x.shape, x.dtype.name, x.strides, strides)
             with self._lock:
                 if len(self._bound) >= REMEMBERED:
@@ -744,106 +736,6 @@ def _written(value: Any) -> str:
         inside = ", ".join("..." if item is ... else repr(item) for item in value)
         return f"({inside},)" if len(value) == 1 else f"({inside})"
     return repr(value)
-
-
-# ---------------------------------------------------------------------------------------------------- what comes in
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    try:
-        shape = tuple(int(size) if not isinstance(size, (bool, float)) else -1 for size in value)
-    except (TypeError, ValueError):
-        shape = (-1,)
-    if any(size < 0 for size in shape):
-        msg = f"a shape is a tuple of sizes, not {value!r}\npass a shape such as (32, 256, 14, 14), or an array"
-        raise ShapeError(msg, code="S020")
-    return shape
-
-
-def _dtype_name(dtype: np.dtype[Any], what: str = "the input") -> str:
-    if dtype.name in ITEMSIZE:
-        return dtype.name
-    instead = {"c": "normalize x.real and x.imag, or np.abs(x)", "O": "pass x.astype(float)"}.get(
-        dtype.kind, "pass floats, integers of up to 64 bits or booleans"
-    )
-    msg = f"{what} has the dtype {dtype}, and only real numbers of up to 64 bits are normalized\n{instead}"
-    raise DtypeError(msg, code="D001")
-
-
-def _real(x: Any, what: str) -> Array:
-    """The array as a plain one of real numbers in the machine's byte order; anything else is refused by name."""
-    if type(x) is not np.ndarray:
-        if isinstance(x, np.ma.MaskedArray):
-            msg = f"{what} is a masked array\npass its data and say what counts: mask=~x.mask"
-            raise InputError(msg, code="A002")
-        if not isinstance(x, np.ndarray):
-            raise _not_an_array(x, what)
-        x = np.asarray(x)
-    if x.dtype.name not in ITEMSIZE:
-        _dtype_name(x.dtype, what)
-    native: Array = x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
-    return native
-
-
-def _not_an_array(x: Any, what: str) -> InputError:
-    kind = f"{type(x).__module__}.{type(x).__name__}".removeprefix("builtins.")
-    if kind.startswith("torch."):
-        msg = f"{what} is a torch tensor, and the layer takes NumPy arrays\npass x.numpy(), which shares its memory"
-    elif isinstance(x, (list, tuple)):
-        msg = f"{what} is a {kind}, and the layer takes an array or a list of arrays\npass np.array(x)"
-    else:
-        msg = f"{what} is of type {kind}, and the layer takes NumPy arrays\npass np.asarray(x)"
-    return InputError(msg, code="A001")
-
-
-# ------------------------------------------------------------------------------------------------------ what goes out
-
-
-def _result(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype of the output for one of the input."""
-    if dtype.kind in "fV":  # bfloat16 is of kind V
-        return dtype
-    return np.dtype(COMPUTED[dtype.name])
-
-
-def _writable(out: Any, x: Array, parameters: Mapping[str, Array | None]) -> Array:
-    """The array itself, once it is known that the output can be written into it."""
-    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
-        msg = f"out is of type {type(out).__name__}\npass a NumPy array of shape {x.shape} and dtype {_result(x.dtype)}"
-        raise OutputError(msg, code="O002")
-    if out.shape != x.shape:
-        msg = f"out has the shape {out.shape}, and the output {x.shape}\npass np.empty_like(x)"
-        raise OutputError(msg, code="O003")
-    if out.dtype != _result(x.dtype):
-        msg = f"out has the dtype {out.dtype}, and the output of a {x.dtype} input is {_result(x.dtype)}\n"
-        msg += f"pass np.empty(x.shape, {_result(x.dtype).name!r})"
-        raise OutputError(msg, code="O004")
-    if not out.flags.writeable:
-        msg = "out is read-only\npass an array that can be written"
-        raise OutputError(msg, code="O005")
-    if any(stride == 0 and size > 1 for stride, size in zip(out.strides, out.shape, strict=True)):
-        msg = f"out is a broadcast view: several of its elements are one place in memory (strides {out.strides})\n"
-        msg += "pass np.empty_like(x)"
-        raise OutputError(msg, code="O006")
-    for name, array in {"the input": x, **parameters}.items():
-        same = array is x and (out.__array_interface__["data"], out.strides) == (
-            x.__array_interface__["data"],
-            x.strides,
-        )
-        if array is not None and not same and _share(out, array):
-            msg = f"out shares memory with {name}\npass x itself to normalize in place, or an array apart from it"
-            raise OutputError(msg, code="O007")
-    return np.asarray(out)
-
-
-def _share(one: Array, two: Array) -> bool:
-    """Whether two arrays overlap; where finding out would take long, that they do."""
-    if not np.may_share_memory(one, two):
-        return False
-    try:
-        return np.shares_memory(one, two, max_work=100_000)  # type: ignore[arg-type]  # any number will do
-    except np.exceptions.TooHardError:
-        return True
 
 
 def _returned(y: Array, out: Array | None) -> Any:

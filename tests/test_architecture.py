@@ -17,7 +17,19 @@ FRONTS = {"torch": "torch", "keras": "keras", "jax": "jax", "sklearn": "sklearn"
 
 # What each module may import from gennorm. Read downwards: nothing imports from below itself.
 BELOW_CONFIG = {"errors", "levels"}
-BELOW_LAYER = {"errors", "levels", "config", "plan", "moments", "_threads", "kernels"}
+BELOW_LAYER = {
+    "errors",
+    "levels",
+    "config",
+    "plan",
+    "moments",
+    "_threads",
+    "kernels",
+    "arrays",
+    "statistics",
+    "adapting",
+    "files",
+}
 INSIDE = {
     "errors": set(),
     "levels": {"errors"},
@@ -26,6 +38,10 @@ INSIDE = {
     "moments": {"errors"},
     "_threads": {"errors"},
     "kernels": {"errors", "config", "plan", "_threads"},
+    "arrays": {"errors", "plan"},
+    "statistics": {"errors", "levels", "config", "moments"},
+    "adapting": {"errors", "levels", "config", "moments", "plan", "kernels", "arrays", "statistics"},
+    "files": {"errors", "config", "moments", "arrays", "statistics"},
     "layer": BELOW_LAYER,
     "presets": {"errors", "levels", "config", "moments", "layer"},
     "cli": BELOW_LAYER | {"presets", "layer", "", *FRONTS},
@@ -38,7 +54,11 @@ OUTSIDE = {
     "config": {"numpy"},
     "moments": {"numpy"},
     "kernels": {"numpy", "numba", "llvmlite", "ml_dtypes"},
-    "layer": {"numpy", "ml_dtypes", "safetensors"},
+    "arrays": {"numpy", "ml_dtypes"},
+    "statistics": {"numpy"},
+    "adapting": {"numpy", "rich", "tqdm"},
+    "files": {"numpy", "safetensors"},
+    "layer": {"numpy"},
     "presets": {"numpy"},
     "cli": {"numpy", "ml_dtypes", "typer", "rich", "PIL", "torch"},
     **{front: {"numpy", framework} for front, framework in FRONTS.items()},

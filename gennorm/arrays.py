@@ -1,0 +1,129 @@
+"""Arrays at the door: what may come in, what may go out, and what is wrong with the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gennorm.errors import DtypeError, InputError, OutputError, ShapeError
+from gennorm.plan import COMPUTED, ITEMSIZE
+
+__all__ = ["dtype_name", "dtype_named", "real", "result_dtype", "shape_of", "writable"]
+
+Array = npt.NDArray[Any]
+
+
+def dtype_named(name: str) -> np.dtype[Any]:
+    """The dtype of a name, bfloat16 included."""
+    if name == "bfloat16":
+        import ml_dtypes  # an extra: it is what gives NumPy the name
+
+        dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return dtype
+    return np.dtype(name)
+
+
+# ---------------------------------------------------------------------------------------------------- what comes in
+
+
+def shape_of(value: Any) -> tuple[int, ...]:
+    """The shape that was given as one."""
+    try:
+        shape = tuple(int(size) if not isinstance(size, (bool, float)) else -1 for size in value)
+    except (TypeError, ValueError):
+        shape = (-1,)
+    if any(size < 0 for size in shape):
+        msg = f"a shape is a tuple of sizes, not {value!r}\npass a shape such as (32, 256, 14, 14), or an array"
+        raise ShapeError(msg, code="S020")
+    return shape
+
+
+def dtype_name(dtype: np.dtype[Any], what: str = "the input") -> str:
+    """The name of a dtype that the engine takes."""
+    if dtype.name in ITEMSIZE:
+        return dtype.name
+    instead = {"c": "normalize x.real and x.imag, or np.abs(x)", "O": "pass x.astype(float)"}.get(
+        dtype.kind, "pass floats, integers of up to 64 bits or booleans"
+    )
+    msg = f"{what} has the dtype {dtype}, and only real numbers of up to 64 bits are normalized\n{instead}"
+    raise DtypeError(msg, code="D001")
+
+
+def real(x: Any, what: str) -> Array:
+    """The array as a plain one of real numbers in the machine's byte order; anything else is refused by name."""
+    if type(x) is not np.ndarray:
+        if isinstance(x, np.ma.MaskedArray):
+            msg = f"{what} is a masked array\npass its data and say what counts: mask=~x.mask"
+            raise InputError(msg, code="A002")
+        if not isinstance(x, np.ndarray):
+            raise _not_an_array(x, what)
+        x = np.asarray(x)
+    if x.dtype.name not in ITEMSIZE:
+        dtype_name(x.dtype, what)
+    native: Array = x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+    return native
+
+
+def _not_an_array(x: Any, what: str) -> InputError:
+    kind = f"{type(x).__module__}.{type(x).__name__}".removeprefix("builtins.")
+    if kind.startswith("torch."):
+        msg = f"{what} is a torch tensor, and the layer takes NumPy arrays\npass x.numpy(), which shares its memory"
+    elif isinstance(x, (list, tuple)):
+        msg = f"{what} is a {kind}, and the layer takes an array or a list of arrays\npass np.array(x)"
+    else:
+        msg = f"{what} is of type {kind}, and the layer takes NumPy arrays\npass np.asarray(x)"
+    return InputError(msg, code="A001")
+
+
+# ------------------------------------------------------------------------------------------------------ what goes out
+
+
+def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of the output for one of the input."""
+    if dtype.kind in "fV":  # bfloat16 is of kind V
+        return dtype
+    return np.dtype(COMPUTED[dtype.name])
+
+
+def writable(out: Any, x: Array, parameters: Mapping[str, Array | None]) -> Array:
+    """The array itself, once it is known that the output can be written into it."""
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+        msg = f"out is of type {type(out).__name__}\n"
+        msg += f"pass a NumPy array of shape {x.shape} and dtype {result_dtype(x.dtype)}"
+        raise OutputError(msg, code="O002")
+    if out.shape != x.shape:
+        msg = f"out has the shape {out.shape}, and the output {x.shape}\npass np.empty_like(x)"
+        raise OutputError(msg, code="O003")
+    if out.dtype != result_dtype(x.dtype):
+        msg = f"out has the dtype {out.dtype}, and the output of a {x.dtype} input is {result_dtype(x.dtype)}\n"
+        msg += f"pass np.empty(x.shape, {result_dtype(x.dtype).name!r})"
+        raise OutputError(msg, code="O004")
+    if not out.flags.writeable:
+        msg = "out is read-only\npass an array that can be written"
+        raise OutputError(msg, code="O005")
+    if any(stride == 0 and size > 1 for stride, size in zip(out.strides, out.shape, strict=True)):
+        msg = f"out is a broadcast view: several of its elements are one place in memory (strides {out.strides})\n"
+        msg += "pass np.empty_like(x)"
+        raise OutputError(msg, code="O006")
+    for name, array in {"the input": x, **parameters}.items():
+        same = array is x and (out.__array_interface__["data"], out.strides) == (
+            x.__array_interface__["data"],
+            x.strides,
+        )
+        if array is not None and not same and _share(out, array):
+            msg = f"out shares memory with {name}\npass x itself to normalize in place, or an array apart from it"
+            raise OutputError(msg, code="O007")
+    return np.asarray(out)
+
+
+def _share(one: Array, two: Array) -> bool:
+    """Whether two arrays overlap; where finding out would take long, that they do."""
+    if not np.may_share_memory(one, two):
+        return False
+    try:
+        return np.shares_memory(one, two, max_work=100_000)  # type: ignore[arg-type]  # any number will do
+    except np.exceptions.TooHardError:
+        return True
