@@ -28,7 +28,6 @@ from .vector import (
     misaligned,
     splat,
     squared_onto,
-    store,
     store_part,
     total,
     widen,
@@ -174,27 +173,22 @@ def normalize(
     """Write contiguous elements; a partial first vector aligns the stores of those that follow."""
     i = misaligned(y, y_start) if size >= 4 * LANES else 0
     if i > 0:
-        normalize_part(x, x_start, y, y_start, i, centre, gain, shift, scaling, biases, p_start)
+        normalize_at(x, x_start, y, y_start, i, centre, gain, shift, scaling, biases, p_start)
     while i + LANES <= size:
-        vector = standardized(load(x, x_start + i), centre, gain, shift)
-        if SCALING == 2:
-            vector *= load(scaling, p_start + i)
-        if BIASES == 2:
-            vector += load(biases, p_start + i)
-        store(y, y_start + i, vector)
+        normalize_at(x, x_start + i, y, y_start + i, LANES, centre, gain, shift, scaling, biases, p_start + i)
         i += LANES
     if i < size:
-        normalize_part(x, x_start + i, y, y_start + i, size - i, centre, gain, shift, scaling, biases, p_start + i)
+        normalize_at(x, x_start + i, y, y_start + i, size - i, centre, gain, shift, scaling, biases, p_start + i)
 
 
-def normalize_part(
+def normalize_at(
     x: Array, x_start: int, y: Array, y_start: int, count: int,
     centre: Vector, gain: Vector, shift: Vector, scaling: Array, biases: Array, p_start: int,
 ) -> None:  # fmt: skip
-    """Write fewer elements than a vector has lanes."""
+    """Write up to a vector of elements. Where the count is LANES, the compiler drops the mask."""
     vector = standardized(load_part(x, x_start, count), centre, gain, shift)
     if SCALING == 2:
-        vector *= load_part(scaling, p_start, count)
+        vector = vector * load_part(scaling, p_start, count)
     if BIASES == 2:
-        vector += load_part(biases, p_start, count)
+        vector = vector + load_part(biases, p_start, count)
     store_part(y, y_start, count, vector)

@@ -1,0 +1,186 @@
+"""Rows, backwards: from the gradient of the output to those of the input and of the parameters.
+
+With ``g = scaling * dy`` and the deviations ``d`` of a slice from its mean, the gradient of its elements is ``inverse *
+g + added * sum(g) + squared * sum(g * d) * d``. The four factors of a slice, its mean, ``inverse``, ``added`` and
+``squared``, are all that this needs of the forward pass.
+
+The geometry is that of ``rows``. What it says of the output holds for its gradient, the input's, and the weights,
+which share one layout. Units are taken in blocks, and each block adds up the gradients of the parameters by itself,
+those of the scaling before those of the biases, so that they do not depend on who works on which block.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .rows import KEPT, LENGTH, OUTER, PIECE, PIECES, PORTION, ROWS, RUNS, SLICES, UNITS
+from .steps import offsets
+from .vector import LANES, Array, Vector, load_part, splat, store_part, total, widen
+
+SUMS = 1  # take the sums of a slice and the gradients of the parameters from the arrays; otherwise read the sums
+APPLY = 1  # write the input's gradient; otherwise write the sums
+SCALING = 0  # 0: absent, 1: constant along a row, 2: varies along a row
+BIASES = 0
+TANGENT = 0  # a directional derivative: the scaling multiplies what comes out instead of what goes in
+WEIGHTED = 0  # 1: what the statistics contribute is weighted, 2: the sums are
+real = np.float32
+
+
+def backward(
+    x: Array,
+    dy: Array,
+    dx: Array,
+    weights: Array,
+    scaling: Array,
+    factors: Array,
+    sums: Array,
+    gradients: Array,
+    geometry: Array,
+    block: int,
+    parameters: int,
+    lo: int,
+    hi: int,
+) -> None:
+    """Take the sums of one unit after another, and write its gradient while it is still in the cache."""
+    length, piece, pieces, rows = geometry[LENGTH], geometry[PIECE], geometry[PIECES], geometry[ROWS]
+    portion, units, slices = geometry[PORTION], geometry[UNITS], geometry[SLICES]
+    kept, outer = geometry[KEPT], geometry[OUTER]
+    outer_runs = RUNS + 4 * kept
+    for unit in range(lo * block, min(hi * block, slices * units)):
+        number = unit // units if units > 1 else unit
+        first = (unit - number * units) * portion
+        last = min(first + portion, rows * pieces)
+        x_slice, y_slice, p_slice = offsets(geometry, RUNS, kept, number)
+        mean, inverse = factors[number], factors[slices + number]
+        centre = real(mean)
+        rest = np.float64(centre) - mean  # what rounding the mean lost
+        to_scaling = 2 * parameters * (unit // block)
+        to_biases = to_scaling + parameters
+
+        added = 0.0
+        squared = 0.0
+        if SUMS:
+            for part in range(first, last):
+                row = part // pieces if pieces > 1 else part
+                start = (part - row * pieces) * piece
+                size = min(piece, length - start)
+                x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
+                p_row += p_slice
+                one, two = products(
+                    x, x_slice + x_row + start, dy, weights, y_slice + y_row + start, size, splat(centre),
+                    scaling, p_row + start, splat(real(inverse)), splat(real(rest * inverse)),
+                    gradients, to_scaling + p_row + start, to_biases + p_row + start,
+                )  # fmt: skip
+                if SCALING == 1 and not TANGENT:
+                    gradients[to_scaling + p_row] += (two + rest * one) * inverse
+                if BIASES == 1:
+                    gradients[to_biases + p_row] += one
+                if SCALING == 1 and not TANGENT:
+                    one *= scaling[p_row]
+                    two *= scaling[p_row]
+                added += one
+                squared += two
+            if not APPLY:
+                at = (unit - number * units) * 2 * slices + number
+                sums[at] = added
+                sums[at + slices] = squared + rest * added
+        if APPLY:
+            if SUMS:
+                squared += rest * added
+            else:
+                added, squared = sums[number], sums[slices + number]
+            slope = factors[3 * slices + number] * squared
+            shift = factors[2 * slices + number] * added + slope * rest
+            for part in range(first, last):
+                row = part // pieces if pieces > 1 else part
+                start = (part - row * pieces) * piece
+                size = min(piece, length - start)
+                x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
+                p_row += p_slice
+                gain, slope_, shift_ = inverse, slope, shift
+                if SCALING == 1:
+                    gain *= scaling[p_row]
+                if SCALING == 1 and TANGENT:
+                    slope_ *= scaling[p_row]
+                    shift_ *= scaling[p_row]
+                combine(
+                    x, x_slice + x_row + start, dy, dx, weights, y_slice + y_row + start, size, splat(centre),
+                    splat(real(gain)), splat(real(slope_)), splat(real(shift_)), scaling, p_row + start,
+                )  # fmt: skip
+
+
+def products(
+    x: Array, x_start: int, dy: Array, weights: Array, y_start: int, size: int, centre: Vector,
+    scaling: Array, p_start: int, inverse: Vector, rest: Vector, gradients: Array, to_scaling: int, to_biases: int,
+) -> tuple[float, float]:  # fmt: skip
+    """Sums of ``g`` and of ``g`` times the deviation over contiguous elements; gradients that vary along them."""
+    added = splat(0.0)
+    squared = splat(0.0)
+    for i in range(0, size - LANES + 1, LANES):
+        one, two = products_at(
+            x, x_start + i, dy, weights, y_start + i, LANES, centre,
+            scaling, p_start + i, inverse, rest, gradients, to_scaling + i, to_biases + i,
+        )  # fmt: skip
+        added += one
+        squared += two
+    i = size - size % LANES
+    if i < size:
+        one, two = products_at(
+            x, x_start + i, dy, weights, y_start + i, size - i, centre,
+            scaling, p_start + i, inverse, rest, gradients, to_scaling + i, to_biases + i,
+        )  # fmt: skip
+        added += one
+        squared += two
+    return total(added), total(squared)
+
+
+def products_at(
+    x: Array, x_start: int, dy: Array, weights: Array, y_start: int, count: int, centre: Vector,
+    scaling: Array, p_start: int, inverse: Vector, rest: Vector, gradients: Array, to_scaling: int, to_biases: int,
+) -> tuple[Vector, Vector]:  # fmt: skip
+    """The terms of up to a vector of elements."""
+    deviation = load_part(x, x_start, count) - centre
+    gradient = load_part(dy, y_start, count)
+    if WEIGHTED == 2:
+        gradient *= load_part(weights, y_start, count)
+    if SCALING == 2 and not TANGENT:
+        term = widen(gradient * (deviation * inverse + rest))
+        store_part(gradients, to_scaling, count, load_part(gradients, to_scaling, count) + term)
+    if BIASES == 2:
+        store_part(gradients, to_biases, count, load_part(gradients, to_biases, count) + widen(gradient))
+    if SCALING == 2 and not TANGENT:
+        gradient = gradient * load_part(scaling, p_start, count)
+    return widen(gradient), widen(gradient * deviation)
+
+
+def combine(
+    x: Array, x_start: int, dy: Array, dx: Array, weights: Array, y_start: int, size: int, centre: Vector,
+    gain: Vector, slope: Vector, shift: Vector, scaling: Array, p_start: int,
+) -> None:  # fmt: skip
+    """Write the gradient of contiguous elements."""
+    for i in range(0, size - LANES + 1, LANES):
+        combine_at(
+            x, x_start + i, dy, dx, weights, y_start + i, LANES, centre, gain, slope, shift, scaling, p_start + i
+        )
+    i = size - size % LANES
+    if i < size:
+        combine_at(
+            x, x_start + i, dy, dx, weights, y_start + i, size - i, centre, gain, slope, shift, scaling, p_start + i
+        )
+
+
+def combine_at(
+    x: Array, x_start: int, dy: Array, dx: Array, weights: Array, y_start: int, count: int, centre: Vector,
+    gain: Vector, slope: Vector, shift: Vector, scaling: Array, p_start: int,
+) -> None:  # fmt: skip
+    """Write the gradient of up to a vector of elements."""
+    gradient = load_part(dy, y_start, count)
+    if SCALING == 2 and not TANGENT:
+        gradient = gradient * load_part(scaling, p_start, count)
+    statistics = (load_part(x, x_start, count) - centre) * slope + shift
+    if WEIGHTED == 1:
+        statistics = statistics * load_part(weights, y_start, count)
+    gradient = gradient * gain + statistics
+    if SCALING == 2 and TANGENT:
+        gradient = gradient * load_part(scaling, p_start, count)
+    store_part(dx, y_start, count, gradient)
