@@ -118,7 +118,7 @@ def demo(
     help="""Normalize the arrays of a file.
 
   [cyan]gennorm apply x.npy y.npy --preset layer_norm[/cyan]
-  [cyan]gennorm apply x.npy y.npy --aggregate "2;;All" --groups 2=32 --batched[/cyan]
+  [cyan]gennorm apply x.npy y.npy --aggregate All --groups 1=32 --batched[/cyan]
   [cyan]gennorm apply x.npy x.npy --preset batch_norm[/cyan]         in place
   [cyan]gennorm apply all.npz out.npz --config layer.json[/cyan]     each array
   [cyan]gennorm apply a.jpg b.png --preset instance_norm[/cyan]      a picture
@@ -199,7 +199,7 @@ def _report(layer: NormalizationLayer, plan: Plan) -> dict[str, Any]:
         "result": plan.result,
         "compute": plan.compute,
         "batched": resolved.batched,
-        "aggregation": [_place(plan, axis) for axis in resolved.aggregation],
+        "aggregation": [{**_place(plan, axis), "groups": resolved.groups[axis]} for axis in resolved.aggregation],
         "scaling": [_place(plan, axis) for axis in resolved.scaling],
         "slices": plan.slices,
         "slice_size": resolved.count,
@@ -227,7 +227,6 @@ def _place(plan: Plan, axis: int) -> dict[str, Any]:
         "axis": axis,
         "name": levels.name(level, batched=resolved.batched),
         "size": resolved.shape[axis],
-        "groups": resolved.groups[axis],
     }
 
 

@@ -117,8 +117,8 @@ def stream(
     # An array in Fortran order has its first axis scattered over the file: it is walked in the order it lies in.
     walked = file.fortran and file.dtype.isnative and _converted(file.dtype, dtype) == file.dtype
     if length <= rows or walked or not _divides(layer, plan):
-        x = _prepared(file.rows(0, length), dtype)
-        layer(x, out=out.rows(0, length, "r+"))
+        if file.nbytes:
+            layer(_prepared(file.rows(0, length), dtype), out=out.rows(0, length, "r+"))
         report(file.nbytes, file.nbytes)
         return
     if 0 not in resolved.aggregation:

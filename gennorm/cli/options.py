@@ -15,8 +15,8 @@ import numpy as np
 import typer
 
 from gennorm import presets
-from gennorm.cli.files import cannot_read
-from gennorm.errors import FileError, suggest
+from gennorm.cli.files import cannot_read, located
+from gennorm.errors import FileError, GennormError, suggest
 from gennorm.layer import NormalizationLayer
 from gennorm.plan import ITEMSIZE
 
@@ -319,4 +319,7 @@ def _from_file(path: Path) -> NormalizationLayer:
         what = error.msg if isinstance(error, json.JSONDecodeError) else "it is no text of that kind"
         msg = f"{path} is no JSON: {where}{what}\nwrite it with json.dump(layer.to_config(), file)"
         raise FileError(msg, code="F012") from None
-    return NormalizationLayer.from_config(config)
+    try:
+        return NormalizationLayer.from_config(config)
+    except GennormError as error:
+        raise located(error, str(path)) from None
