@@ -251,6 +251,14 @@ def test_errors_of_the_layer_are_shown_whole():
         "        ^^\n"
         'a level spec is a level (2), a span ("2;;All"), a list ("{1, 3;;4}") or "All"'
     )
+    assert failure("explain", "--shape", "3,4", "--aggregate", "{1, 0}") == (
+        "aggregation_levels has level 0, the batch, and nothing says that the first axis of an array of shape (3, 4) is "
+        "one\n"
+        '    "{1, 0}"\n'
+        "         ^\n"
+        "pass batched=True, or declare the input_shape of one example\n"
+        "on the command line, batched=True is --batched"
+    )
     assert failure("explain", "--shape", "8,64,7", "--preset", "group_norm", "--groups", "5") == (
         "level 1 (axis 1) of size 64 cannot be split into 5 groups of equal size\n"
         "group_number has to divide 64, as 4 does"
@@ -619,6 +627,12 @@ main()
         child.send_signal(getattr(signal, name))
         assert (child.stderr.read(), child.wait(30)) == (text, status)
     assert directory(folder) == occupied
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    before = "import atexit, signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    before += "atexit.register(lambda: print(signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGTERM)))"
+    assert re.fullmatch(r"gennorm .*\n1 <function .*>\n", process("--version", before=before).stdout)
 
 
 def test_full_disk(occupied, folder):

@@ -33,8 +33,9 @@ def main() -> NoReturn:
     """
     try:
         for name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), _ended)
+            number = getattr(signal, name, None)  # Windows has not both
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup has one ignored
+                signal.signal(number, _ended)
         try:
             from gennorm.cli.app import app
         except ModuleNotFoundError as error:

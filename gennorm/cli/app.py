@@ -26,6 +26,12 @@ from gennorm.plan import ITEMSIZE, Plan
 __all__ = ["app"]
 
 
+def _text(text: str) -> str:
+    """A help text, whose paragraphs are lines that the terminal breaks; examples, in colour, stay as they are."""
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(part if "[cyan]" in part else part.replace("\n", " ") for part in paragraphs)
+
+
 class Commands(TyperGroup):
     """The commands, whose errors are one message and a status."""
 
@@ -64,13 +70,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="""One normalization layer: say over which levels, with parameters on which levels.
+    help=_text("""One normalization layer: say over which levels, with parameters on which levels.
 
 Level 1 is the first dimension of one example, -1 the last, 0 the batch. Begin with
 
-  [cyan]gennorm demo[/cyan]
-  [cyan]gennorm presets[/cyan]
-  [cyan]gennorm explain --preset group_norm --groups 32 --shape 8,256,56,56[/cyan]""",
+[cyan]gennorm demo[/cyan]
+[cyan]gennorm presets[/cyan]
+[cyan]gennorm explain --preset group_norm --groups 32 --shape 8,256,56,56[/cyan]"""),
 )
 
 
@@ -93,12 +99,12 @@ def _gennorm(
 
 
 @app.command(
-    help="""Normalize a photograph with every preset, and with a layer that has no name.
+    help=_text("""Normalize a photograph with every preset, and with a layer that has no name.
 
 For each: the mean and deviation of slices before and after, what the engine does, and a picture.
 
-  [cyan]gennorm demo[/cyan]
-  [cyan]gennorm demo --output pictures[/cyan]"""
+[cyan]gennorm demo[/cyan]
+[cyan]gennorm demo --output pictures[/cyan]""")
 )
 def demo(
     output: Annotated[
@@ -115,13 +121,13 @@ def demo(
 
 
 @app.command(
-    help="""Normalize the arrays of a file.
+    help=_text("""Normalize the arrays of a file.
 
-  [cyan]gennorm apply x.npy y.npy --preset layer_norm[/cyan]
-  [cyan]gennorm apply x.npy y.npy --aggregate All --groups 1=32 --batched[/cyan]
-  [cyan]gennorm apply x.npy x.npy --preset batch_norm[/cyan]         in place
-  [cyan]gennorm apply all.npz out.npz --config layer.json[/cyan]     each array
-  [cyan]gennorm apply a.jpg b.png --preset instance_norm[/cyan]      a picture
+[cyan]gennorm apply x.npy y.npy --preset layer_norm[/cyan]
+[cyan]gennorm apply x.npy y.npy --aggregate All --groups 1=32 --batched[/cyan]
+[cyan]gennorm apply x.npy x.npy --preset batch_norm[/cyan]         in place
+[cyan]gennorm apply all.npz out.npz --config layer.json[/cyan]     each array
+[cyan]gennorm apply a.jpg b.png --preset instance_norm[/cyan]      a picture
 
 An array in a .npy file is mapped into memory and worked on in pieces along axis 0, so it may be larger than memory: in
 one pass where axis 0 is kept, in two where it is the batch and aggregated (the moments of the pieces add up). Other
@@ -130,7 +136,7 @@ arrays are in memory one at a time.
 A picture is one example of rows, columns and colours. It is written with grey for the mean, black and white for 2.5
 deviations; with RMS, black for 0 and white for twice the root mean square. Transparency is kept.
 
-OUT appears when it is complete. Until then, and if anything fails, what was there before stays."""
+OUT appears when it is complete. Until then, and if anything fails, what was there before stays.""")
 )
 @takes_layer
 def apply(
@@ -161,11 +167,11 @@ def apply(
 
 
 @app.command(
-    help="""Print a layer, and what the engine does with it for an array of a shape.
+    help=_text("""Print a layer, and what the engine does with it for an array of a shape.
 
-  [cyan]gennorm explain --shape 8,128,768 --preset layer_norm[/cyan]
-  [cyan]gennorm explain --shape 32,256,14,14 --aggregate All --groups 1=32 --batched[/cyan]
-  [cyan]gennorm explain --shape 3,224,224 --dtype float16 --json[/cyan]"""
+[cyan]gennorm explain --shape 8,128,768 --preset layer_norm[/cyan]
+[cyan]gennorm explain --shape 32,256,14,14 --aggregate All --groups 1=32 --batched[/cyan]
+[cyan]gennorm explain --shape 3,224,224 --dtype float16 --json[/cyan]""")
 )
 @takes_layer
 def explain(
@@ -244,9 +250,9 @@ EXAMPLES = {
 
 @app.command(
     "presets",
-    help="""List the presets, each as the layer it is.
+    help=_text("""List the presets, each as the layer it is.
 
-  [cyan]gennorm presets[/cyan]""",
+[cyan]gennorm presets[/cyan]"""),
 )
 def list_presets() -> None:
     """List the presets."""

@@ -16,7 +16,7 @@ import typer
 
 from gennorm import presets
 from gennorm.cli.files import cannot_read, located
-from gennorm.errors import FileError, GennormError, suggest
+from gennorm.errors import FileError, GennormError, LevelRangeError, suggest
 from gennorm.layer import NormalizationLayer
 from gennorm.plan import ITEMSIZE
 
@@ -234,7 +234,13 @@ def build(options: LayerOptions, shape: tuple[int, ...], *, picture: bool = Fals
         levels = {"aggregation_levels": options.aggregate, "scaling_levels": options.scale, "method": options.method}
         given: dict[str, Any] = {name: str(value) for name, value in levels.items() if value is not None}
         layer = NormalizationLayer(**given, group_number=_groups(options), **_common(options))
-    return layer.initialize((1, *shape) if picture and layer.information("batched") else shape)
+    try:
+        return layer.initialize((1, *shape) if picture and layer.information("batched") else shape)
+    except LevelRangeError as error:
+        if error.code != "L103" or options.config is not None:
+            raise
+        msg = f"{error}\non the command line, batched=True is --batched"
+        raise LevelRangeError(msg, code=error.code, position=error.position) from None
 
 
 def _common(options: LayerOptions) -> dict[str, Any]:
