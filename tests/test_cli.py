@@ -252,8 +252,8 @@ def test_errors_of_the_layer_are_shown_whole():
         'a level spec is a level (2), a span ("2;;All"), a list ("{1, 3;;4}") or "All"'
     )
     assert failure("explain", "--shape", "3,4", "--aggregate", "{1, 0}") == (
-        "aggregation_levels has level 0, the batch, and nothing says that the first axis of an array of shape (3, 4) is "
-        "one\n"
+        "aggregation_levels has level 0, the batch, and nothing says that the first axis of an array of shape (3, 4) "
+        "is one\n"
         '    "{1, 0}"\n'
         "         ^\n"
         "pass batched=True, or declare the input_shape of one example\n"
