@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gennorm.errors import DtypeError, InputError, OutputError, ShapeError
 from gennorm.plan import COMPUTED, ITEMSIZE
 
-__all__ = ["dtype_name", "dtype_named", "real", "result_dtype", "shape_of", "writable"]
+__all__ = ["dtype_name", "dtype_named", "like_output", "mask_for", "real", "result_dtype", "shape_of", "writable"]
 
 Array = npt.NDArray[Any]
 
@@ -76,6 +76,35 @@ def _not_an_array(x: Any, what: str) -> InputError:
     else:
         msg = f"{what} is of type {kind}, and the layer takes NumPy arrays\npass np.asarray(x)"
     return InputError(msg, code="A001")
+
+
+def mask_for(mask: Any, x: Array) -> Array:
+    """The mask as an array of booleans that broadcasts to the input."""
+    if not isinstance(mask, np.ndarray) or isinstance(mask, np.ma.MaskedArray):
+        msg = f"mask is of type {type(mask).__name__}\npass an array of booleans; True counts"
+        raise InputError(msg, code="A003")
+    if mask.dtype != np.bool_:
+        msg = f"mask has the dtype {mask.dtype}\npass an array of booleans, such as mask != 0; True counts"
+        raise DtypeError(msg, code="D002")
+    return _broadcast(mask, x, "mask")
+
+
+def _broadcast(values: Array, x: Array, what: str) -> Array:
+    try:
+        return np.broadcast_to(values, x.shape)
+    except ValueError:
+        msg = f"{what} of shape {values.shape} does not broadcast to an input of shape {x.shape}\n"
+        msg += "its axes are the last of the input's, each of the same size or 1"
+        raise ShapeError(msg, code="S021") from None
+
+
+def like_output(values: Any, what: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """A gradient or a direction, of the shape and in the dtype of what it belongs to."""
+    given = real(values, what)
+    if given.shape != shape:
+        msg = f"{what} has the shape {given.shape}, and what it belongs to {shape}\npass an array of that shape"
+        raise ShapeError(msg, code="S022")
+    return given if given.dtype == dtype else given.astype(dtype)
 
 
 # ------------------------------------------------------------------------------------------------------ what goes out

@@ -6,14 +6,24 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gennorm import config as configs
-from gennorm import levels
-from gennorm.arrays import dtype_name, dtype_named, real, result_dtype, shape_of, writable
+from gennorm import files, levels
+from gennorm.arrays import (
+    dtype_name,
+    dtype_named,
+    like_output,
+    mask_for,
+    real,
+    result_dtype,
+    shape_of,
+    writable,
+)
 from gennorm.config import LayerConfig, Resolved, resolve_config
 from gennorm.errors import (
     ConfigError,
@@ -24,13 +34,26 @@ from gennorm.errors import (
     ParameterError,
     suggest,
 )
+from gennorm.gradients import Forward, Gradients, Pullback, factors
 from gennorm.moments import Moments
+from gennorm.parameters import Parameter
 from gennorm.plan import ITEMSIZE, Plan, make_plan
+from gennorm.statistics import (
+    applicable,
+    checked,
+    folded,
+    held,
+    held_shape,
+    initial,
+    is_one_example,
+    require_held,
+    required,
+)
 
 if TYPE_CHECKING:
     from gennorm.kernels import Bound
 
-__all__ = ["Information", "NormalizationLayer"]
+__all__ = ["Information", "NormalizationLayer", "load"]
 
 Array = npt.NDArray[Any]
 
@@ -159,6 +182,7 @@ class NormalizationLayer:
         self._bound: dict[Any, Bound] = {}
         self._shortcuts: dict[Any, Any] = {}
         self._parameters: dict[str, Array | None] = dict.fromkeys(PARAMETERS)
+        self._held = initial(config, configs.kept_shape(config))
         for name in PARAMETERS:
             if getattr(config, name) == "explicit":
                 self._parameters[name] = self._checked(name, given[name])
@@ -171,6 +195,10 @@ class NormalizationLayer:
         self,
         x: Any,
         *,
+        training: bool = False,
+        mask: Array | None = None,
+        scaling: Any = None,
+        biases: Any = None,
         out: Array | None = None,
     ) -> Any:
         """Normalize an example, or every example of a batch as if it were alone.
@@ -179,6 +207,13 @@ class NormalizationLayer:
         ----------
         x : ndarray, or list of ndarray
             An array of the layer's `input_shape`, or with one axis more, a batch. A list is answered by a list.
+        training : bool, default False
+            Whether moving moments are set aside for the input's, and learn from them.
+        mask : ndarray of bool, optional
+            Broadcasts to the input; what is True counts in the statistics. Everything is normalized.
+        scaling, biases : array_like, optional
+            For this call instead of the layer's own: of the shape of the parameters, or with an axis for the examples
+            of the batch before it.
         out : ndarray, optional
             Where to write the output; `x` itself will do. It has the shape and the dtype of the output.
 
@@ -193,7 +228,7 @@ class NormalizationLayer:
         InitializationError
             The shape of a parameter is not known yet.
         ShapeError, ParameterError
-            The array fits neither `input_shape` nor the parameters.
+            The array fits neither `input_shape` nor the parameters, or the mask does not fit the array.
         InputError, DtypeError
             The input is not a NumPy array of real numbers.
         OutputError
@@ -206,33 +241,184 @@ class NormalizationLayer:
         >>> layer = gn.NormalizationLayer(1, scaling=None, biases=None, epsilon=0)
         >>> layer(np.array([1.0, 2.0, 3.0]))
         array([-1.22474487,  0.        ,  1.22474487])
+        >>> layer(np.array([1.0, 2.0, 3.0]), mask=np.array([True, False, True]))
+        array([-1.,  0.,  1.])
         """
+        plain = mask is None and scaling is None and biases is None and out is None
         try:
-            shortcut = self._shortcuts[x.shape, x.strides, x.dtype] if out is None and type(x) is np.ndarray else None
+            shortcut = self._shortcuts[x.shape, x.strides, x.dtype] if plain and type(x) is np.ndarray else None
         except KeyError:
             shortcut = None
         if shortcut is not None:
             return shortcut(x)
         if isinstance(x, (list, tuple)) and x and all(isinstance(example, np.ndarray) for example in x):
-            if out is not None:
-                msg = "out cannot be given for a list of arrays\ncall the layer on one array at a time"
+            if not plain:
+                msg = "out, mask, scaling and biases cannot be given for a list of arrays\n"
+                msg += "call the layer on one array at a time"
                 raise OutputError(msg, code="O001")
-            return [self(example) for example in x]
-        x = real(x, "the input")
-        bound, y = self._prepared(x, out)
-        scaling, biases = self._ready(bound.plan.resolved)
-        bound.normalize(x, y, scaling, biases)
-        if out is None:
-            self._remember(x, bound)
-        return _returned(y, out)
+            return [self(example, training=training) for example in x]
+        done = self._forward(x, training, mask, scaling, biases, out)
+        if plain and self._config.statistics == "input":
+            self._remember(done.x, done.bound)
+        return done.y if out is None else out
 
-    def measure(self, x: Any) -> Moments:
+    def vjp(
+        self,
+        x: Any,
+        *,
+        training: bool = False,
+        mask: Array | None = None,
+        scaling: Any = None,
+        biases: Any = None,
+    ) -> tuple[Array, Pullback]:
+        """Return the output, and a function from its gradient to those of the input and the parameters.
+
+        Parameters
+        ----------
+        x : ndarray
+            An example or a batch.
+        training, mask, scaling, biases
+            As in a call.
+
+        Returns
+        -------
+        y : ndarray
+            The output.
+        pullback : Pullback
+            Called with the gradient of the output it returns `Gradients`: through the input's statistics where they
+            are used, not through moments that the layer holds.
+
+        Raises
+        ------
+        GennormError
+            As in a call.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import gennorm as gn
+        >>> layer = gn.layer_norm(4)
+        >>> y, pullback = layer.vjp(np.array([[1.0, 2.0, 4.0, 8.0]]))
+        >>> gradients = pullback(np.array([[1.0, 0.0, 0.0, 0.0]]))
+        >>> gradients.biases
+        array([1., 0., 0., 0.], dtype=float32)
+        """
+        done = self._forward(x, training, mask, scaling, biases, None, keep=True)
+        done = done.copied()  # parameters may change before the pullback is called
+
+        def pull(dy: Array) -> Gradients:
+            dx = np.empty_like(done.x, done.y.dtype)
+            found = done.back.backward(done.x, dy, dx, done.factors, done.scaling, done.biases, done.weights)
+            to_scaling, to_biases = (given.gradient(array) for given, array in zip(done.given, found, strict=True))
+            return Gradients(dx, to_scaling, to_biases)
+
+        shape, dtype = done.y.shape, done.y.dtype
+        return done.y, Pullback(pull, lambda dy: like_output(dy, "the gradient of the output", shape, dtype))
+
+    def jvp(
+        self,
+        x: Any,
+        dx: Any,
+        *,
+        training: bool = False,
+        mask: Array | None = None,
+        scaling: Any = None,
+        biases: Any = None,
+    ) -> tuple[Array, Array]:
+        """Return the output, and its derivative along a direction of the input.
+
+        Parameters
+        ----------
+        x, dx : ndarray
+            An example or a batch, and a direction of its shape.
+        training, mask, scaling, biases
+            As in a call.
+
+        Returns
+        -------
+        y, dy : ndarray
+
+        Raises
+        ------
+        GennormError
+            As in a call.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import gennorm as gn
+        >>> x = np.array([1.0, 2.0, 4.0])
+        >>> y, dy = gn.NormalizationLayer(1, (), epsilon=0).jvp(x, x)
+        >>> bool(abs(dy).max() < 1e-12)  # scaling the input does not change the output
+        True
+        """
+        done = self._forward(x, training, mask, scaling, biases, None, keep=True)
+        direction = like_output(dx, "the direction", done.y.shape, done.y.dtype)
+        dy = np.empty_like(done.x, done.y.dtype)
+        done.back.backward(done.x, direction, dy, done.factors, done.scaling, done.biases, done.weights, tangent=True)
+        return done.y, dy
+
+    def _forward(
+        self,
+        x: Any,
+        training: bool,
+        mask: Array | None,
+        scaling: Any,
+        biases: Any,
+        out: Array | None,
+        *,
+        keep: bool = False,
+    ) -> Forward:
+        """Compute the output, with what its derivatives need if that is to be kept."""
+        x = real(x, "the input")
+        weights = None if mask is None else mask_for(mask, x)
+        resolved = resolve_config(self._config, x.shape)
+        learns, holds = self._learns(training), self._config.statistics != "input"
+        if learns:
+            self._require_learnable(resolved)
+        given_moments = held(self._held, resolved) if holds and not learns else None
+        given = self._ready(resolved, {"scaling": scaling, "biases": biases})
+        per_example = any(parameter.per_example for parameter in given)
+        scaling, biases = (parameter.array(per_example, resolved) for parameter in given)
+        if out is None:
+            y = np.empty_like(x, result_dtype(x.dtype))
+        else:
+            y = writable(out, x, {"scaling": scaling, "biases": biases})
+        bound = self._bind(x, None if out is None else y, per_example)
+        # Weights and gradients are laid out as a new output would be.
+        back = bound if out is None else self._bind(x, None, per_example)
+
+        moments = None
+        if given_moments is not None:
+            bound.apply(x, y, *given_moments, scaling, biases)
+            moments = Moments.from_variance(*given_moments)
+        elif weights is None:
+            kept = bound.normalize(x, y, scaling, biases, keep=keep or learns)
+            if kept is not None:
+                moments = self._moments(np.full(resolved.moments_shape, float(resolved.count)), *kept)
+        else:
+            moments = self._moments(*back.measure(x, weights))
+            bound.apply(x, y, *applicable(moments, resolved, self._config), scaling, biases)
+        if learns and moments is not None:
+            self._learn(moments, resolved)
+        found = None
+        if keep and moments is not None:
+            found = factors(self._config, moments, through=given_moments is None)
+        return Forward(x, y, bound, back, given, scaling, biases, weights, found)
+
+    def _moments(self, count: Array, mean: Array, spread: Array) -> Moments:
+        """Moments of slices as the method has them."""
+        return Moments(count, mean if self._config.method == "Standardize" else None, spread)
+
+    def measure(self, x: Any, mask: Array | None = None) -> Moments:
         """Return the moments of the slices of an array: what the layer would normalize it by.
 
         Parameters
         ----------
         x : ndarray
             An example or a batch.
+        mask : ndarray of bool, optional
+            Broadcasts to the input; what is True counts.
 
         Returns
         -------
@@ -253,11 +439,8 @@ class NormalizationLayer:
         Moments(count=[2., 2.], mean=[2., 2.], m2=[2., 0.])
         """
         x = real(x, "the input")
-        bound = self._bind(x, None)
-        mean, spread = bound.measure(x)
-        resolved = bound.plan.resolved
-        count = np.full(resolved.moments_shape, float(resolved.count))
-        return Moments(count, mean if self._config.method == "Standardize" else None, spread)
+        weights = None if mask is None else mask_for(mask, x)
+        return self._moments(*self._bind(x, None).measure(x, weights))
 
     def apply(self, x: Any, moments: Moments, *, out: Array | None = None) -> Any:
         """Normalize an array by moments that are given instead of its own.
@@ -291,12 +474,66 @@ class NormalizationLayer:
         array([0. , 0.5, 1. ])
         """
         x = real(x, "the input")
-        bound, y = self._prepared(x, out)
-        resolved = bound.plan.resolved
-        scaling, biases = self._ready(resolved)
-        mean, variance = _applicable(moments, resolved, self._config)
-        bound.apply(x, y, mean, variance, scaling, biases)
-        return _returned(y, out)
+        resolved = resolve_config(self._config, x.shape)
+        scaling, biases = (parameter.own for parameter in self._ready(resolved))
+        mean, variance = applicable(moments, resolved, self._config)
+        y = np.empty_like(x, result_dtype(x.dtype)) if out is None else writable(out, x, self._parameters)
+        self._bind(x, None if out is None else y).apply(x, y, mean, variance, scaling, biases)
+        return y if out is None else out
+
+    def inverse(self, y: Any, moments: Moments | None = None, *, out: Array | None = None) -> Any:
+        r"""Return the input whose normalization an array is.
+
+        .. math:: x = \frac{y - b}{s} \sqrt{\sigma^2 + \epsilon} + \mu
+
+        Parameters
+        ----------
+        y : ndarray
+            An output of the layer.
+        moments : Moments, optional
+            What the input was normalized by; those that the layer holds, if not given.
+        out : ndarray, optional
+            Where to write it; `y` itself will do.
+
+        Returns
+        -------
+        ndarray
+            Where the divisor is 0, the mean: the output knew no more of the input.
+
+        Raises
+        ------
+        ParameterError
+            A scaling is 0; there are no moments, or they do not fit the slices of `y`.
+        GennormError
+            As in a call.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import gennorm as gn
+        >>> layer = gn.NormalizationLayer(1, (), input_shape=(None,), epsilon=0)
+        >>> layer.inverse(np.array([0.0, 0.5, 1.0]), gn.Moments.from_variance(1.0, 4.0))
+        array([1., 2., 3.])
+        """
+        y = real(y, "the output to invert")
+        if moments is None and self._config.statistics == "input":
+            msg = 'inverse needs moments: with statistics="input" the layer holds none\n'
+            msg += "pass those that the input was normalized by: inverse(y, layer.measure(x))"
+            raise ParameterError(msg, code="P030")
+        if self._is_one_example(y):
+            x = self.inverse(y[None], moments, out=None if out is None else out[None])
+            return x[0] if out is None else out
+        resolved = resolve_config(self._config, y.shape)
+        scaling, biases = (parameter.own for parameter in self._ready(resolved))
+        if scaling is not None and not np.all(scaling):
+            at = np.argwhere(scaling == 0)[0].tolist()
+            msg = f"scaling is 0 at {at}, and what was multiplied by 0 does not come back\n"
+            msg += "set a scaling without zeros, or scaling=None"
+            raise ParameterError(msg, code="P031")
+        mean, variance = held(self._held, resolved) if moments is None else applicable(moments, resolved, self._config)
+        x = np.empty_like(y, result_dtype(y.dtype)) if out is None else writable(out, y, self._parameters)
+        self._bind(y, None if out is None else x).invert(y, x, mean, variance, scaling, biases)
+        return x if out is None else out
 
     def plan(self, shape_or_array: Any, dtype: Any = None) -> Plan:
         """Return what the engine will do for arrays of one shape, dtype and layout. Print it.
@@ -435,6 +672,9 @@ class NormalizationLayer:
         shape = given.shape if isinstance(given, np.ndarray) else shape_of(given)
         resolved = resolve_config(self._config, shape)
         self._require_fitting(resolved)
+        if self._held is not None:
+            require_held(self._held, resolved)
+            self.moments = checked(self._held, self._config, held_shape(resolved))
         self._fill(resolved.parameter_shape)
         return self
 
@@ -506,34 +746,190 @@ class NormalizationLayer:
             msg += f"{name} has the shape {array.shape}"
             raise ParameterError(msg, code="P011")
 
-    def _ready(self, resolved: Resolved) -> tuple[Array | None, Array | None]:
-        """Scaling and biases for a call."""
+    def _ready(self, resolved: Resolved, given: Mapping[str, Any] | None = None) -> tuple[Parameter, Parameter]:
+        """Scaling and biases for a call: those given for it, else the layer's own."""
+        found = []
         for name in PARAMETERS:
+            value = None if given is None else given[name]
+            if value is not None:
+                found.append(Parameter.given(name, value, resolved))
+                continue
             if getattr(self._config, name) is not None and self._parameters[name] is None:
                 configs.parameter_shape(self._config)  # raises, naming the level that is not known
+            found.append(Parameter(self._parameters[name], False))
         self._require_fitting(resolved)
-        return self._parameters["scaling"], self._parameters["biases"]
+        return found[0], found[1]
+
+    # Moments that the layer holds ------------------------------------------------------------------------------------
+
+    @property
+    def moments(self) -> Moments | None:
+        """Return the moments that the layer holds: moving ones, or those of a data set. None where it holds none.
+
+        They have one axis for each level of an example that is kept, and the groups of one that is not. Moving moments
+        begin with mean 0 and variance 1, and their count is 1. Any `Moments` that fit can be set, as a whole.
+
+        Examples
+        --------
+        >>> import gennorm as gn
+        >>> layer = gn.batch_norm(2)
+        >>> layer.moments
+        Moments(count=[1., 1.], mean=[0., 0.], m2=[1., 1.])
+        >>> layer.moments = gn.Moments.from_variance([5, 6], [1, 4])
+        >>> layer.moments.mean
+        array([5., 6.])
+        """
+        return self._held
+
+    @moments.setter
+    def moments(self, value: Any) -> None:
+        moments = checked(value, self._config, configs.kept_shape(self._config))
+        with self._lock:
+            self._held = moments
+
+    def reset_moments(self) -> NormalizationLayer:
+        """Let the layer hold what it held before it saw anything: mean 0 and variance 1, or nothing.
+
+        Returns
+        -------
+        NormalizationLayer
+            The layer itself.
+
+        Examples
+        --------
+        >>> import gennorm as gn
+        >>> layer = gn.feature_norm(mean=3.0, variance=2.0)
+        >>> layer.reset_moments().moments is None
+        True
+        """
+        with self._lock:
+            self._held = initial(self._config, configs.kept_shape(self._config))
+        return self
+
+    @property
+    def trainable(self) -> bool:
+        """Return whether the layer learns: with moving moments, False means inference and no update.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import gennorm as gn
+        >>> layer = gn.batch_norm(1)
+        >>> layer.trainable = False
+        >>> _ = layer(np.array([[2.0], [4.0]]), training=True)
+        >>> layer.moments.mean
+        array([0.])
+        """
+        return self._config.trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        arguments = {**self._config.arguments(), "trainable": value}
+        with self._lock:
+            self._config = LayerConfig.make(**arguments)
+
+    def adapt(
+        self,
+        data: Any,
+        *,
+        mask: Any = None,
+        weights: Any = None,
+        reset: bool = True,
+        progress: bool | None = None,
+    ) -> NormalizationLayer:
+        """Take the moments of a data set, in one pass and in chunks of a few MB.
+
+        The moments of the chunks are merged exactly, in float64, whatever the size of the chunks. If anything fails,
+        or is interrupted, the layer holds what it held before.
+
+        Parameters
+        ----------
+        data : ndarray, or iterable of ndarray
+            A batch of everything, which may be mapped from a file (``np.load(path, mmap_mode="r")``), or batches of
+            any sizes, from a list or a generator.
+        mask : ndarray of bool, or iterable of them, optional
+            True counts. Broadcastable to the data, or to each batch, or one for each batch.
+        weights : ndarray, or iterable of them, optional
+            How much an element counts, finite and at least 0; broadcast like `mask`.
+        reset : bool, default True
+            False adds the data to the moments that the layer holds.
+        progress : bool, optional
+            Whether to show a bar on standard error; if not given, where that is a terminal and it takes a while.
+
+        Returns
+        -------
+        NormalizationLayer
+            The layer itself.
+
+        Raises
+        ------
+        ConfigError
+            The layer's moments are not those of a data set.
+        InputError, DtypeError
+            The data are no arrays of real numbers, or pairs of inputs and targets.
+        ShapeError
+            A batch has slices of another shape than the ones before.
+        InitializationError
+            There was nothing in the data.
+        ParameterError
+            A mask or weights do not fit.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import gennorm as gn
+        >>> data = np.array([[0.0, 7.0, 4.0], [2.0, 9.0, 6.0], [0.0, 7.0, 4.0], [2.0, 9.0, 6.0]])
+        >>> layer = gn.feature_norm().adapt(data)
+        >>> layer(np.array([[0.0, 7.0, 4.0]]))
+        array([[-1., -1., -1.]])
+        >>> gn.feature_norm().adapt(data[start : start + 3] for start in (0, 3)).moments == layer.moments
+        True
+        """
+        from gennorm.adapting import moments_of
+
+        if self._config.statistics != "dataset":
+            msg = (
+                f'the layer takes no moments from a data set: it was made with statistics="{self._config.statistics}"\n'
+            )
+            msg += 'make it with statistics="dataset", or with gn.feature_norm'
+            raise ConfigError(msg, code="C111")
+        found = moments_of(data, self._config, mask=mask, weights=weights, progress=progress)
+        with self._lock:
+            if not reset and self._held is not None:
+                found = checked(self._held, self._config, found.shape) + found
+            self._held = checked(found, self._config, configs.kept_shape(self._config))
+        return self
+
+    def _is_one_example(self, x: Array) -> bool:
+        """Whether an array is one example, to a layer that needs no batch for its moments although it aggregates it."""
+        return self._config.statistics == "dataset" and is_one_example(self._config, x.shape)
+
+    def _learns(self, training: bool) -> bool:
+        """Whether a call normalizes by the moments of its input, and folds them into those that the layer holds."""
+        return bool(training) and self._config.statistics == "moving" and self._config.trainable
+
+    def _require_learnable(self, resolved: Resolved) -> None:
+        """Refuse what could not be folded into the moments, before anything is written."""
+        require_held(required(self._held), resolved)
+        if self._config.unbiased:
+            configs.require_unbiased(resolved)
+
+    def _learn(self, batch: Moments, resolved: Resolved) -> None:
+        """Fold the moments of an array into the moving ones: one store of a new value, or nothing at all."""
+        with self._lock:
+            self._held = folded(required(self._held), batch, resolved, self._config)
 
     # Binding ---------------------------------------------------------------------------------------------------------
 
-    def _prepared(self, x: Array, out: Array | None) -> tuple[Bound, Array]:
-        """The plan for a call, and the array its output goes to."""
-        if out is None:
-            bound = self._bind(x, None)
-            return bound, np.empty_like(x, result_dtype(x.dtype))
-        resolve_config(self._config, x.shape)  # what is wrong with the input is said first
-        target = writable(out, x, self._parameters)
-        return self._bind(x, target), target
-
-    def _bind(self, x: Array, out: Array | None) -> Bound:
+    def _bind(self, x: Array, out: Array | None, per_example: bool = False) -> Bound:
         """The plan for one shape, dtype and layout, with its kernels; made once and remembered."""
-        key = (x.shape, x.strides, x.dtype, None if out is None else out.strides)
+        key = (x.shape, x.strides, x.dtype, None if out is None else out.strides, per_example)
         bound = self._bound.get(key)
         if bound is None:
             from gennorm.kernels import bind  # Numba is imported when something is first computed
 
             strides = (np.empty_like(x, result_dtype(x.dtype)) if out is None else out).strides
-            bound = bind(self._config, x.shape, x.dtype.name, x.strides, strides)
+            bound = bind(self._config, x.shape, x.dtype.name, x.strides, strides, per_example=per_example)
             with self._lock:
                 if len(self._bound) >= REMEMBERED:
                     self._bound.clear()
@@ -556,7 +952,7 @@ class NormalizationLayer:
         Parameters
         ----------
         name : str, optional
-            An argument of the layer, "initialized", "parameter_shape" or "parameter_count".
+            An argument of the layer, "moments", "initialized", "parameter_shape" or "parameter_count".
 
         Returns
         -------
@@ -590,6 +986,7 @@ class NormalizationLayer:
         trainable                  True
         epsilon_placement          inside
         learning_rate_multipliers  None
+        moments                    None
         initialized                True
         parameter_shape            (3,)
         parameter_count            6
@@ -603,6 +1000,7 @@ class NormalizationLayer:
             {
                 **self._config.arguments(),
                 **{name: self._value(name) for name in PARAMETERS},
+                "moments": self._held,
                 "initialized": self.initialized,
                 "parameter_shape": shape,
                 "parameter_count": sum(array.size for array in present),
@@ -674,6 +1072,35 @@ class NormalizationLayer:
         layer._begin(settings, given)
         return layer
 
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the layer to a file: its settings, its parameters and its moments, bit for bit.
+
+        Parameters
+        ----------
+        path : path-like
+            Ends in ``.npz`` or ``.safetensors``. The file appears when it is complete, in place of one that was there.
+
+        Raises
+        ------
+        FileError
+            The path has another ending, or cannot be written.
+
+        See Also
+        --------
+        gennorm.load : Read it.
+
+        Examples
+        --------
+        >>> import pathlib, tempfile
+        >>> import gennorm as gn
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "layer.npz")
+        ...     gn.feature_norm(mean=3.0, variance=2.0).save(path)
+        ...     gn.load(path).moments
+        Moments(count=1., mean=3., m2=2.)
+        """
+        files.write(path, files.Stored(self._config, dict(self._parameters), self._held))
+
     def __repr__(self) -> str:
         arguments = self._config.arguments()
         for name in PARAMETERS:
@@ -692,7 +1119,7 @@ class NormalizationLayer:
         return f"NormalizationLayer({', '.join(shown)})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"config": self._config, "parameters": self._parameters}
+        return {"config": self._config, "parameters": self._parameters, "moments": self._held}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A copy, shallow or deep, has its own parameters; plans and locks are made anew.
@@ -700,8 +1127,42 @@ class NormalizationLayer:
         self._parameters = {
             name: None if array is None else array.copy() for name, array in state["parameters"].items()
         }
+        self._held = state["moments"]
         self._lock = threading.Lock()
         self._bound, self._shortcuts = {}, {}
+
+
+def load(path: str | PathLike[str]) -> NormalizationLayer:
+    """Read a layer that `NormalizationLayer.save` wrote.
+
+    Parameters
+    ----------
+    path : path-like
+        Ends in ``.npz`` or ``.safetensors``.
+
+    Returns
+    -------
+    NormalizationLayer
+
+    Raises
+    ------
+    FileError
+        The file does not exist, is incomplete, is not one of a layer, or was written by a newer gennorm.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import gennorm as gn
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "layer.npz")
+    ...     gn.layer_norm(4).save(path)
+    ...     gn.load(path)
+    NormalizationLayer(-1, 'Same', input_shape=(..., 4))
+    """
+    stored = files.read(path)
+    layer = NormalizationLayer.__new__(NormalizationLayer)
+    layer.__setstate__({"config": stored.config, "parameters": stored.parameters, "moments": stored.moments})
+    return layer
 
 
 DEFAULTS = LayerConfig.make().arguments()
@@ -740,26 +1201,3 @@ def _written(value: Any) -> str:
 
 def _returned(y: Array, out: Array | None) -> Any:
     return y if out is None else out
-
-
-def _applicable(moments: Any, resolved: Resolved, config: LayerConfig) -> tuple[Array, Array]:
-    """Mean and variance of given moments, one value for each slice of an array."""
-    if not isinstance(moments, Moments):
-        msg = f"moments are of type {type(moments).__name__}\npass what measure(x) returned, or gn.Moments"
-        raise ParameterError(msg, code="P020")
-    center = config.method == "Standardize"
-    if center and moments.mean is None:
-        msg = "the moments have no mean, and method Standardize subtracts one\nthey were measured with method RMS"
-        raise ParameterError(msg, code="P021")
-    variance = moments.variance(config.unbiased) if center else moments.mean_square()
-    mean = moments.mean if center and moments.mean is not None else np.zeros(())
-    try:
-        return (
-            np.broadcast_to(mean, resolved.moments_shape),
-            np.broadcast_to(variance, resolved.moments_shape),
-        )
-    except ValueError:
-        msg = f"the moments have the shape {moments.shape}, and the slices of an input of shape {resolved.shape} "
-        msg += f"{resolved.moments_shape}\n"
-        msg += "they have one axis for each level that is kept, and the groups of one that is not"
-        raise ParameterError(msg, code="P022") from None

@@ -11,7 +11,7 @@ Parameters are strides in the same nest, 0 where they do not vary.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from gennorm import levels
@@ -188,6 +188,8 @@ def make_plan(
     dtype: str,
     strides: tuple[int, ...] | None = None,
     out_strides: tuple[int, ...] | None = None,
+    *,
+    per_example: bool = False,
 ) -> Plan:
     """Plan a layer for arrays of one shape, dtype and layout.
 
@@ -199,6 +201,8 @@ def make_plan(
         Name of the input's dtype.
     strides, out_strides : tuple of int, optional
         Strides of input and output in bytes. C order, and the input's memory order without gaps, where not given.
+    per_example : bool, default False
+        Whether the parameters have a leading axis for the examples of the batch.
 
     Returns
     -------
@@ -210,6 +214,9 @@ def make_plan(
         The shape does not fit the config; see `resolve_config`.
     """
     resolved = resolve_config(config, shape)
+    if per_example:
+        sizes = (shape[0], *resolved.parameter_shape)
+        resolved = replace(resolved, scaling=(0, *resolved.scaling), parameter_shape=sizes)
     compute = COMPUTED[dtype]
     result = dtype if dtype in ("float16", "bfloat16") else compute
     itemsize, out_itemsize = ITEMSIZE[dtype], ITEMSIZE[result]

@@ -15,13 +15,15 @@ from gennorm._threads import run, shared
 from gennorm.config import LayerConfig
 from gennorm.plan import ITEMSIZE, Plan, dense_strides, make_plan
 
-from . import _jit, columns, rows
+from . import _jit, column_gradients, columns, row_gradients, rows, steps
 
 __all__ = ["Bound", "bind"]
 
 Array = npt.NDArray[Any]
+Kernel = Callable[..., None]
 
 PLACEMENTS = {"inside": 0, "floor": 1, "outside": 2}
+NOTHING_REAL = {name: np.empty(0, name) for name in ("float32", "float64")}
 VIEWED: dict[str, np.dtype[Any]] = {
     "float16": np.dtype(np.uint16),
     "bfloat16": np.dtype(np.uint16),
@@ -29,36 +31,47 @@ VIEWED: dict[str, np.dtype[Any]] = {
 }
 NEAR = 16 << 20  # bytes of slices that are measured before they are applied, still in the last-level cache by then
 NOTHING = np.empty(0)
+MODULES = {
+    ("rows", "forward"): rows,
+    ("columns", "forward"): columns,
+    ("rows", "backward"): row_gradients,
+    ("columns", "backward"): column_gradients,
+}
+SHARES = 16  # blocks of units that add up the parameters' gradients by themselves, at the most
+SPARE = 1 << 26  # bytes their sums may take
 
 
 @functools.cache
-def _kernel(
-    family: str,
-    dtypes: tuple[str, str, str],
-    center: bool,
-    measure: bool,
-    keep: bool,
-    apply: bool,
-    scaling: int,
-    biases: int,
-) -> Callable[..., None]:
+def _kernel(family: str, step: str, dtypes: tuple[str, str, str], flags: frozenset[tuple[str, int]]) -> Kernel:
+    """Compile a kernel for some dtypes and settings; what is not set is 0."""
     storage, result, compute = dtypes
-    flags = {"CENTER": center, "MEASURE": measure, "KEEP": keep, "APPLY": apply, "EXACT": compute == "float32"}
-    settings = {**{name: int(flag) for name, flag in flags.items()}, "SCALING": scaling, "BIASES": biases}
-    arrays = (storage, result, compute, compute, "float64", "float64", "int64", "float64")
-    if family == "rows":
-        return _jit.build(rows.forward, settings, dtypes, arrays, 2)
-    return _jit.build(columns.forward, settings, dtypes, (*arrays, "float64", compute), 2)
+    module = MODULES[family, step]
+    names = ("CENTER", "MEASURE", "KEEP", "WEIGHTED", "APPLY", "INVERT", "SUMS", "TANGENT", "SCALING", "BIASES")
+    settings = {**dict.fromkeys(names, 0), **dict(flags), "EXACT": int(compute == "float32")}
+    real, double = compute, "float64"
+    space = (double, real) if family == "columns" else ()
+    if step == "forward":
+        y = real if settings["WEIGHTED"] else result
+        arrays = (storage, y, real, real, double, double, "int64", double, *space)
+        return _jit.build(module.forward, settings, dtypes, arrays, 2)
+    arrays = (storage, result, result, real, real, double, double, double, "int64", *space)
+    return _jit.build(module.backward, settings, dtypes, arrays, 4)
 
 
 def bind(
-    config: LayerConfig, shape: tuple[int, ...], dtype: str, strides: tuple[int, ...], out_strides: tuple[int, ...]
+    config: LayerConfig,
+    shape: tuple[int, ...],
+    dtype: str,
+    strides: tuple[int, ...],
+    out_strides: tuple[int, ...],
+    *,
+    per_example: bool = False,
 ) -> Bound:
     """Plan a layer for arrays of one shape, dtype and layout, and give the plan its kernels."""
     if _jit.JIT:
-        return Bound(make_plan(config, shape, dtype, strides, out_strides))
+        return Bound(make_plan(config, shape, dtype, strides, out_strides, per_example=per_example))
     # Plain Python cannot reach beyond a view by its strides: everything but C order goes through copies.
-    plan = make_plan(config, shape, dtype)
+    plan = make_plan(config, shape, dtype, per_example=per_example)
     plain = (plan.order, dense_strides(shape, ITEMSIZE[dtype]), dense_strides(shape, ITEMSIZE[plan.result]))
     direct = plain == (tuple(range(len(shape))), strides, out_strides)
     return Bound(plan if direct else replace(plan, copies="both", order=tuple(range(len(shape)))))
@@ -90,24 +103,44 @@ class Bound:
 
     # What the layer asks for -----------------------------------------------------------------------------------------
 
-    def normalize(self, x: Array, y: Array, scaling: Array | None, biases: Array | None) -> None:
-        """Write the layer's output for ``x`` into ``y``, from the moments of ``x``."""
-        if self.plan.tasks == 0:
-            return
-        with _Copies(self.plan, x, y) as (source, target):
-            gains, shifts = self.parameter(scaling), self.parameter(biases)
-            if self.plan.cut.units == 1:
-                self._run(source, target, gains, shifts, NOTHING, NOTHING, self.numbers, measure=True)
-            else:
-                self._normalize_in_two(source, target, gains, shifts)
+    def normalize(
+        self, x: Array, y: Array, scaling: Array | None, biases: Array | None, *, keep: bool = False
+    ) -> tuple[Array, Array] | None:
+        """Write the layer's output for ``x`` into ``y``, from the moments of ``x``; return them if they are to be kept.
 
-    def measure(self, x: Array) -> tuple[Array, Array]:
-        """Return mean and second moment of every slice of ``x``, shaped as the layer's moments."""
-        mean, spread = np.zeros(self.plan.slices), np.zeros(self.plan.slices)
+        They are mean and second moment of every slice, shaped as the layer's moments.
+        """
+        mean, spread = (np.zeros(self.plan.slices) if keep else NOTHING for _ in range(2))
         if self.plan.tasks:
-            with _Copies(self.plan, x, None) as (source, _):
-                self._measure(source, mean, spread)
-        return self._shaped(mean), self._shaped(spread)
+            with _Copies(self.plan, x, y) as (source, target):
+                gains, shifts = self.parameter(scaling), self.parameter(biases)
+                if self.plan.cut.units == 1:
+                    self._run(
+                        source, target, gains, shifts, mean, spread, self.numbers, MEASURE=1, KEEP=int(keep), APPLY=1
+                    )
+                else:
+                    mean, spread = self._normalize_in_two(source, target, gains, shifts)
+        return (self._shaped(mean), self._shaped(spread)) if keep else None
+
+    def measure(self, x: Array, weights: Array | None = None) -> tuple[Array, Array, Array]:
+        """Return count, mean and second moment of every slice of ``x``, shaped as the layer's moments.
+
+        The weights, or a mask, broadcast to ``x``; without them every element counts once.
+        """
+        plan, slices = self.plan, self.plan.slices
+        count = np.full(slices, 0.0 if weights is not None else float(plan.resolved.count))
+        mean, spread = np.zeros(slices), np.zeros(slices)
+        if plan.tasks:
+            with _Copies(plan, x, None) as (source, _):
+                laid = NOTHING if weights is None else _flat(self._laid_out(weights), plan.compute)
+                self._measure(source, count, mean, spread, laid)
+        return self._shaped(count), self._shaped(mean), self._shaped(spread)
+
+    def _laid_out(self, values: Array) -> Array:
+        """Values that broadcast to the input, as an array of the output's layout in the type of the arithmetic."""
+        laid = _dense(self.plan, self.compute)
+        np.copyto(laid, values, casting="unsafe")
+        return laid
 
     def apply(
         self, x: Array, y: Array, mean: Array, variance: Array, scaling: Array | None, biases: Array | None
@@ -118,9 +151,7 @@ class Bound:
         with _Copies(self.plan, x, y) as (source, target):
             numbers = np.array([1.0, *self.numbers[1:]])
             means, spreads = self._ordered(mean), self._ordered(variance)
-            self._run(
-                source, target, self.parameter(scaling), self.parameter(biases), means, spreads, numbers, measure=False
-            )
+            self._run(source, target, self.parameter(scaling), self.parameter(biases), means, spreads, numbers, APPLY=1)
 
     def shortcut(self, scaling: Array | None, biases: Array | None) -> Callable[[Array], Array] | None:
         """Return a function that does what `normalize` does, if that is one kernel call; else None.
@@ -138,16 +169,15 @@ class Bound:
         if plan.copies != "nothing" or plan.cut.units > 1 or plan.tasks == 0 or not settled or shared(plan.size):
             return None
         kind, tasks = plan.parameter_kind, plan.tasks
-        kernel = _kernel(
-            plan.family, self.dtypes, self.center, True, False, True,
-            0 if gains is None else kind, 0 if shifts is None else kind,
-        )  # fmt: skip
+        kernel = self._kernel(
+            MEASURE=1, APPLY=1, SCALING=0 if gains is None else kind, BIASES=0 if shifts is None else kind
+        )
         unused = np.empty(0, self.compute)
         gains, shifts = unused if gains is None else gains, unused if shifts is None else shifts
         geometry, numbers, nothing, shape, empty = self.geometry, self.numbers, NOTHING, plan.resolved.shape, np.empty
         result = None if plan.result == plan.dtype else np.dtype(plan.result)
         plain = plan.dtype == plan.result == plan.compute and plan.order == tuple(range(len(shape)))
-        space = (5 * self.tile, 3 * self.tile) if plan.family == "columns" else None
+        space = (6 * self.tile, 3 * self.tile) if plan.family == "columns" else None
 
         def normalize(x: Array) -> Array:
             if plain and x.flags.c_contiguous:
@@ -165,7 +195,66 @@ class Bound:
 
         return normalize
 
+    def invert(
+        self, y: Array, x: Array, mean: Array, variance: Array, scaling: Array | None, biases: Array | None
+    ) -> None:
+        """Write into ``x`` the input whose output is ``y``, given its mean and variance and a scaling without zeros."""
+        if self.plan.tasks == 0:
+            return
+        with _Copies(self.plan, y, x) as (source, target):
+            numbers = np.array([1.0, *self.numbers[1:]])
+            gains = None if scaling is None else self.parameter(1.0 / scaling.astype(np.float64))
+            means, spreads = self._ordered(mean), self._ordered(variance)
+            self._run(
+                source, target, gains, self.parameter(biases), means, spreads, numbers, CENTER=1, INVERT=1, APPLY=1
+            )
+
+    def backward(
+        self,
+        x: Array,
+        dy: Array,
+        dx: Array,
+        factors: tuple[Array, Array, Array, Array],
+        scaling: Array | None,
+        biases: Array | None,
+        weights: Array | None = None,
+        *,
+        tangent: bool = False,
+    ) -> tuple[Array | None, Array | None]:
+        """Write the input's gradient into ``dx``; return those of scaling and biases, in float64.
+
+        The factors of the slices, shaped as the layer's moments, are their mean, the inverse deviation, and what the
+        sums of ``g`` and of ``g`` times the deviations are multiplied by; see ``row_gradients``. With ``tangent``,
+        ``dy`` is a direction of the input and ``dx`` the output's derivative along it.
+        """
+        plan = self.plan
+        shape = plan.resolved.parameter_shape
+        wanted = (None if array is None or tangent else np.zeros(shape) for array in (scaling, biases))
+        if plan.tasks == 0:
+            to_scaling, to_biases = wanted
+            return to_scaling, to_biases
+        with _Copies(plan, x, dx) as (source, target):
+            given = dy
+            if dy.strides != dx.strides or plan.copies == "both":
+                given = _dense(plan, dy.dtype)
+                np.copyto(given, dy)
+            laid = NOTHING_REAL[plan.compute] if weights is None else _flat(self._laid_out(weights), plan.compute)
+            summed = self._backward(
+                source, _flat(given, plan.result), target, laid,
+                np.concatenate([self._ordered(array) for array in factors]), self.parameter(scaling),
+                biases is not None and not tangent, (2 if tangent else 1) if weights is not None else 0, tangent,
+            )  # fmt: skip
+        gradients = [self._gradient(array) for array in summed]
+        return (
+            None if scaling is None or tangent else gradients[0],
+            None if biases is None or tangent else gradients[1],
+        )
+
     # Kernels ---------------------------------------------------------------------------------------------------------
+
+    def _kernel(self, step: str = "forward", **flags: int) -> Kernel:
+        flags.setdefault("CENTER", self.center)
+        return _kernel(self.plan.family, step, self.dtypes, frozenset(flags.items()))
 
     def _run(
         self,
@@ -176,57 +265,106 @@ class Bound:
         means: Array,
         spreads: Array,
         numbers: Array,
-        *,
-        measure: bool,
-        keep: bool = False,
-        apply: bool = True,
         lo: int = 0,
         hi: int | None = None,
+        **flags: int,
     ) -> None:
-        """Run one kernel over the tasks ``lo`` to ``hi``."""
+        """Run one forward kernel over the tasks ``lo`` to ``hi``."""
         plan = self.plan
         kind = plan.parameter_kind
-        kernel = _kernel(
-            plan.family, self.dtypes, self.center, measure, keep, apply,
-            0 if scaling is None else kind, 0 if biases is None else kind,
-        )  # fmt: skip
-        unused = np.empty(0, self.compute)
+        kernel = self._kernel(SCALING=0 if scaling is None else kind, BIASES=0 if biases is None else kind, **flags)
+        unused = NOTHING_REAL[plan.compute]
         gains, shifts = (unused if array is None else array for array in (scaling, biases))
         geometry = self.geometry
         hi = plan.tasks if hi is None else hi
 
         def work(first: int, last: int) -> None:
-            space: tuple[Array, ...] = ()
-            if plan.family == "columns":
-                space = (np.empty(5 * self.tile), np.empty(3 * self.tile, self.compute))
-            kernel(x, y, gains, shifts, means, spreads, geometry, numbers, *space, lo + first, lo + last)
+            kernel(x, y, gains, shifts, means, spreads, geometry, numbers, *self._space(6, 3), lo + first, lo + last)
 
         run(work, hi - lo, plan.size * (hi - lo) // plan.tasks)
 
-    def _measure(self, x: Array, mean: Array, spread: Array) -> None:
-        """Fill in mean and second moment of every slice, in the kernel's order."""
-        units = self.plan.cut.units
-        if units == 1:
-            self._measure_units(x, mean, spread, 0, self.plan.tasks)
-            return
-        means, spreads = np.zeros((units, self.plan.slices)), np.zeros((units, self.plan.slices))
-        self._measure_units(x, means.reshape(-1), spreads.reshape(-1), 0, self.plan.tasks)
-        mean[:], spread[:] = self._merged(means, spreads)
+    def _space(self, doubles: int, reals: int) -> tuple[Array, ...]:
+        """The workspace of one call of a kernel, numbers for every lane of a tile."""
+        if self.plan.family == "rows":
+            return ()
+        return np.empty(doubles * self.tile), np.empty(reals * self.tile, self.compute)
 
-    def _measure_units(self, x: Array, means: Array, spreads: Array, lo: int, hi: int) -> None:
-        empty = np.empty(0, VIEWED.get(self.plan.result) or self.plan.result)
+    def _measure(self, x: Array, count: Array, mean: Array, spread: Array, weights: Array = NOTHING) -> None:
+        """Fill in the moments of every slice, in the kernel's order; the count where there are weights."""
+        units, slices = self.plan.cut.units, self.plan.slices
+        weighted = weights is not NOTHING
+        means, spreads = np.zeros((units, slices)), np.zeros(((1 + weighted) * units, slices))
+        self._measure_units(x, means, spreads, 0, self.plan.tasks, weights)
+        counts = spreads[units:] if weighted else self._counts()[:, None]
+        if weighted:
+            count[:] = counts.sum(0)
+        mean[:], spread[:] = self._merged(counts, means, spreads[:units])
+
+    def _measure_units(
+        self, x: Array, means: Array, spreads: Array, lo: int, hi: int, weights: Array = NOTHING
+    ) -> None:
+        weighted = weights is not NOTHING
+        y = weights if weighted else np.empty(0, _stored(self.plan.result))
         self._run(
-            x, empty, None, None, means, spreads, self.numbers, measure=True, keep=True, apply=False, lo=lo, hi=hi
-        )
+            x, y, None, None, means.reshape(-1), spreads.reshape(-1), self.numbers, lo, hi,
+            MEASURE=1, KEEP=1, WEIGHTED=int(weighted),
+        )  # fmt: skip
 
-    def _merged(self, means: Array, spreads: Array) -> tuple[Array, Array]:
+    def _merged(self, counts: Array, means: Array, spreads: Array) -> tuple[Array, Array]:
         """The moments of slices from those of their units: deviations of the units' means add to the spread."""
+        if len(means) == 1:
+            return means[0], spreads[0]
         if not self.center:
             return means[0], spreads.sum(0)
-        counts = self._counts()[:, None]
         nearby = means[0]
-        mean = nearby + (counts * (means - nearby)).sum(0) / counts.sum()
+        mean = nearby + (counts * (means - nearby)).sum(0) / np.maximum(counts.sum(0), steps.NOTHING)
         return mean, spreads.sum(0) + (counts * (means - mean) ** 2).sum(0)
+
+    def _backward(
+        self,
+        x: Array,
+        dy: Array,
+        dx: Array,
+        weights: Array,
+        factors: Array,
+        scaling: Array | None,
+        biased: bool,
+        weighted: int,
+        tangent: bool,
+    ) -> Array:
+        """Run the backward kernel, in two steps where slices are larger than the cache; gradients by parameter."""
+        plan, units, slices = self.plan, self.plan.cut.units, self.plan.slices
+        kind = plan.parameter_kind
+        parameters = math.prod(size for _, _, size in plan.parameter_cells) if scaling is not None or biased else 0
+        parameters = 0 if tangent else parameters
+        blocks = max(1, min(SHARES, plan.tasks, SPARE // max(16 * parameters, 1), plan.size // max(32 * parameters, 1)))
+        block = -(-plan.tasks // blocks)
+        blocks = -(-plan.tasks // block)
+        gradients = np.zeros((blocks, 2, parameters))
+        gains = NOTHING_REAL[plan.compute] if scaling is None else scaling
+        flags = {"SCALING": 0 if scaling is None else kind, "BIASES": kind if biased else 0}
+        flags.update(WEIGHTED=weighted, TANGENT=int(tangent))
+        geometry, flat = self.geometry, gradients.reshape(-1)
+
+        def step(sums: Array, **phase: int) -> None:
+            kernel = self._kernel("backward", **{**flags, **phase})
+
+            def work(first: int, last: int) -> None:
+                kernel(
+                    x, dy, dx, weights, gains, factors, sums, flat, geometry, *self._space(4, 5),
+                    block, parameters, first, last,
+                )  # fmt: skip
+
+            run(work, blocks, plan.size)
+
+        if units == 1:
+            step(NOTHING, SUMS=1, APPLY=1)
+        else:
+            sums = np.zeros((units, 2 * slices))
+            step(sums.reshape(-1), SUMS=1)
+            step(np.ascontiguousarray(sums.sum(0)), APPLY=1)
+        summed: Array = gradients.sum(0)
+        return summed
 
     def _counts(self) -> Array:
         """Elements that each unit of a slice contributes to it."""
@@ -237,20 +375,22 @@ class Bound:
         sizes *= geometry[columns.FOLD] if self.plan.family == "columns" else 1
         return np.add.reduceat(np.tile(sizes, repeats), np.arange(0, repeats * cut.pieces, cut.portion))
 
-    def _normalize_in_two(self, x: Array, y: Array, scaling: Array | None, biases: Array | None) -> None:
+    def _normalize_in_two(self, x: Array, y: Array, scaling: Array | None, biases: Array | None) -> tuple[Array, Array]:
         """Measure slices that are larger than the cache, then apply; a few at a time, for the cache behind it."""
         plan, units, slices = self.plan, self.plan.cut.units, self.plan.slices
         mean, spread = np.zeros(slices), np.zeros(slices)
         means, spreads = np.zeros((units, slices)), np.zeros((units, slices))
+        counts = self._counts()[:, None]
         blocks = plan.tasks // units
         together = max(1, NEAR * blocks // (plan.size * x.itemsize))
         for block in range(0, blocks, together):
             following = min(block + together, blocks)
             lo, hi = block * units, following * units
-            self._measure_units(x, means.reshape(-1), spreads.reshape(-1), lo, hi)
+            self._measure_units(x, means, spreads, lo, hi)
             part = slice(self._first_slice(block), self._first_slice(following))
-            mean[part], spread[part] = self._merged(means[:, part], spreads[:, part])
-            self._run(x, y, scaling, biases, mean, spread, self.numbers, measure=False, lo=lo, hi=hi)
+            mean[part], spread[part] = self._merged(counts, means[:, part], spreads[:, part])
+            self._run(x, y, scaling, biases, mean, spread, self.numbers, lo, hi, APPLY=1)
+        return mean, spread
 
     def _first_slice(self, block: int) -> int:
         """The first slice of a block of the kernel's units: a slice, or a tile of columns."""
@@ -289,6 +429,17 @@ class Bound:
             array = np.broadcast_to(array.reshape(split).transpose(order).reshape(aligned), spread)
         return np.ascontiguousarray(array, self.compute).reshape(-1)
 
+    def _gradient(self, array: Array) -> Array:
+        """From the kernel's order of the parameters to their shape; what was spread is summed up again."""
+        shape = self.plan.resolved.parameter_shape
+        if self._parameter_steps is None:
+            return array.reshape(shape)
+        split, order, aligned, spread = self._parameter_steps
+        axes = tuple(axis for axis, size in enumerate(aligned) if size != spread[axis])
+        back = sorted(range(len(order)), key=lambda place: order[place])
+        summed = array.reshape(spread).sum(axes, keepdims=True)
+        return np.ascontiguousarray(summed.reshape([split[i] for i in order]).transpose(back)).reshape(shape)
+
     def _shaped(self, moments: Array) -> Array:
         """From the order in which the kernel counts slices to the shape of the layer's moments."""
         ordered = moments.reshape(self._moments_sizes).transpose(self._moments_order)
@@ -310,21 +461,27 @@ class _Copies:
     def __enter__(self) -> tuple[Array, Array]:
         plan, source = self.plan, self.x
         if plan.copies != "nothing":
-            source = self._dense(self.x.dtype)
+            source = _dense(plan, self.x.dtype)
             np.copyto(source, self.x)
         if plan.copies == "both" and self.y is not None:
-            self.target = self._dense(self.y.dtype)
+            self.target = _dense(plan, self.y.dtype)
         return _flat(source, plan.dtype), NOTHING if self.target is None else _flat(self.target, plan.result)
-
-    def _dense(self, dtype: np.dtype[Any]) -> Array:
-        """A new array without gaps, in the memory order that the plan was made for."""
-        order, shape = self.plan.order, self.plan.resolved.shape
-        inverse = sorted(range(len(order)), key=lambda place: order[place])
-        return np.empty([shape[axis] for axis in order], dtype).transpose(inverse)
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None and self.y is not None and self.target is not None and self.target is not self.y:
             np.copyto(self.y, self.target)
+
+
+def _dense(plan: Plan, dtype: np.dtype[Any]) -> Array:
+    """A new array without gaps, in the memory order that the plan was made for."""
+    order, shape = plan.order, plan.resolved.shape
+    inverse = sorted(range(len(order)), key=lambda place: order[place])
+    return np.empty([shape[axis] for axis in order], dtype).transpose(inverse)
+
+
+def _stored(dtype: str) -> np.dtype[Any]:
+    """What a kernel sees of an array of this dtype."""
+    return (VIEWED.get(dtype) if _jit.JIT else None) or np.dtype(dtype)
 
 
 def _flat(array: Array, dtype: str) -> Array:

@@ -5,7 +5,7 @@ channels of an array with channels first. Group normalization with channels last
 slice when they have been summed.
 
 The geometry is that of ``rows`` with lines, runs of lanes, in the place of elements: a slice tile is a set of blocks
-of lines, the innermost aggregated run being LENGTH lines long. The workspace holds five numbers a lane in float64,
+of lines, the innermost aggregated run being LENGTH lines long. The workspace holds six numbers a lane in float64,
 and the last array three in the type of the arithmetic.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .steps import cancelled, inverse_deviation, moments, offsets, standardized
+from .steps import NOTHING, cancelled, inverse_deviation, moments, offsets, transformed
 from .vector import (
     LANES,
     WIDE,
@@ -21,6 +21,8 @@ from .vector import (
     Vector,
     choose,
     first_lanes,
+    inverse,
+    larger,
     load,
     load_part,
     load_wide,
@@ -36,9 +38,11 @@ from .vector import (
 
 MEASURE = 1  # take the moments from the input; otherwise read them
 KEEP = 0  # write the moments
+WEIGHTED = 0  # the output's place holds weights of the elements, in its layout, and what they sum to is kept too
 APPLY = 1  # write the output
 SCALING = 0  # 0: absent, 1: constant along a lane, 2: varies from lane to lane and line to line, 3: one a line
 BIASES = 0
+INVERT = 0  # from output to input: the scaling is given as its reciprocals
 real = np.float32  # the type of the arithmetic; moments are always float64
 
 LENGTH = 0  # lines in the innermost aggregated run
@@ -87,7 +91,7 @@ def forward(
     tile, tiles, fold, p_lane = geometry[TILE], geometry[TILES], geometry[FOLD], geometry[P_LANE]
     x_line, y_line, p_line = geometry[X_LINE], geometry[Y_LINE], geometry[P_LINE]
     outer_runs = RUNS + 4 * kept
-    squares, mean_at, spread_at, again = tile, 2 * tile, 3 * tile, 4 * tile
+    squares, mean_at, spread_at, again, weighed = tile, 2 * tile, 3 * tile, 4 * tile, 5 * tile
     gain_at, shift_at = tile, 2 * tile
     for unit in range(lo, hi):
         block = unit // units
@@ -105,25 +109,36 @@ def forward(
             for lane in range(0, width, LANES):
                 store(lanes, lane, splat(real(0)))
             for attempt in range(2):
-                for lane in range(2 * tile):
+                for lane in range(tile):
                     work[lane] = 0.0
+                    work[squares + lane] = 0.0
+                    work[weighed + lane] = 0.0
                 count = 0
                 for part in range(first, last):
                     row = part // pieces if pieces > 1 else part
                     start = (part - row * pieces) * piece
                     size = min(piece, length - start)
                     x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
-                    step = size if width <= WIDE else 1
+                    step = size if width <= WIDE and not WEIGHTED else 1
                     for line in range(start, start + size, step):
-                        sums_about(x, x_tile + x_row + line * x_line, x_line, step, width, lanes, work, squares)
+                        if WEIGHTED:
+                            sums_weighted(
+                                x, x_tile + x_row + line * x_line, y, y_tile + y_row + line * y_line, width,
+                                lanes, work, squares, weighed,
+                            )  # fmt: skip
+                        else:
+                            sums_about(x, x_tile + x_row + line * x_line, x_line, step, width, lanes, work, squares)
                     count += size * fold
                 if fold > 1:
                     share(work, width, fold)
                     share(work[squares:], width, fold)
+                    if WEIGHTED:
+                        share(work[weighed:], width, fold)
                 unfinished = 0.0
                 for lane in range(0, width, LANES):
                     squared = load(work, squares + lane)
-                    mean, spread = moments(load(work, lane), squared, np.float64(count), widen(load(lanes, lane)))
+                    counted = larger(load(work, weighed + lane), NOTHING) if WEIGHTED else splat(np.float64(count))
+                    mean, spread = moments(load(work, lane), squared, counted, widen(load(lanes, lane)))
                     if attempt == 0:
                         flag = cancelled(squared, spread)
                         store(work, again + lane, flag)
@@ -142,6 +157,8 @@ def forward(
                 for lane in range(0, width, fold):
                     means[index] = work[mean_at + lane]
                     spreads[index] = work[spread_at + lane]
+                    if WEIGHTED:
+                        spreads[units * slices + index] = work[weighed + lane]
                     index += 1
         else:
             index = slice_
@@ -157,12 +174,19 @@ def forward(
                 gain = inverse_deviation(load(work, spread_at + lane) / numbers[0], numbers[1], numbers[2])
                 centre = narrow(mean)
                 shift = (widen(centre) - mean) * gain  # what rounding the mean lost
+                if INVERT:
+                    gain = inverse(gain)
                 if SCALING == 1:
                     scale = widen(along(scaling, p_tile, p_lane, left + lane, width - lane))
                     gain *= scale
                     shift *= scale
-                if BIASES == 1:
+                if BIASES == 1 and not INVERT:
                     shift += widen(along(biases, p_tile, p_lane, left + lane, width - lane))
+                if INVERT:
+                    centre = narrow(splat(0.0))
+                    if BIASES == 1:
+                        centre = along(biases, p_tile, p_lane, left + lane, width - lane)
+                    shift = mean
                 store(lanes, lane, centre)
                 store(lanes, gain_at + lane, narrow(gain))
                 store(lanes, shift_at + lane, narrow(shift))
@@ -229,6 +253,21 @@ def sums_about(
         lane += LANES
 
 
+def sums_weighted(
+    x: Array, x_start: int, weights: Array, w_start: int, width: int, pivots: Array,
+    sums: Array, squares: int, weighed: int,
+) -> None:  # fmt: skip
+    """Add one line's weighted deviations, their squares and the weights to the lanes' sums; 0 times NaN counts as 0."""
+    zero = splat(0.0)
+    for lane in range(0, width, LANES):
+        count = width - lane
+        weight = widen(load_part(weights, w_start + lane, count))
+        vector = choose(weight, widen(load_part(x, x_start + lane, count)) - widen(load(pivots, lane)), zero)
+        store(sums, lane, load(sums, lane) + weight * vector)
+        store(sums, squares + lane, load(sums, squares + lane) + weight * (vector * vector))
+        store(sums, weighed + lane, load(sums, weighed + lane) + weight)
+
+
 def normalize(
     x: Array, x_start: int, x_line: int, y: Array, y_start: int, y_line: int, lines: int, width: int,
     lanes: Array, tile: int, scaling: Array, biases: Array, p_start: int, p_line: int, left: int,
@@ -240,16 +279,19 @@ def normalize(
         gain = load_wide(lanes, tile + lane)
         shift = load_wide(lanes, 2 * tile + lane)
         for i in range(lines):
-            vector = standardized(load_wide(x, x_start + i * x_line + lane), centre, gain, shift)
+            p_at = p_start + i * p_line
+            scale = gain
             if SCALING == 2:
-                vector *= load_wide(scaling, p_start + i * p_line + left + lane)
+                scale = load_wide(scaling, p_at + left + lane)
             if SCALING == 3:
-                vector *= splat_wide(scaling[p_start + i * p_line])
+                scale = splat_wide(scaling[p_at])
+            bias = shift
             if BIASES == 2:
-                vector += load_wide(biases, p_start + i * p_line + left + lane)
+                bias = load_wide(biases, p_at + left + lane)
             if BIASES == 3:
-                vector += splat_wide(biases[p_start + i * p_line])
-            store(y, y_start + i * y_line + lane, vector)
+                bias = splat_wide(biases[p_at])
+            vector = load_wide(x, x_start + i * x_line + lane)
+            store(y, y_start + i * y_line + lane, transformed(vector, centre, gain, shift, scale, bias))
         lane += WIDE
     while lane < width:
         count = width - lane
@@ -257,14 +299,18 @@ def normalize(
         gain_ = load(lanes, tile + lane)
         shift_ = load(lanes, 2 * tile + lane)
         for i in range(lines):
-            vector_ = standardized(load_part(x, x_start + i * x_line + lane, count), centre_, gain_, shift_)
+            p_at = p_start + i * p_line
+            scale_ = gain_
             if SCALING == 2:
-                vector_ *= load_part(scaling, p_start + i * p_line + left + lane, count)
+                scale_ = load_part(scaling, p_at + left + lane, count)
             if SCALING == 3:
-                vector_ *= splat(scaling[p_start + i * p_line])
+                scale_ = splat(scaling[p_at])
+            bias_ = shift_
             if BIASES == 2:
-                vector_ += load_part(biases, p_start + i * p_line + left + lane, count)
+                bias_ = load_part(biases, p_at + left + lane, count)
             if BIASES == 3:
-                vector_ += splat(biases[p_start + i * p_line])
+                bias_ = splat(biases[p_at])
+            vector_ = load_part(x, x_start + i * x_line + lane, count)
+            vector_ = transformed(vector_, centre_, gain_, shift_, scale_, bias_)
             store_part(y, y_start + i * y_line + lane, count, vector_)
         lane += LANES

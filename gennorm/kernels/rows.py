@@ -17,12 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from .steps import cancelled, inverse_deviation, moments, offsets, standardized
+from .steps import NOTHING, cancelled, inverse_deviation, moments, offsets, transformed
 from .vector import (
     LANES,
     Array,
     Vector,
+    choose,
     first_lanes,
+    inverse,
+    larger,
     load,
     load_part,
     misaligned,
@@ -35,9 +38,11 @@ from .vector import (
 
 MEASURE = 1  # take the moments from the input; otherwise read them
 KEEP = 0  # write the moments
+WEIGHTED = 0  # the output's place holds weights of the elements, in its layout, and what they sum to is kept too
 APPLY = 1  # write the output
 SCALING = 0  # 0: absent, 1: constant along a row, 2: varies along a row
 BIASES = 0
+INVERT = 0  # from output to input: the scaling is given as its reciprocals
 real = np.float32  # the type of the arithmetic; moments are always float64
 
 LENGTH = 0  # elements in a row
@@ -82,47 +87,59 @@ def forward(
             for attempt in range(2):
                 added = 0.0
                 squared = 0.0
-                count = 0
+                count = 0.0
                 for part in range(first, last):
                     row = part // pieces if pieces > 1 else part
                     start = (part - row * pieces) * piece
                     size = min(piece, length - start)
                     x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
-                    if attempt == 0:
+                    weight = np.float64(size)
+                    if WEIGHTED:
+                        sum_, sum_of_squares, weight = sums_weighted(
+                            x, x_slice + x_row + start, y, y_slice + y_row + start, size, pivot
+                        )
+                    elif attempt == 0:
                         sum_, sum_of_squares = sums(x, x_slice + x_row + start, size)
                     else:
                         sum_, sum_of_squares = sums_about(x, x_slice + x_row + start, size, pivot)
                     added += sum_
                     squared += sum_of_squares
-                    count += size
-                mean, spread = moments(added, squared, count, np.float64(pivot))
+                    count += weight
+                mean, spread = moments(added, squared, larger(count, NOTHING), np.float64(pivot))
                 if attempt == 1 or cancelled(squared, spread) == 0.0:
                     break
                 pivot = real(mean)
             if KEEP:
                 means[(unit - number * units) * slices + number] = mean
                 spreads[(unit - number * units) * slices + number] = spread
+                if WEIGHTED:
+                    spreads[(units + unit - number * units) * slices + number] = count
         else:
             mean = means[number]
             spread = spreads[number]
 
         if APPLY:
-            inverse = inverse_deviation(spread / numbers[0], numbers[1], numbers[2])
+            factor = inverse_deviation(spread / numbers[0], numbers[1], numbers[2])
             centre = real(mean)
-            remainder = (np.float64(centre) - mean) * inverse  # what rounding the mean lost
+            remainder = (np.float64(centre) - mean) * factor  # what rounding the mean lost
+            if INVERT:
+                factor = inverse(factor)
             for part in range(first, last):
                 row = part // pieces if pieces > 1 else part
                 start = (part - row * pieces) * piece
                 size = min(piece, length - start)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
                 p_row += p_slice
-                gain = inverse
+                gain = factor
                 shift = remainder
                 if SCALING == 1:
                     gain *= scaling[p_row]
                     shift *= scaling[p_row]
-                if BIASES == 1:
+                if BIASES == 1 and not INVERT:
                     shift += biases[p_row]
+                if INVERT:
+                    centre = biases[p_row] if BIASES == 1 else real(0)
+                    shift = mean
                 normalize(
                     x, x_slice + x_row + start, y, y_slice + y_row + start, size,
                     splat(centre), splat(real(gain)), splat(real(shift)), scaling, biases, p_row + start,
@@ -166,6 +183,24 @@ def sums_about(x: Array, start: int, size: int, pivot: Any) -> tuple[float, floa
     return total(added), total(squared)
 
 
+def sums_weighted(
+    x: Array, x_start: int, weights: Array, w_start: int, size: int, pivot: Any
+) -> tuple[float, float, float]:
+    """Weighted sums of the deviations and of their squares, and the sum of the weights; 0 times NaN counts as 0."""
+    centre = widen(splat(pivot))
+    zero = splat(0.0)
+    added = splat(0.0)
+    squared = splat(0.0)
+    weighed = splat(0.0)
+    for i in range(0, size, LANES):
+        weight = widen(load_part(weights, w_start + i, size - i))
+        vector = choose(weight, widen(load_part(x, x_start + i, size - i)) - centre, zero)
+        added += weight * vector
+        squared += weight * (vector * vector)
+        weighed += weight
+    return total(added), total(squared), total(weighed)
+
+
 def normalize(
     x: Array, x_start: int, y: Array, y_start: int, size: int,
     centre: Vector, gain: Vector, shift: Vector, scaling: Array, biases: Array, p_start: int,
@@ -186,9 +221,11 @@ def normalize_at(
     centre: Vector, gain: Vector, shift: Vector, scaling: Array, biases: Array, p_start: int,
 ) -> None:  # fmt: skip
     """Write up to a vector of elements. Where the count is LANES, the compiler drops the mask."""
-    vector = standardized(load_part(x, x_start, count), centre, gain, shift)
+    scale = gain
     if SCALING == 2:
-        vector = vector * load_part(scaling, p_start, count)
+        scale = load_part(scaling, p_start, count)
+    bias = shift
     if BIASES == 2:
-        vector = vector + load_part(biases, p_start, count)
-    store_part(y, y_start, count, vector)
+        bias = load_part(biases, p_start, count)
+    vector = load_part(x, x_start, count)
+    store_part(y, y_start, count, transformed(vector, centre, gain, shift, scale, bias))

@@ -8,7 +8,9 @@ from typing import Any
 from .vector import Array, Vector, exceeds, inverse, larger, root
 
 CENTER = 1  # Standardize subtracts the mean; RMS does not
-BIASES = 0  # 0: absent, 1: a constant of the loop that normalizes; more than that varies inside it
+SCALING = 0  # 0: absent, 1: a constant of the loop that normalizes, more: varies inside it
+BIASES = 0
+INVERT = 0  # from output to input
 EXACT = 1  # the squares of the input are exact in float64: one pass is enough unless it cancels
 
 INSIDE, FLOOR, OUTSIDE = 0, 1, 2
@@ -16,6 +18,7 @@ INSIDE, FLOOR, OUTSIDE = 0, 1, 2
 # One pass loses log2(mean square / variance) bits of 53 to cancellation. Where it would lose more than 10, a second
 # pass is made about the mean of the first; constant slices, whose spread is all cancellation, become exactly 0 by it.
 CANCELLATION = 1024.0
+NOTHING = 1e-300  # divides the sums, which are 0, of a slice in which nothing is counted: its mean is 0
 
 
 def offsets(geometry: Array, first: int, runs: int, number: int) -> tuple[int, int, int]:
@@ -34,7 +37,7 @@ def offsets(geometry: Array, first: int, runs: int, number: int) -> tuple[int, i
     return x_offset, y_offset, p_offset
 
 
-def moments(added: Any, squared: Any, count: float, pivot: Any) -> tuple[Any, Any]:
+def moments(added: Any, squared: Any, count: Any, pivot: Any) -> tuple[Any, Any]:
     """Mean and second moment about it, from the sums of the deviations from ``pivot`` and of their squares."""
     if not CENTER:
         return pivot, squared
@@ -67,3 +70,19 @@ def standardized(vector: Vector, centre: Vector, gain: Vector, shift: Vector) ->
     if BIASES == 1:
         return vector * gain + shift
     return vector * gain
+
+
+def transformed(vector: Vector, centre: Vector, gain: Vector, shift: Vector, scaling: Vector, biases: Vector) -> Vector:
+    """Standardize, then scale and shift by the parameters that vary inside the loop; the other way round to invert."""
+    if INVERT:
+        if BIASES > 1:
+            vector = vector - biases
+        if SCALING > 1:
+            vector = vector * scaling
+        return standardized(vector, centre, gain, shift)
+    vector = standardized(vector, centre, gain, shift)
+    if SCALING > 1:
+        vector = vector * scaling
+    if BIASES > 1:
+        vector = vector + biases
+    return vector
