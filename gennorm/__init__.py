@@ -10,10 +10,10 @@
 from gennorm import errors
 from gennorm._threads import get_num_threads, set_num_threads
 from gennorm.errors import GennormError
-from gennorm.layer import NormalizationLayer
+from gennorm.layer import NormalizationLayer, load
 from gennorm.moments import Moments
 from gennorm.plan import Plan
-from gennorm.presets import batch_norm, group_norm, instance_norm, layer_norm, normalize, rms_norm
+from gennorm.presets import batch_norm, feature_norm, group_norm, instance_norm, layer_norm, normalize, rms_norm
 
 __version__ = "0.1.0.dev0"
 
@@ -24,10 +24,12 @@ __all__ = [
     "Plan",
     "batch_norm",
     "errors",
+    "feature_norm",
     "get_num_threads",
     "group_norm",
     "instance_norm",
     "layer_norm",
+    "load",
     "normalize",
     "rms_norm",
     "set_num_threads",

@@ -22,7 +22,15 @@ from gennorm.errors import (
 )
 from gennorm.levels import AGGREGATION, SCALING, Level, LevelSpec, Listing, Span
 
-__all__ = ["GroupMapping", "LayerConfig", "Resolved", "parameter_shape", "require_unbiased", "resolve_config"]
+__all__ = [
+    "GroupMapping",
+    "LayerConfig",
+    "Resolved",
+    "kept_shape",
+    "parameter_shape",
+    "require_unbiased",
+    "resolve_config",
+]
 
 Shape = tuple[int | EllipsisType | None, ...]
 
@@ -713,14 +721,10 @@ def parameter_shape(config: LayerConfig) -> tuple[int, ...]:
     declare input_shape, call initialize(...) with a shape or an array, or pass arrays as scaling and biases
     """
     declared = (...,) if config.input_shape is None else config.input_shape
-    if ... not in declared:
-        ranks = range(len(declared), len(declared) + 1)
-    else:
-        ranks = range(len(declared) - 1, min(MOST_LEVELS, len(declared) + _reach(config)) + 1)
     batched = _names_batch(config)
     known: tuple[int, ...] | None = None
     error: LevelRangeError | LevelConflictError | None = None
-    for rank in ranks:
+    for rank in _ranks(config, declared):
         try:
             _, scaling = _levels(config, rank, batched=batched)
         except (LevelRangeError, LevelConflictError) as caught:
@@ -740,6 +744,40 @@ def parameter_shape(config: LayerConfig) -> tuple[int, ...]:
         assert error is not None
         raise error
     return known
+
+
+def kept_shape(config: LayerConfig) -> tuple[int, ...] | None:
+    """The shape of the moments of one example, from `input_shape` alone; None where that leaves it open.
+
+    Examples
+    --------
+    >>> kept_shape(LayerConfig.make("{0, 2;;All}", input_shape=(64, ...), batched=True))
+    (64,)
+    >>> kept_shape(LayerConfig.make("All", 1, {1: 32}, input_shape=(256, ...)))
+    (32,)
+    >>> kept_shape(LayerConfig.make(-1, input_shape=(None, 768))) is None
+    True
+    """
+    declared = (...,) if config.input_shape is None else config.input_shape
+    found: set[tuple[int | None, ...]] = set()
+    for rank in _ranks(config, declared):
+        try:
+            aggregation, _ = _levels(config, rank, batched=_names_batch(config))
+            groups = _group_numbers(config.group_number, aggregation, rank)
+        except (LevelRangeError, LevelConflictError, GroupError):
+            continue
+        sizes = dict(_filled(declared, rank)) | {level: groups.get(level, 1) for level in aggregation}
+        kept = (level for level in range(1, rank + 1) if level not in aggregation or groups.get(level, 1) > 1)
+        found.add(tuple(sizes[level] for level in kept))
+    shape = found.pop() if len(found) == 1 else (None,)
+    return None if None in shape else cast("tuple[int, ...]", shape)
+
+
+def _ranks(config: LayerConfig, declared: Shape) -> range:
+    """The ranks of an example that this declaration allows, as far as they differ."""
+    if ... not in declared:
+        return range(len(declared), len(declared) + 1)
+    return range(len(declared) - 1, min(MOST_LEVELS, len(declared) + _reach(config)) + 1)
 
 
 def _reach(config: LayerConfig) -> int:

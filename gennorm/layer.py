@@ -257,6 +257,10 @@ class NormalizationLayer:
                 msg += "call the layer on one array at a time"
                 raise OutputError(msg, code="O001")
             return [self(example, training=training) for example in x]
+        if self._config.statistics == "dataset" and isinstance(x, np.ndarray) and is_one_example(self._config, x.shape):
+            one = None if out is None else out[None]
+            y = self(x[None], mask=mask, scaling=scaling, biases=biases, out=one)
+            return y[0] if out is None else out
         done = self._forward(x, training, mask, scaling, biases, out)
         if plain and self._config.statistics == "input":
             self._remember(done.x, done.bound)
@@ -391,7 +395,6 @@ class NormalizationLayer:
         moments = None
         if given_moments is not None:
             bound.apply(x, y, *given_moments, scaling, biases)
-            moments = Moments.from_variance(*given_moments)
         elif weights is None:
             kept = bound.normalize(x, y, scaling, biases, keep=keep or learns)
             if kept is not None:
@@ -399,11 +402,14 @@ class NormalizationLayer:
         else:
             moments = self._moments(*back.measure(x, weights))
             bound.apply(x, y, *applicable(moments, resolved, self._config), scaling, biases)
-        if learns and moments is not None:
-            self._learn(moments, resolved)
         found = None
         if keep and moments is not None:
-            found = factors(self._config, moments, through=given_moments is None)
+            found = factors(self._config, moments, through=True)
+        elif keep and given_moments is not None:
+            biased = replace(self._config, unbiased=False)
+            found = factors(biased, Moments.from_variance(*given_moments), through=False)
+        if learns and moments is not None:
+            self._learn(moments, resolved)
         return Forward(x, y, bound, back, given, scaling, biases, weights, found)
 
     def _moments(self, count: Array, mean: Array, spread: Array) -> Moments:
@@ -520,7 +526,7 @@ class NormalizationLayer:
             msg = 'inverse needs moments: with statistics="input" the layer holds none\n'
             msg += "pass those that the input was normalized by: inverse(y, layer.measure(x))"
             raise ParameterError(msg, code="P030")
-        if self._is_one_example(y):
+        if self._config.statistics == "dataset" and is_one_example(self._config, y.shape):
             x = self.inverse(y[None], moments, out=None if out is None else out[None])
             return x[0] if out is None else out
         resolved = resolve_config(self._config, y.shape)
@@ -899,10 +905,6 @@ class NormalizationLayer:
                 found = checked(self._held, self._config, found.shape) + found
             self._held = checked(found, self._config, configs.kept_shape(self._config))
         return self
-
-    def _is_one_example(self, x: Array) -> bool:
-        """Whether an array is one example, to a layer that needs no batch for its moments although it aggregates it."""
-        return self._config.statistics == "dataset" and is_one_example(self._config, x.shape)
 
     def _learns(self, training: bool) -> bool:
         """Whether a call normalizes by the moments of its input, and folds them into those that the layer holds."""

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gennorm.errors import DtypeError, InputError, ParameterError
 
-__all__ = ["Moments"]
+__all__ = ["Moments", "weights_for"]
 
 Floats = NDArray[np.float64]
 
@@ -420,6 +420,29 @@ class Moments:
     def __repr__(self) -> str:
         members = {"count": self.count, "mean": self.mean, "m2": self.m2}
         return f"Moments({', '.join(f'{name}={_shown(array)}' for name, array in members.items())})"
+
+
+def weights_for(shape: tuple[int, ...], mask: object, weights: ArrayLike | None) -> NDArray[Any] | None:
+    """What the elements of an array of this shape count: bools where only a mask is given, None for one each.
+
+    Raises
+    ------
+    ParameterError, DtypeError, InputError
+        As `Moments.of`.
+
+    Examples
+    --------
+    >>> weights_for((2, 2), np.array([True, False]), [[2.0], [3.0]])
+    array([[2., 0.],
+           [3., 0.]])
+    """
+    counted = None if mask is None else _over(_bools(mask), shape, "mask")
+    if weights is None:
+        return counted
+    weight = _floats(weights, "weights")
+    _all(np.isfinite(weight) & (weight >= 0), weight, "a weight", "finite and at least 0")
+    weight = _over(weight, shape, "weights")
+    return weight if counted is None else np.where(counted, weight, 0.0)
 
 
 # Helpers --------------------------------------------------------------------------------------------------------------

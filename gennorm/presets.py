@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
+from gennorm.errors import LevelConflictError, ParameterError
 from gennorm.layer import NormalizationLayer
+from gennorm.moments import Moments
 
-__all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "normalize", "rms_norm"]
+__all__ = ["batch_norm", "feature_norm", "group_norm", "instance_norm", "layer_norm", "normalize", "rms_norm"]
 
 
 def batch_norm(
@@ -15,8 +18,10 @@ def batch_norm(
 ) -> NormalizationLayer:
     """Batch normalization: over the batch and everything but the channels, with parameters for each channel.
 
-    ``batch_norm(64)`` is ``NormalizationLayer("{0, 2;;All}", 1, input_shape=(64, ...), batched=True)``, for batches of
-    any rank.
+    ``batch_norm(64)`` is ``NormalizationLayer("{0, 2;;All}", 1, input_shape=(64, ...), batched=True,
+    statistics="moving")``, for batches of any rank. Called with ``training=True`` it normalizes by the moments of the
+    batch and folds them into the moving ones; otherwise by the moving ones. With ``statistics="input"`` it always
+    normalizes by those of the batch.
 
     Parameters
     ----------
@@ -49,10 +54,12 @@ def batch_norm(
     --------
     >>> import numpy as np
     >>> import gennorm as gn
-    >>> layer = gn.batch_norm(3, channel_level=-1)
-    >>> y = layer(np.random.default_rng(0).normal(5, 2, (16, 8, 8, 3)))
-    >>> np.allclose(y.mean((0, 1, 2)), 0)
+    >>> layer = gn.batch_norm(3, channel_level=-1, momentum=0.5)
+    >>> x = np.random.default_rng(0).normal(5, 2, (16, 8, 8, 3))
+    >>> np.allclose(layer(x, training=True).mean((0, 1, 2)), 0)
     True
+    >>> layer.moments.mean.round(1)
+    array([2.5, 2.5, 2.5])
     """
     others = ", ".join(["0", *_other_levels(channel_level)])
     return NormalizationLayer(
@@ -61,7 +68,7 @@ def batch_norm(
         epsilon=epsilon,
         input_shape=_example(channels, channel_level),
         momentum=momentum,
-        **{"batched": True, **keywords},
+        **{"batched": True, "statistics": "moving", **keywords},
     )
 
 
@@ -239,6 +246,87 @@ def rms_norm(shape: int | Sequence[int], *, epsilon: float = 1e-6, **keywords: A
     )
 
 
+def feature_norm(
+    level: int | Sequence[int] | None = -1,
+    *,
+    mean: Any = None,
+    variance: Any = None,
+    epsilon: float = 1e-7,
+    **keywords: Any,
+) -> NormalizationLayer:
+    r"""Feature normalization: by the mean and variance of a data set, for each position on the levels that are kept.
+
+    .. math:: y = \frac{x - \mu}{\max(\sigma, \epsilon)}
+
+    ``feature_norm()`` is ``NormalizationLayer("{0, 1;;-2}", epsilon=1e-7, scaling=None, biases=None, batched=True,
+    statistics="dataset", epsilon_placement="floor")``, for batches of any rank and for one example that is no batch.
+    Its moments come from `NormalizationLayer.adapt`, or are given.
+
+    Parameters
+    ----------
+    level : int, sequence of int, or None, default -1
+        The levels that are kept, each position on them with a mean and a variance of its own; None keeps no level.
+    mean, variance : array_like, optional
+        What to normalize by, broadcast to the sizes of the kept levels.
+    epsilon : float, default 1e-7
+        The least that is divided by.
+    **keywords
+        The other arguments of `NormalizationLayer`.
+
+    Returns
+    -------
+    NormalizationLayer
+
+    Raises
+    ------
+    LevelConflictError
+        The batch is to be kept.
+    ParameterError
+        A mean without a variance, or the other way round.
+    GennormError
+        As `NormalizationLayer`.
+
+    References
+    ----------
+    Keras, "Normalization layer", keras.io/api/layers/preprocessing_layers/numerical/normalization, version 3.6.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gennorm as gn
+    >>> layer = gn.feature_norm().adapt(np.array([[0.0, 10.0], [2.0, 30.0]]))
+    >>> layer(np.array([[0.0, 30.0], [1.0, 20.0]]))
+    array([[-1.,  1.],
+           [ 0.,  0.]])
+    >>> layer.inverse(np.array([[-1.0, 1.0]]))
+    array([[ 0., 30.]])
+    >>> gn.feature_norm(None, mean=3, variance=4)(np.array([1.0, 3.0, 7.0]))
+    array([-1.,  0.,  2.])
+    """
+    kept = () if level is None else (level,) if isinstance(level, SupportsIndex) else tuple(level)
+    if 0 in kept:
+        msg = "level 0 is the batch, and the moments of a data set are those of all its examples\n"
+        msg += "keep levels from 1 on, or from -1 down; None keeps no level"
+        raise LevelConflictError(msg, code="L207")
+    if (mean is None) != (variance is None):
+        given, absent = ("variance", "mean") if mean is None else ("mean", "variance")
+        msg = f"{given} is given, and {absent} is not\ngive both, or neither and call adapt(data)"
+        raise ParameterError(msg, code="P032")
+    settings: dict[str, Any] = {
+        "scaling": None,
+        "biases": None,
+        "batched": True,
+        "statistics": "dataset",
+        "epsilon_placement": "floor",
+        **keywords,
+    }
+    others = ", ".join(["0", *_other_levels(*map(operator.index, kept))])
+    layer = NormalizationLayer("{" + others + "}" if kept else "0;;All", epsilon=epsilon, **settings)
+    if mean is not None:
+        layer.moments = Moments.from_variance(mean, variance)
+    return layer
+
+
 def normalize(x: Any, aggregation_levels: Any = "2;;All", *, out: Any = None, **keywords: Any) -> Any:
     """Normalize an array over the given levels, without parameters.
 
@@ -276,12 +364,16 @@ def normalize(x: Any, aggregation_levels: Any = "2;;All", *, out: Any = None, **
     return NormalizationLayer(aggregation_levels, **settings)(x, out=out)
 
 
-def _other_levels(channel_level: int) -> list[str]:
-    """Every level of an example but one, whatever the rank: as many spans as are needed."""
-    before, after = channel_level - 1, channel_level + 1
-    if channel_level > 0:
-        return [*([f"1;;{before}"] if before else []), f"{after};;All"]
-    return [f"1;;{before}", *([f"{after};;All"] if after else [])]
+def _other_levels(*kept: int) -> list[str]:
+    """Every level of an example but some, whatever the rank: as many spans as are needed."""
+    spans: list[str] = []
+    start = 1
+    for level in [*sorted(level for level in kept if level > 0), *sorted(level for level in kept if level < 0)]:
+        crosses = start > 0 > level  # from levels that are counted from the front to those counted from the end
+        if crosses or start < level:
+            spans.append(f"{start};;{level - 1}")
+        start = level + 1
+    return [*spans, f"{start};;All"] if start else spans
 
 
 def _example(channels: int | None, channel_level: int) -> tuple[Any, ...]:

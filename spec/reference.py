@@ -351,14 +351,20 @@ def moving(
 ) -> tuple[Array, Array]:
     """Moving mean and variance after a batch was folded in: ``momentum * old + (1 - momentum) * new``, biased.
 
-    Where the batch, or a group of the batch, is kept, its slices are averaged first.
+    Where the batch, or a group of the batch, is kept, its slices are averaged first. A slice with nothing counted takes
+    no part; where there is no other, the moments stay what they are.
     """
     x = np.asarray(x, dtype=np.float64)
     count, centre, m2 = moments(x, aggregation_levels, scaling_levels, group_number, method, batched=True, mask=mask)
     new = [np.zeros_like(m2) if centre is None else centre, m2 / np.maximum(count, 1.0)]
     where = geometry(x.shape, aggregation_levels, scaling_levels, group_number, True)
+    seen = (count > 0).astype(np.float64)
     if 0 not in where.aggregated:
-        new = [value.mean(axis=0) for value in new]
+        total = seen.sum(axis=0)
+        new = [(value * seen).sum(axis=0) / np.maximum(total, 1.0) for value in new]
+        seen = total
     old = [np.asarray(value, dtype=np.float64) for value in (mean, variance)]
-    mean_now, variance_now = (momentum * a + (1 - momentum) * b for a, b in zip(old, new, strict=True))
+    mean_now, variance_now = (
+        np.where(seen == 0, a, momentum * a + (1 - momentum) * b) for a, b in zip(old, new, strict=True)
+    )
     return mean_now, variance_now

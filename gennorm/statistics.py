@@ -1,0 +1,260 @@
+"""The moments that a layer holds, moving ones or those of a data set: their shape, their use, their next value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gennorm import levels
+from gennorm.config import LayerConfig, Resolved, resolve_config
+from gennorm.errors import (
+    ConfigError,
+    GennormError,
+    InitializationError,
+    LevelRangeError,
+    ParameterError,
+    ShapeError,
+)
+from gennorm.moments import Moments
+
+__all__ = [
+    "applicable",
+    "checked",
+    "folded",
+    "held",
+    "held_shape",
+    "initial",
+    "is_one_example",
+    "pooled",
+    "require_held",
+    "required",
+]
+
+Array = npt.NDArray[Any]
+
+
+def initial(config: LayerConfig, shape: tuple[int, ...] | None) -> Moments | None:
+    """What a layer holds before it has seen anything: mean 0 and variance 1 where they move, else nothing."""
+    if config.statistics != "moving":
+        return None
+    mean = None if config.method == "RMS" else np.zeros(shape or ())
+    return Moments.from_variance(mean, np.ones(shape or ()))
+
+
+def held_shape(resolved: Resolved) -> tuple[int, ...]:
+    """The shape of the moments that a layer holds: those of an array, the batch and its groups left out.
+
+    Examples
+    --------
+    >>> config = LayerConfig.make("2;;All", input_shape=(3, None, None))
+    >>> held_shape(resolve_config(config, (8, 3, 4, 4))), held_shape(resolve_config(config, (3, 4, 4)))
+    ((3,), (3,))
+    """
+    return resolved.moments_shape[_keeps_batch(resolved) :]
+
+
+def _keeps_batch(resolved: Resolved) -> bool:
+    """Whether the first axis of an array's moments is the batch, or its groups."""
+    return resolved.batched and (0 not in resolved.aggregation or resolved.groups[0] > 1)
+
+
+def is_one_example(config: LayerConfig, shape: tuple[int, ...]) -> bool:
+    """Whether level 0 is aggregated, and an array is no batch but one example.
+
+    That is nothing to a layer that holds its moments: the example is a batch of one.
+
+    Examples
+    --------
+    >>> config = LayerConfig.make("{0, 1;;-2}", batched=True, statistics="dataset")
+    >>> is_one_example(config, (3,)), is_one_example(config, (8, 3))
+    (True, False)
+    """
+    if not levels.uses_batch(config.aggregation_levels):
+        return False
+    try:
+        resolve_config(config, shape)
+    except (LevelRangeError, ShapeError) as error:
+        if error.code == "S010":  # a size that is not the declared one
+            return False
+    else:
+        return False
+    try:
+        resolve_config(config, (1, *shape))
+    except GennormError:
+        return False
+    return True
+
+
+# --------------------------------------------------------------------------------------------------------- their use
+
+
+def applicable(moments: Any, resolved: Resolved, config: LayerConfig) -> tuple[Array, Array]:
+    """Mean and variance of given moments, one value for each slice of an array."""
+    _require_kind(moments, config)
+    center = config.method == "Standardize"
+    variance = moments.variance(config.unbiased) if center else moments.mean_square()
+    try:
+        return _over_slices(moments.mean if center else None, variance, resolved.moments_shape)
+    except ValueError:
+        msg = f"the moments have the shape {moments.shape}, and the slices of an input of shape {resolved.shape} "
+        msg += f"{resolved.moments_shape}\n"
+        msg += "they have one axis for each level that is kept, and the groups of one that is not"
+        raise ParameterError(msg, code="P022") from None
+
+
+def held(moments: Moments | None, resolved: Resolved) -> tuple[Array, Array]:
+    """Mean and variance that a layer holds, one value for each slice of an array. The variance is used as it is.
+
+    Raises
+    ------
+    InitializationError
+        The layer holds none yet.
+    ParameterError
+        Those it holds are of other slices.
+    """
+    moments = required(moments)
+    require_held(moments, resolved)
+    variance = moments.mean_square() if moments.mean is None else moments.variance()
+    return _over_slices(moments.mean, variance, resolved.moments_shape)
+
+
+def required(moments: Moments | None) -> Moments:
+    """The moments of a data set, which a layer has only once it has seen one."""
+    if moments is None:
+        msg = 'the layer has no moments yet: with statistics="dataset" they are those of the data it is for\n'
+        msg += "call adapt(data), or set layer.moments"
+        raise InitializationError(msg, code="I010")
+    return moments
+
+
+def require_held(moments: Moments, resolved: Resolved) -> None:
+    """Refuse an array whose slices have other sizes than the moments that the layer holds."""
+    expected = held_shape(resolved)
+    if moments.shape == expected or _broadcasts(moments.shape, expected):
+        return
+    axes = range(len(resolved.shape))
+    kept = [axis for axis in axes if axis not in resolved.aggregation or resolved.groups[axis] > 1]
+    kept = kept[len(kept) - len(expected) :]
+    if len(moments.shape) == len(expected):
+        wrong = next(i for i, size in enumerate(expected) if moments.shape[i] not in {1, size})
+        place = levels.name(resolved.level(kept[wrong]), batched=resolved.batched)
+        has = "groups" if kept[wrong] in resolved.aggregation else "size"
+        msg = f"{place} of the input has {has} {expected[wrong]}, and the moments of the layer {moments.shape[wrong]}\n"
+    else:
+        msg = f"the input has {len(expected)} levels that are kept, and the moments of the layer {len(moments.shape)}\n"
+    msg += f"an input of shape {resolved.shape} needs moments of shape {expected}; the layer's have {moments.shape}"
+    raise ParameterError(msg, code="P023")
+
+
+def checked(value: Any, config: LayerConfig, shape: tuple[int, ...] | None) -> Moments:
+    """Moments that a layer is to hold, of its method and, where that is known, of the shape of its slices.
+
+    Raises
+    ------
+    ConfigError
+        The layer takes its moments from its input and holds none.
+    ParameterError
+        They are no moments, or those of another method or shape.
+    """
+    if config.statistics == "input":
+        msg = 'the layer holds no moments: with statistics="input" they are those of what it is called on\n'
+        msg += 'call apply(x, moments), or make the layer with statistics="dataset" or "moving"'
+        raise ConfigError(msg, code="C110")
+    _require_kind(value, config)
+    moments: Moments = value
+    if config.method == "RMS" and moments.mean is not None:
+        moments = Moments.from_variance(None, moments.mean_square(), moments.count)
+    if shape is None or moments.shape == shape:
+        return moments
+    if not _broadcasts(moments.shape, shape):
+        msg = f"the moments have the shape {moments.shape}, and those of the layer {shape}\n"
+        msg += "they have one axis for each level of an example that is kept, and the groups of one that is not"
+        raise ParameterError(msg, code="P024")
+    mean = None if moments.mean is None else np.broadcast_to(moments.mean, shape)
+    return Moments(moments.count, mean, np.broadcast_to(moments.m2, shape))
+
+
+def _require_kind(moments: Any, config: LayerConfig) -> None:
+    if not isinstance(moments, Moments):
+        msg = f"moments are of type {type(moments).__name__}\npass what measure(x) returned, or gn.Moments"
+        raise ParameterError(msg, code="P020")
+    if config.method == "Standardize" and moments.mean is None:
+        msg = "the moments have no mean, and method Standardize subtracts one\nthey were measured with method RMS"
+        raise ParameterError(msg, code="P021")
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    try:
+        return np.broadcast_shapes(shape, to) == to
+    except ValueError:
+        return False
+
+
+def _over_slices(mean: Array | None, variance: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    return np.broadcast_to(np.zeros(()) if mean is None else mean, shape), np.broadcast_to(variance, shape)
+
+
+# --------------------------------------------------------------------------------------------------- their next value
+
+
+def folded(moving: Moments, batch: Moments, resolved: Resolved, config: LayerConfig) -> Moments:
+    r"""The moving moments after the moments of an array were folded in.
+
+    .. math:: v \leftarrow \text{momentum} \cdot v + (1 - \text{momentum}) \cdot v_\text{batch}
+
+    The variance is biased. Where the batch is kept, or grouped, its slices are averaged first. A slice in which
+    nothing was counted takes no part, and where there is no other, the moving moments stay what they are.
+
+    Examples
+    --------
+    >>> config = LayerConfig.make(0, 1, batched=True, statistics="moving", momentum=0.75)
+    >>> resolved = resolve_config(config, (4, 1))
+    >>> moments = folded(Moments.from_variance(0.0, 1.0), Moments([4], [8.0], [20.0]), resolved, config)
+    >>> moments.mean, moments.variance()
+    (array([2.]), array([2.]))
+    """
+    require_held(moving, resolved)
+    counted = (batch.count > 0).astype(np.float64)
+    with np.errstate(all="ignore"):
+        variance = batch.mean_square() if batch.mean is None else batch.variance()
+        news = [variance, batch.mean]
+        if _keeps_batch(resolved):
+            number = counted.sum(axis=0)
+            news = [None if new is None else (new * counted).sum(axis=0) / np.maximum(number, 1.0) for new in news]
+            counted = number
+        olds = [moving.mean_square() if moving.mean is None else moving.variance(), moving.mean]
+        spread, mean = (
+            None if old is None or new is None else np.where(counted == 0, old, _step(old, new, config.momentum))
+            for old, new in zip(olds, news, strict=True)
+        )
+    return Moments.from_variance(mean, np.asarray(spread))
+
+
+def _step(old: Array, new: Array, momentum: float) -> Array:
+    # A weight of 0 is no weight, for NaN and infinities too.
+    if momentum == 1:
+        return old + np.zeros_like(new)
+    return new + np.zeros_like(old) if momentum == 0 else momentum * old + (1 - momentum) * new
+
+
+def pooled(moments: Moments) -> Moments:
+    """The sum of moments over their first axis: those of all examples of a batch together.
+
+    Examples
+    --------
+    >>> pooled(Moments([3, 1], [2.0, 10.0], [2.0, 0.0]))
+    Moments(count=4., mean=4., m2=50.)
+    """
+    count = moments.count.sum(axis=0)
+    with np.errstate(all="ignore"):
+        if moments.mean is None:
+            return Moments(count, None, moments.m2.sum(axis=0))
+        counted = moments.count > 0
+        first = np.argmax(counted, axis=0)[None] if len(counted) else None
+        nearby = np.zeros(count.shape) if first is None else np.take_along_axis(moments.mean, first, axis=0)[0]
+        away = np.where(counted, moments.mean - nearby, 0.0)
+        mean = nearby + (moments.count * away).sum(axis=0) / np.where(count == 0, 1.0, count)
+        m2 = moments.m2.sum(axis=0) + (moments.count * np.where(counted, moments.mean - mean, 0.0) ** 2).sum(axis=0)
+    return Moments(count, mean, m2)
