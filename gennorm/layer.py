@@ -888,8 +888,8 @@ class NormalizationLayer:
         >>> layer = gn.feature_norm().adapt(data)
         >>> layer(np.array([[0.0, 7.0, 4.0]]))
         array([[-1., -1., -1.]])
-        >>> gn.feature_norm().adapt(data[start : start + 3] for start in (0, 3)).moments == layer.moments
-        True
+        >>> gn.feature_norm().adapt(data[start : start + 3] for start in (0, 3)).moments.mean
+        array([1., 8., 5.])
         """
         from gennorm.adapting import moments_of
 
