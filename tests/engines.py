@@ -1,0 +1,36 @@
+"""The engine in other circumstances: in plain Python, with slices cut small, without its second pass."""
+
+import functools
+
+import numpy as np
+
+from gennorm import kernels, plan
+from gennorm.kernels import _jit, columns, rows
+
+# Slices that are read twice, in several units, whose tiles and rows are cut into several pieces.
+SMALL = {"CACHED": 8, "CACHED_TILE": 8, "UNIT": 8, "BLOCK": 8}
+
+
+def in_plain_python(patch):
+    """Kernels as they stand: Numba is not asked."""
+    patch.setattr(_jit, "JIT", False)
+    patch.setattr(kernels, "_kernel", functools.cache(kernels._kernel.__wrapped__))
+
+
+def cut_small(patch, **sizes):
+    """Slices and tiles of more than a few elements are cut; `sizes` are others than those of `SMALL`."""
+    for name, value in {**SMALL, **sizes}.items():
+        patch.setattr(plan, name, value)
+    patch.setattr(kernels, "NEAR", 300)
+
+
+def never(squared, spread):
+    """One pass is enough for every lane, however much it cancels."""
+    return np.zeros_like(squared)
+
+
+def in_one_pass(patch):
+    """In plain Python, without the second pass over what cancels."""
+    in_plain_python(patch)
+    for module in (rows, columns):
+        patch.setattr(module, "cancelled", never)
