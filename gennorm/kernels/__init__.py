@@ -244,10 +244,11 @@ class Bound:
                 np.concatenate([self._ordered(array) for array in factors]), self.parameter(scaling),
                 biases is not None and not tangent, (2 if tangent else 1) if weights is not None else 0, tangent,
             )  # fmt: skip
-        gradients = [self._gradient(array) for array in summed]
+        if tangent:
+            return None, None
         return (
-            None if scaling is None or tangent else gradients[0],
-            None if biases is None or tangent else gradients[1],
+            None if scaling is None else self._gradient(summed[0]),
+            None if biases is None else self._gradient(summed[1]),
         )
 
     # Kernels ---------------------------------------------------------------------------------------------------------
