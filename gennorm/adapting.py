@@ -7,18 +7,16 @@ import mmap
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from gennorm import levels
 from gennorm.arrays import dtype_name, real
-from gennorm.config import GroupMapping, LayerConfig, resolve_config
+from gennorm.config import LayerConfig, resolve_config
 from gennorm.errors import InitializationError, InputError, ParameterError, ShapeError
 from gennorm.moments import Moments, weights_for
-from gennorm.statistics import held_shape, is_one_example, pooled
+from gennorm.statistics import held_shape, is_one_example, pooled, ungrouped
 
 __all__ = ["Progress", "moments_of"]
 
@@ -62,7 +60,7 @@ def moments_of(
     # Sums of 1, 2, 4, 8, ... chunks, as in a binary counter: every chunk takes part in few additions and roundings.
     sums: list[tuple[int, Moments]] = []
     seen = 0
-    total = len(data) if isinstance(data, (np.ndarray, list)) and np.ndim(data) != 0 else None
+    total = len(data) if isinstance(data, np.ndarray) and data.ndim else None
     with Progress(progress, total) as report:
         for number, chunk, weight, amount in _batches(data, mask, weights, config):
             for part, share in _chunks(chunk, weight, config):
@@ -100,7 +98,7 @@ class _Measure:
         if key not in self.bounds:
             from gennorm.kernels import bind  # Numba is imported when something is first computed
 
-            config = _ungrouped(self.config, x.shape)
+            config = ungrouped(self.config, x.shape)
             if len(self.bounds) >= 64:
                 self.bounds.clear()
             self.bounds[key] = bind(config, x.shape, x.dtype.name, x.strides, np.empty_like(x).strides), config
@@ -109,21 +107,6 @@ class _Measure:
         count, mean, m2 = bound.measure(x, weights)
         moments = Moments(count, mean if config.method == "Standardize" else None, m2)
         return pooled(moments) if moments.shape != held_shape(resolved) else moments
-
-
-def _ungrouped(config: LayerConfig, shape: tuple[int, ...]) -> LayerConfig:
-    """The config without groups of the batch, which is pooled whether it is split or not; a chunk need not divide."""
-    groups = config.group_number
-    if groups is None or not levels.uses_batch(config.aggregation_levels):
-        return config
-    if not isinstance(groups, GroupMapping):
-        aggregated = levels.resolve(
-            config.aggregation_levels, len(shape) - 1, batched=True, argument=levels.AGGREGATION
-        )
-        numbers = (groups,) if isinstance(groups, int) else groups
-        groups = GroupMapping(tuple(zip(aggregated, numbers, strict=True)))
-    rest = tuple((level, number) for level, number in groups.items if level != 0)
-    return replace(config, group_number=GroupMapping(rest) if rest else None)
 
 
 # ---------------------------------------------------------------------------------------------------------- what comes
@@ -153,7 +136,7 @@ def _batches(data: Any, mask: Any, weights: Any, config: LayerConfig) -> Iterato
         weight = weights_for(given.shape, given_mask, given_weights)
         alone = is_one_example(config, given.shape)
         batch = given[None] if alone else given
-        batched = resolve_config(_ungrouped(config, batch.shape), batch.shape).batched
+        batched = resolve_config(ungrouped(config, batch.shape), batch.shape).batched
         yield number, batch, weight[None] if alone and weight is not None else weight, len(batch) if batched else 1
 
 
@@ -177,7 +160,7 @@ def _chunks(x: Array, weights: Array | None, config: LayerConfig) -> Iterator[Ch
     """The parts of a batch that are worked on at a time: some of its examples, where these are far apart in memory."""
     rows = max(CHUNK // max(x.nbytes // max(len(x), 1), 1), 1) if x.ndim else 1
     outermost = x.ndim > 0 and abs(x.strides[0]) == max(map(abs, x.strides))
-    batched = resolve_config(_ungrouped(config, x.shape), x.shape).batched
+    batched = resolve_config(ungrouped(config, x.shape), x.shape).batched
     if not batched or not outermost or len(x) <= rows:
         yield real(x, "the data"), weights
         return

@@ -48,6 +48,7 @@ from gennorm.statistics import (
     is_one_example,
     require_held,
     required,
+    ungrouped,
 )
 
 if TYPE_CHECKING:
@@ -376,8 +377,9 @@ class NormalizationLayer:
         """Compute the output, with what its derivatives need if that is to be kept."""
         x = real(x, "the input")
         weights = None if mask is None else mask_for(mask, x)
-        resolved = resolve_config(self._config, x.shape)
         learns, holds = self._learns(training), self._config.statistics != "input"
+        config = ungrouped(self._config, x.shape) if holds and not learns else self._config
+        resolved = resolve_config(config, x.shape)
         if learns:
             self._require_learnable(resolved)
         given_moments = held(self._held, resolved) if holds and not learns else None
@@ -388,9 +390,9 @@ class NormalizationLayer:
             y = np.empty_like(x, result_dtype(x.dtype))
         else:
             y = writable(out, x, {"scaling": scaling, "biases": biases})
-        bound = self._bind(x, None if out is None else y, per_example)
+        bound = self._bind(x, None if out is None else y, per_example, config)
         # Weights and gradients are laid out as a new output would be.
-        back = bound if out is None else self._bind(x, None, per_example)
+        back = bound if out is None else self._bind(x, None, per_example, config)
 
         moments = None
         if given_moments is not None:
@@ -529,7 +531,8 @@ class NormalizationLayer:
         if self._config.statistics == "dataset" and is_one_example(self._config, y.shape):
             x = self.inverse(y[None], moments, out=None if out is None else out[None])
             return x[0] if out is None else out
-        resolved = resolve_config(self._config, y.shape)
+        config = self._config if moments is not None else ungrouped(self._config, y.shape)
+        resolved = resolve_config(config, y.shape)
         scaling, biases = (parameter.own for parameter in self._ready(resolved))
         if scaling is not None and not np.all(scaling):
             at = np.argwhere(scaling == 0)[0].tolist()
@@ -538,7 +541,7 @@ class NormalizationLayer:
             raise ParameterError(msg, code="P031")
         mean, variance = held(self._held, resolved) if moments is None else applicable(moments, resolved, self._config)
         x = np.empty_like(y, result_dtype(y.dtype)) if out is None else writable(out, y, self._parameters)
-        self._bind(y, None if out is None else x).invert(y, x, mean, variance, scaling, biases)
+        self._bind(y, None if out is None else x, config=config).invert(y, x, mean, variance, scaling, biases)
         return x if out is None else out
 
     def plan(self, shape_or_array: Any, dtype: Any = None) -> Plan:
@@ -923,15 +926,16 @@ class NormalizationLayer:
 
     # Binding ---------------------------------------------------------------------------------------------------------
 
-    def _bind(self, x: Array, out: Array | None, per_example: bool = False) -> Bound:
+    def _bind(self, x: Array, out: Array | None, per_example: bool = False, config: LayerConfig | None = None) -> Bound:
         """The plan for one shape, dtype and layout, with its kernels; made once and remembered."""
-        key = (x.shape, x.strides, x.dtype, None if out is None else out.strides, per_example)
+        config = config or self._config
+        key = (x.shape, x.strides, x.dtype, None if out is None else out.strides, per_example, config.group_number)
         bound = self._bound.get(key)
         if bound is None:
             from gennorm.kernels import bind  # Numba is imported when something is first computed
 
             strides = (np.empty_like(x, result_dtype(x.dtype)) if out is None else out).strides
-            bound = bind(self._config, x.shape, x.dtype.name, x.strides, strides, per_example=per_example)
+            bound = bind(config, x.shape, x.dtype.name, x.strides, strides, per_example=per_example)
             with self._lock:
                 if len(self._bound) >= REMEMBERED:
                     self._bound.clear()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gennorm import levels
-from gennorm.config import LayerConfig, Resolved, resolve_config
+from gennorm.config import GroupMapping, LayerConfig, Resolved, resolve_config
 from gennorm.errors import (
     ConfigError,
     GennormError,
@@ -30,6 +31,7 @@ __all__ = [
     "pooled",
     "require_held",
     "required",
+    "ungrouped",
 ]
 
 Array = npt.NDArray[Any]
@@ -60,6 +62,28 @@ def _keeps_batch(resolved: Resolved) -> bool:
     return resolved.batched and (0 not in resolved.aggregation or resolved.groups[0] > 1)
 
 
+def ungrouped(config: LayerConfig, shape: tuple[int, ...]) -> LayerConfig:
+    """The config without groups of the batch, which have no part in moments that a layer holds.
+
+    Examples
+    --------
+    >>> config = LayerConfig.make("{0, 2}", 1, [8, 1], batched=True, statistics="moving")
+    >>> ungrouped(config, (3, 4, 5)).group_number
+    GroupMapping(items=((2, 1),))
+    """
+    groups = config.group_number
+    if groups is None or not shape or not levels.uses_batch(config.aggregation_levels):
+        return config
+    if not isinstance(groups, GroupMapping):
+        aggregated = levels.resolve(
+            config.aggregation_levels, len(shape) - 1, batched=True, argument=levels.AGGREGATION
+        )
+        numbers = (groups,) if isinstance(groups, int) else groups
+        groups = GroupMapping(tuple(zip(aggregated, numbers, strict=True)))
+    rest = tuple((level, number) for level, number in groups.items if level != 0)
+    return replace(config, group_number=GroupMapping(rest) if rest else None)
+
+
 def is_one_example(config: LayerConfig, shape: tuple[int, ...]) -> bool:
     """Whether level 0 is aggregated, and an array is no batch but one example.
 
@@ -74,14 +98,14 @@ def is_one_example(config: LayerConfig, shape: tuple[int, ...]) -> bool:
     if not levels.uses_batch(config.aggregation_levels):
         return False
     try:
-        resolve_config(config, shape)
+        resolve_config(ungrouped(config, shape), shape)
     except (LevelRangeError, ShapeError) as error:
         if error.code == "S010":  # a size that is not the declared one
             return False
     else:
         return False
     try:
-        resolve_config(config, (1, *shape))
+        resolve_config(ungrouped(config, (1, *shape)), (1, *shape))
     except GennormError:
         return False
     return True

@@ -197,6 +197,17 @@ def test_unbiased_is_for_the_output_and_not_for_what_is_kept():
     layer(x[:1])
 
 
+def test_groups_of_the_batch_are_for_training_alone():
+    layer = gn.NormalizationLayer(
+        "{0, 2}", 1, {0: 3}, batched=True, statistics="moving", scaling=None, biases=None, momentum=0
+    )
+    layer(X, training=True)
+    np.testing.assert_allclose(layer(X[:1]), layer(X)[:1], rtol=1e-6)
+    np.testing.assert_allclose(layer.inverse(layer(X[:1])), X[:1], rtol=1e-5, atol=1e-5)
+    with pytest.raises(gn.GennormError, match="cannot be split into 3 groups"):
+        layer(X[:1], training=True)
+
+
 def test_sizes_are_known_from_the_declaration_or_from_the_first_use():
     assert gn.batch_norm(4).moments.shape == (4,)
     layer = gn.batch_norm(None, scaling=None, biases=None)
