@@ -102,11 +102,8 @@ def test_batch_norm(dtype, channels_last, shape):
     layer = gn.batch_norm(shape[1], channel_level=-1 if channels_last else 1, dtype=dtype)
     weight, bias = affine(layer)
     other = functional.batch_norm(torch.from_numpy(x), None, None, weight, bias, training=True, eps=1e-3)
-    y = layer(moved(x, channels_last), **TRAINING)
+    y = layer(moved(x, channels_last), training=True)
     agree(y, moved(numbers(other), channels_last), dtype)
-
-
-TRAINING = {}  # the statistics are those of the input in every call
 
 
 @both
@@ -120,7 +117,7 @@ def test_memory_format_channels_last(dtype):
         (gn.instance_norm(12), functional.instance_norm(tensor, eps=1e-3)),
         (gn.batch_norm(12), functional.batch_norm(tensor, None, None, training=True, eps=1e-3)),
     ]:
-        y = layer(x, **TRAINING)
+        y = layer(x, training=True)
         assert y.strides == x.strides
         agree(y, other, dtype)
 
@@ -188,7 +185,7 @@ def test_ghost_batch_norm(dtype):
     weight, bias = affine(layer)
     parts = torch.from_numpy(x).split(4)
     other = torch.cat([functional.batch_norm(p, None, None, weight, bias, training=True, eps=1e-3) for p in parts])
-    agree(layer(x, **TRAINING), other, dtype)
+    agree(layer(x, training=True), other, dtype)
 
 
 @both
@@ -256,7 +253,7 @@ def test_keras_batch_normalization(keras, dtype, axis, shape):
     ours = gn.batch_norm(5, channel_level=axis, dtype=dtype)
     affine(ours)
     theirs = keras.layers.BatchNormalization(axis=axis, dtype=dtype)
-    agree_in(ours(x, **TRAINING), in_keras(theirs, x, ours, training=True), dtype)
+    agree_in(ours(x, training=True), in_keras(theirs, x, ours, training=True), dtype)
 
 
 @both
@@ -353,7 +350,7 @@ def test_standard_scaler(dtype):
     x = sample((50, 7), dtype) * np.arange(7, dtype=dtype)  # one feature is constant
     y = gn.normalize(x, 1, epsilon=0)
     agree(y, preprocessing.StandardScaler().fit_transform(x), dtype)
-    agree(gn.batch_norm(7, epsilon=0)(x, **TRAINING), y, dtype)
+    agree(gn.batch_norm(7, epsilon=0)(x, training=True), y, dtype)
 
 
 def test_vectors_of_length_one():
@@ -390,12 +387,12 @@ LAYERS = [
 def test_photographs(photographs, name, ours, theirs):
     """Bytes with the channels last, as they are, against float64 with the channels first."""
     other = moved(numbers(theirs(torch.from_numpy(np.moveaxis(photographs, -1, 1).astype(np.float64)))), True)
-    agree(ours(channel_level=-1)(photographs, **TRAINING), other.astype(np.float32), "float32")
+    agree(ours(channel_level=-1)(photographs, training=True), other.astype(np.float32), "float32")
     single = photographs.astype(np.float32)
-    agree(ours(channel_level=-1)(single, **TRAINING), other.astype(np.float32), "float32")
-    agree(ours(channel_level=-1)(photographs.astype(np.float64), **TRAINING), other, "float64", loose=10)
+    agree(ours(channel_level=-1)(single, training=True), other.astype(np.float32), "float32")
+    agree(ours(channel_level=-1)(photographs.astype(np.float64), training=True), other, "float64", loose=10)
     first = np.ascontiguousarray(np.moveaxis(single, -1, 1))
-    agree(moved(ours()(first, **TRAINING), True), other.astype(np.float32), "float32")
+    agree(moved(ours()(first, training=True), True), other.astype(np.float32), "float32")
 
 
 def test_lines_of_photographs(photographs):
