@@ -64,7 +64,8 @@ def write(path: str | os.PathLike[str], stored: Stored) -> None:
     """
     target = Path(path)
     kind = _kind(target)
-    arrays = {name: array for name, array in stored.parameters.items() if array is not None}
+    # C order is the one that every format has.
+    arrays = {name: np.asarray(array, order="C") for name, array in stored.parameters.items() if array is not None}
     if stored.moments is not None:
         members = {f"moments.{member}": getattr(stored.moments, member) for member in MEMBERS}
         arrays |= {name: array for name, array in members.items() if array is not None}
@@ -198,7 +199,7 @@ def _to_safetensors(path: Path, text: str, arrays: Mapping[str, Array]) -> bytes
         raise _not_installed(path)
     from safetensors.numpy import save
 
-    written: bytes = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {HEADER: text})
+    written: bytes = save(dict(arrays), {HEADER: text})
     return written
 
 
