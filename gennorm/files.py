@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -186,8 +185,8 @@ def _from_npz(path: Path, data: bytes) -> tuple[str | None, dict[str, Array]]:
             for name in archive.namelist():
                 with archive.open(name) as member:
                     found[name.removesuffix(".npy")] = np.lib.format.read_array(member, allow_pickle=False)
-    except Exception as error:  # noqa: BLE001 - a broken archive raises what its parts raise
-        raise _broken(path, error) from None
+    except Exception:  # noqa: BLE001 - a broken archive raises what its parts raise
+        raise _broken(path) from None
     header = found.pop(HEADER, None)
     if header is None or header.dtype.kind != "U" or header.shape != ():
         return None, found
@@ -216,8 +215,8 @@ def _from_safetensors(path: Path, data: bytes) -> tuple[str | None, dict[str, Ar
         # The header is a length of eight bytes and JSON, which `deserialize` has seen and keeps to itself.
         length = int.from_bytes(data[:8], "little")
         text = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(HEADER)
-    except Exception as error:  # noqa: BLE001 - what the extension raises is no part of its interface
-        raise _broken(path, error) from None
+    except Exception:  # noqa: BLE001 - what the extension raises is no part of its interface
+        raise _broken(path) from None
     return text, {name: array.copy() for name, array in found.items()}
 
 
@@ -234,10 +233,9 @@ def _not_installed(path: Path) -> FileError:
     return FileError(msg, code="F028")
 
 
-def _broken(path: Path, error: Exception) -> FileError:
-    what = "it is no archive, or a truncated one" if isinstance(error, (zipfile.BadZipFile, zlib.error)) else ""
-    why = what or (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-    msg = f"{path} is no {path.suffix} file that can be read: {why}\nwrite or copy the file again"
+def _broken(path: Path) -> FileError:
+    msg = f"{path} is no {path.suffix} file that can be read: it is cut short or spoiled, or something else\n"
+    msg += "write or copy the file again"
     return FileError(msg, code="F021")
 
 

@@ -46,7 +46,9 @@ from gennorm.statistics import (
     held_shape,
     initial,
     is_one_example,
+    require_dataset,
     require_held,
+    require_inverse,
     required,
     ungrouped,
 )
@@ -524,21 +526,13 @@ class NormalizationLayer:
         array([1., 2., 3.])
         """
         y = real(y, "the output to invert")
-        if moments is None and self._config.statistics == "input":
-            msg = 'inverse needs moments: with statistics="input" the layer holds none\n'
-            msg += "pass those that the input was normalized by: inverse(y, layer.measure(x))"
-            raise ParameterError(msg, code="P030")
+        require_inverse(self._config, moments, self._parameters["scaling"])
         if self._config.statistics == "dataset" and is_one_example(self._config, y.shape):
             x = self.inverse(y[None], moments, out=None if out is None else out[None])
             return x[0] if out is None else out
         config = self._config if moments is not None else ungrouped(self._config, y.shape)
         resolved = resolve_config(config, y.shape)
         scaling, biases = (parameter.own for parameter in self._ready(resolved))
-        if scaling is not None and not np.all(scaling):
-            at = np.argwhere(scaling == 0)[0].tolist()
-            msg = f"scaling is 0 at {at}, and what was multiplied by 0 does not come back\n"
-            msg += "set a scaling without zeros, or scaling=None"
-            raise ParameterError(msg, code="P031")
         mean, variance = held(self._held, resolved) if moments is None else applicable(moments, resolved, self._config)
         x = np.empty_like(y, result_dtype(y.dtype)) if out is None else writable(out, y, self._parameters)
         self._bind(y, None if out is None else x, config=config).invert(y, x, mean, variance, scaling, biases)
@@ -896,12 +890,7 @@ class NormalizationLayer:
         """
         from gennorm.adapting import moments_of
 
-        if self._config.statistics != "dataset":
-            msg = (
-                f'the layer takes no moments from a data set: it was made with statistics="{self._config.statistics}"\n'
-            )
-            msg += 'make it with statistics="dataset", or with gn.feature_norm'
-            raise ConfigError(msg, code="C111")
+        require_dataset(self._config)
         found = moments_of(data, self._config, mask=mask, weights=weights, progress=progress)
         with self._lock:
             if not reset and self._held is not None:

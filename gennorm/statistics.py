@@ -29,7 +29,9 @@ __all__ = [
     "initial",
     "is_one_example",
     "pooled",
+    "require_dataset",
     "require_held",
+    "require_inverse",
     "required",
     "ungrouped",
 ]
@@ -164,12 +166,34 @@ def require_held(moments: Moments, resolved: Resolved) -> None:
     if len(moments.shape) == len(expected):
         wrong = next(i for i, size in enumerate(expected) if moments.shape[i] not in {1, size})
         place = levels.name(resolved.level(kept[wrong]), batched=resolved.batched)
-        has = "groups" if kept[wrong] in resolved.aggregation else "size"
-        msg = f"{place} of the input has {has} {expected[wrong]}, and the moments of the layer {moments.shape[wrong]}\n"
+        size = expected[wrong]
+        has = f"{size} groups" if kept[wrong] in resolved.aggregation else f"size {size}"
+        msg = f"{place} of the input has {has}, and the moments of the layer {moments.shape[wrong]}\n"
     else:
         msg = f"the input has {len(expected)} levels that are kept, and the moments of the layer {len(moments.shape)}\n"
     msg += f"an input of shape {resolved.shape} needs moments of shape {expected}; the layer's have {moments.shape}"
     raise ParameterError(msg, code="P023")
+
+
+def require_dataset(config: LayerConfig) -> None:
+    """Refuse a data set where a layer's moments are those of something else."""
+    if config.statistics != "dataset":
+        msg = f'the layer takes no moments from a data set: it was made with statistics="{config.statistics}"\n'
+        msg += 'make it with statistics="dataset", or with gn.feature_norm'
+        raise ConfigError(msg, code="C111")
+
+
+def require_inverse(config: LayerConfig, moments: Moments | None, scaling: Array | None) -> None:
+    """Refuse to invert what cannot be: an output whose moments nobody knows, or one that was multiplied by 0."""
+    if moments is None and config.statistics == "input":
+        msg = 'inverse needs moments: with statistics="input" the layer holds none\n'
+        msg += "pass those that the input was normalized by: inverse(y, layer.measure(x))"
+        raise ParameterError(msg, code="P030")
+    if scaling is not None and not np.all(scaling):
+        at = np.argwhere(scaling == 0)[0].tolist()
+        msg = f"scaling is 0 at {at}, and what was multiplied by 0 does not come back\n"
+        msg += "set a scaling without zeros, or scaling=None"
+        raise ParameterError(msg, code="P031")
 
 
 def checked(value: Any, config: LayerConfig, shape: tuple[int, ...] | None) -> Moments:

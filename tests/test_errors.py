@@ -7,9 +7,13 @@ class of the error; and its complete text. A module whose errors are in the tabl
 import ast
 import contextlib
 import copy
+import errno
+import json
+import os
 import pickle
 import re
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -17,10 +21,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from gennorm import config, errors, levels
+import gennorm as gn
+from gennorm import adapting, config, errors, files, levels, presets, statistics
 from gennorm.errors import GennormError, point, suggest
 
-MODULES: list[ModuleType] = [levels, config]
+MODULES: list[ModuleType] = [levels, config, statistics, adapting, files, presets]
 TABLE = Path(__file__).parent / "errors.txt"
 CODE = re.compile(r"[A-Z]\d{3}")
 DROP = object()
@@ -44,8 +49,70 @@ def stored(**changes):
     return config.LayerConfig.from_dict({key: value for key, value in written.items() if value is not DROP})
 
 
+@contextlib.contextmanager
+def empty_folder():
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)
+
+
+def save(path, folder=None):
+    """Save the default layer in an empty folder, or in one that has this folder in it."""
+    with empty_folder():
+        if folder is not None:
+            Path(folder).mkdir()
+        gn.NormalizationLayer().save(path)
+
+
+def load(path, data=None, folder=None):
+    """Load a layer from an empty folder, or from one with this file or folder in it."""
+    with empty_folder():
+        if folder is not None:
+            Path(folder).mkdir()
+        if data is not None:
+            Path(path).write_bytes(data)
+        gn.load(path)
+
+
+def file(arrays=None, config=None, **header):
+    """The file of a batch norm of two channels, with something changed in it."""
+    with empty_folder():
+        gn.batch_norm(2).save("layer.npz")
+        text, stored = files._from_npz(Path("layer.npz"), Path("layer.npz").read_bytes())
+    written = json.loads(text) | header
+    written["config"] |= config or {}
+    stored |= arrays or {}
+    return files._to_npz(json.dumps(written), {name: value for name, value in stored.items() if value is not DROP})
+
+
+def full_disk(call, *args):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        call(*args)
+
+
+def without_safetensors(call, *args):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "safetensors", None)
+        call(*args)
+
+
 NAMES = {
     **{name: getattr(module, name) for module in MODULES for name in module.__all__},
+    "gn": gn,
+    "Moments": gn.Moments,
+    "save": save,
+    "load": load,
+    "file": file,
+    "full_disk": full_disk,
+    "without_safetensors": without_safetensors,
     "np": np,
     "make": config.LayerConfig.make,
     "scaling": scaling,
