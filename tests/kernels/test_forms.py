@@ -110,6 +110,11 @@ def check(layer, x, settings):
     assert not np.shares_memory(x, y)
     assert y.flags.writeable
     judge(y, x, settings, layer.scaling, layer.biases)
+    again = layer(x)  # by what was remembered of the first call
+    assert again.tobytes() == y.tobytes()
+    assert again.strides == y.strides
+    assert not np.shares_memory(again, y)
+    assert buffer_of(x).tobytes() == before
     return y
 
 
