@@ -22,10 +22,30 @@ import numpy as np
 import pytest
 
 import gennorm as gn
-from gennorm import adapting, config, errors, files, levels, presets, statistics
+from gennorm import (
+    _threads,
+    adapting,
+    arrays,
+    config,
+    errors,
+    files,
+    levels,
+    parameters,
+    presets,
+    statistics,
+)
+from gennorm import (
+    layer as layers,
+)
 from gennorm.errors import GennormError, point, suggest
 
-MODULES: list[ModuleType] = [levels, config, statistics, adapting, files, presets]
+MODULES: list[ModuleType] = [
+    *(levels, config, statistics, adapting, files, presets),
+    *(layers, arrays, parameters, _threads),
+]
+# Modules whose texts are asserted in tests of their own.
+ELSEWHERE = ["test_moments.py"]
+PACKAGE = Path(gn.__file__).parent
 TABLE = Path(__file__).parent / "errors.txt"
 CODE = re.compile(r"[A-Z]\d{3}")
 DROP = object()
@@ -104,6 +124,17 @@ def without_safetensors(call, *args):
         call(*args)
 
 
+def overlapping():
+    """An input and an output in one buffer, of which they share a part."""
+    buffer = np.zeros(9)
+    gn.layer_norm(3)(buffer[:6].reshape(2, 3), out=buffer[3:].reshape(2, 3))
+
+
+def into_its_scaling():
+    layer = gn.NormalizationLayer(1, "All", input_shape=(2, 3), dtype="float64")
+    layer(np.zeros((2, 3)), out=layer.scaling)
+
+
 NAMES = {
     **{name: getattr(module, name) for module in MODULES for name in module.__all__},
     "gn": gn,
@@ -113,6 +144,8 @@ NAMES = {
     "file": file,
     "full_disk": full_disk,
     "without_safetensors": without_safetensors,
+    "overlapping": overlapping,
+    "into_its_scaling": into_its_scaling,
     "np": np,
     "make": config.LayerConfig.make,
     "scaling": scaling,
@@ -226,6 +259,62 @@ def test_table_reaches_every_place_that_raises(module):
 def test_table_has_no_code_that_is_not_raised():
     raised = set().union(*(constants(Path(module.__file__).read_text(encoding="utf-8")) for module in MODULES))
     assert {entry.code for entry in ENTRIES} <= raised
+
+
+def test_every_code_of_the_package_is_in_a_table():
+    tested = {entry.code for entry in ENTRIES}
+    tested |= set().union(*(constants((TABLE.parent / name).read_text(encoding="utf-8")) for name in ELSEWHERE))
+    sources = {path.relative_to(PACKAGE): path.read_text(encoding="utf-8") for path in sorted(PACKAGE.glob("*.py"))}
+    missing = {str(path): sorted(constants(source) - tested) for path, source in sources.items()}
+    assert not any(missing.values()), {path: codes for path, codes in missing.items() if codes}
+
+
+# What is wrong with a call that was given `out`; `x` is (2, 3) zeros of float64, like `out`.
+REFUSED = """\
+gn.NormalizationLayer()(x, out=out)
+gn.NormalizationLayer(input_shape=(2, 4))(x, out=out)
+gn.NormalizationLayer(scaling=[1, 2, 3])(x, out=out)
+gn.NormalizationLayer(3, ())(x, out=out)
+gn.NormalizationLayer(2, (), 2)(x, out=out)
+gn.NormalizationLayer(2, (), unbiased=True)(x[:, :1], out=out[:, :1])
+gn.layer_norm(3)([[1.0]], out=out)
+gn.layer_norm(3)([x], out=out)
+gn.layer_norm(3)(x + 0j, out=out)
+gn.layer_norm(3)(x.astype(object), out=out)
+gn.layer_norm(3)(x.astype("float32"), out=out)
+gn.layer_norm(3)(x[:1], out=out)
+gn.layer_norm(3)(x, mask=[True], out=out)
+gn.layer_norm(3)(x, mask=x, out=out)
+gn.layer_norm(3)(x, mask=x[:, :2] == 0, out=out)
+gn.layer_norm(3)(x, scaling=[1, 2], out=out)
+gn.layer_norm(3)(x, biases=np.ones((2, 3)), out=out)
+gn.layer_norm(3)(x, biases=["a", "b", "c"], out=out)
+gn.layer_norm(3)(out, out=out[::-1])
+gn.layer_norm(3)(out[:, ::-1], out=out)
+gn.layer_norm(3, dtype="float64")(x, scaling=out[0], out=out)
+gn.normalize(x, 3, out=out)
+gn.normalize(x, 2, unbiased=True, method="RMS", out=out)
+gn.layer_norm(3).apply(x, 5, out=out)
+gn.layer_norm(3).apply(x, gn.Moments(1, None, 1), out=out)
+gn.layer_norm(3).apply(x, gn.Moments(np.ones(3), 0, 1), out=out)
+gn.layer_norm(3).inverse(x, out=out)
+gn.layer_norm(3, scaling=[1, 0, 1]).inverse(x, gn.Moments(1, 0, 1), out=out)
+gn.layer_norm(3).inverse(x, gn.Moments(np.ones(3), 0, 1), out=out)
+gn.feature_norm()(x, out=out)
+gn.feature_norm(mean=[1, 2], variance=1)(x, out=out)
+gn.batch_norm(2)(x, out=out)
+gn.batch_norm(3, unbiased=True)(x[:1], training=True, out=out[:1])
+"""
+
+
+@pytest.mark.parametrize("call", REFUSED.strip().split("\n"))
+def test_an_error_leaves_the_output_untouched(call):
+    out = np.frombuffer(bytes(range(48)), np.float64).reshape(2, 3).copy()
+    x = np.zeros((2, 3))
+    with pytest.raises(GennormError):
+        eval(call, {"gn": gn, "np": np, "x": x, "out": out})
+    assert out.tobytes() == bytes(range(48))
+    assert not x.any()
 
 
 def test_no_entry_twice():
