@@ -29,6 +29,8 @@ BELOW_LAYER = {
     "statistics",
     "adapting",
     "files",
+    "parameters",
+    "gradients",
 }
 INSIDE = {
     "errors": set(),
@@ -42,6 +44,8 @@ INSIDE = {
     "statistics": {"errors", "levels", "config", "moments"},
     "adapting": {"errors", "levels", "config", "moments", "plan", "kernels", "arrays", "statistics"},
     "files": {"errors", "config", "moments", "arrays", "statistics"},
+    "parameters": {"errors", "config", "arrays"},
+    "gradients": {"config", "moments", "kernels", "parameters"},
     "layer": BELOW_LAYER,
     "presets": {"errors", "levels", "config", "moments", "layer"},
     "cli": BELOW_LAYER | {"presets", "layer", "", *FRONTS},
@@ -58,6 +62,8 @@ OUTSIDE = {
     "statistics": {"numpy"},
     "adapting": {"numpy", "rich", "tqdm"},
     "files": {"numpy", "safetensors"},
+    "parameters": {"numpy"},
+    "gradients": {"numpy"},
     "layer": {"numpy"},
     "presets": {"numpy"},
     "cli": {"numpy", "ml_dtypes", "typer", "rich", "PIL", "torch"},

@@ -145,7 +145,11 @@ def test_no_command_is_help():
 def test_examples_of_the_help_run(command, folder):
     """The examples are commands: they run on files of their names."""
     np.save("x.npy", random((4, 64, 8, 8)))
-    np.savez("all.npz", a=random((2, 3)))
+    for name in ("a", "b", "more", "pictures", "z"):
+        np.save(f"{name}.npy", random((4, 64, 8, 8)))
+    for name in ("all", "c"):
+        np.savez(f"{name}.npz", a=random((2, 8)))
+    gn.feature_norm().adapt(random((3, 8))).save("layer.npz")
     Image.fromarray(random((20, 16, 3), "uint8")).save("a.jpg")
     Path("layer.json").write_text(json.dumps(gn.NormalizationLayer(-1, "Same").to_config()))
     (found,) = [info for info in app.registered_commands if (info.name or info.callback.__name__) == command]
@@ -157,9 +161,10 @@ def test_examples_of_the_help_run(command, folder):
 
 # ------------------------------------------------------------------------------------------------------------- explain
 
+BATCH_LAST, BATCH_LAST_4 = (gn.batch_norm(size, channel_level=-1, statistics="input") for size in (64, 4))
 LAYERS = [
-    (["--preset", "batch_norm"], (8, 64, 6), gn.batch_norm(64)),
-    (["--preset", "batch_norm", "--channel-level", "-1"], (8, 6, 64), gn.batch_norm(64, channel_level=-1)),
+    (["--preset", "batch_norm"], (8, 64, 6), gn.batch_norm(64, statistics="input")),
+    (["--preset", "batch_norm", "--channel-level", "-1"], (8, 6, 64), BATCH_LAST),
     (["--preset", "instance_norm", "--channel-level", "2"], (8, 6, 64), gn.instance_norm(64, channel_level=2)),
     (["--preset", "instance_norm", "--example"], (64, 6, 6), gn.instance_norm(64, batched=False)),
     (["--preset", "instance_norm", "--channel-level", "2", "--example"], (6, 64, 6), None),
@@ -373,8 +378,8 @@ def test_apply_streams_with_the_bits_of_the_whole(options, shape, layer, dtype, 
 
 
 AGGREGATED = [
-    (["--preset", "batch_norm"], (60, 4, 30), gn.batch_norm(4)),
-    (["--preset", "batch_norm", "--channel-level", "-1"], (60, 30, 4), gn.batch_norm(4, channel_level=-1)),
+    (["--preset", "batch_norm"], (60, 4, 30), gn.batch_norm(4, statistics="input")),
+    (["--preset", "batch_norm", "--channel-level", "-1"], (60, 30, 4), BATCH_LAST_4),
     (["--aggregate", "0;;All", "--batched"], (60, 4, 30), gn.NormalizationLayer("0;;All", batched=True)),
     (["--aggregate", "0", "--scale", "{}", "--unbiased", "--batched"], (61, 1200), None),
     (
@@ -420,7 +425,7 @@ def test_apply_has_the_bits_of_the_whole_where_it_fits(folder):
     x = random((60, 4, 30))
     np.save("x.npy", x)
     run("apply", "x.npy", "y.npy", "--preset", "batch_norm")
-    np.testing.assert_array_equal(np.load("y.npy"), gn.batch_norm(4)(x), strict=True)
+    np.testing.assert_array_equal(np.load("y.npy"), gn.batch_norm(4, statistics="input")(x), strict=True)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", ">f8"])
@@ -430,7 +435,8 @@ def test_apply_fortran_order(dtype, preset, folder, chunks):
     np.save("x.npy", x)
     run("apply", "x.npy", "y.npy", "--preset", preset)
     y = np.load("y.npy")
-    np.testing.assert_allclose(y, getattr(gn, preset)(3)(x), rtol=0, atol=1e-6 if dtype == "float32" else 1e-13)
+    layer = getattr(gn, preset)(3, statistics="input")
+    np.testing.assert_allclose(y, layer(x), rtol=0, atol=1e-6 if dtype == "float32" else 1e-13)
     assert y.flags.f_contiguous
     if x.dtype.isnative:
         np.testing.assert_array_equal(y, getattr(gn, preset)(3)(x), strict=True)
@@ -799,9 +805,84 @@ def test_config_files(folder):
     path.write_text(json.dumps({**config, "statistics": "moving"}))
     assert failure(*arguments) == (
         'layer.json says statistics="moving", and a config holds no moments\n'
-        'write "statistics": "input" to normalize each array by its own'
+        'give --layer the file of a layer with its moments, or write "statistics": "input"'
     )
     assert sorted(directory(folder)) == ["layer.json", "x.npy"]
+
+
+# --------------------------------------------------------------------------------------------------------------- adapt
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize("chunk", [1 << 10, 1 << 25])
+def test_adapt(suffix, chunk, folder, monkeypatch):
+    monkeypatch.setattr("gennorm.cli.adapt.CHUNK", chunk)
+    monkeypatch.setattr(applying, "CHUNK", chunk)
+    x, more = random((300, 4)) * 3 + 7, random((20, 4))
+    np.save("x.npy", x)
+    np.save("f.npy", np.asfortranarray(x))
+    np.savez("more.npz", more)
+    target = f"layer{suffix}"
+    whole = np.concatenate([x, x, more]).astype(np.float64)
+    result = run("adapt", "x.npy", "f.npy", "more.npz", target)
+    assert result.stdout == f"{target}: moments (4,), each of 620 elements\n"
+    layer = gn.load(target)
+    np.testing.assert_allclose(layer.moments.mean, whole.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(layer.moments.variance(), whole.var(0), rtol=1e-6)
+    run("adapt", "x.npy", target, "--layer", target)
+    assert gn.load(target).moments.count.tolist() == [920] * 4
+
+    layer = gn.load(target)
+    run("apply", "x.npy", "z.npy", "--layer", target)
+    np.testing.assert_array_equal(np.load("z.npy"), layer(x))
+    run("apply", "z.npy", "y.npy", "--layer", target, "--inverse")
+    np.testing.assert_array_equal(np.load("y.npy"), layer.inverse(layer(x)))
+    np.testing.assert_allclose(np.load("y.npy"), x, rtol=1e-5)
+    run("apply", "more.npz", "z.npz", "--layer", target)
+    run("apply", "z.npz", "z.npz", "--layer", target, "--inverse")
+    np.testing.assert_allclose(np.load("z.npz")["arr_0"], more, rtol=1e-4, atol=1e-5)
+
+
+def test_adapt_levels(folder):
+    x = random((6, 3, 5))
+    np.save("x.npy", x)
+    for options, axes in (
+        (["--level", "1"], (0, 2)),
+        (["--level", "1,-1"], (0,)),
+        (["--level", "none"], (0, 1, 2)),
+        (["--preset", "batch_norm"], (0, 2)),
+        (["--aggregate", "0", "--batched"], (0,)),
+        (["--dtype", "float64"], (0, 1)),
+    ):
+        run("adapt", "x.npy", "layer.npz", *options)
+        layer = gn.load("layer.npz")
+        assert layer.information("statistics") == "dataset"
+        np.testing.assert_allclose(layer.moments.mean, x.mean(axes, dtype=np.float64), rtol=1e-6, atol=1e-7)
+        run("apply", "x.npy", "y.npy", "--layer", "layer.npz")
+        np.testing.assert_array_equal(np.load("y.npy"), layer.initialize(x)(x))
+
+
+def test_adapt_failures(folder):
+    np.save("x.npy", random((6, 3)))
+    np.save("w.npy", random((6, 4)))
+    before = sorted(directory(folder))
+    assert failure("adapt", "x.npy", "y.npy") == (
+        'y.npy cannot be the file of a layer; did you mean ".npz"?\n'
+        "the last name is where the layer goes: a .npz or .safetensors file"
+    )
+    assert failure("adapt", "x.txt", "layer.npz").startswith("x.txt is no file of arrays")
+    assert failure("adapt", "missing.npy", "layer.npz").startswith("missing.npy does not exist")
+    assert failure("adapt", "x.npy", "w.npy", "layer.npz").startswith("w.npy: batch 2 of the data has slices of shape")
+    assert failure("apply", "x.npy", "z.npy", "--layer", "layer.npz").startswith("layer.npz does not exist")
+    assert "names no levels" in misuse("adapt", "x.npy", "layer.npz", "--level", "first")
+    assert "does not go with --preset" in misuse(
+        "adapt", "x.npy", "layer.npz", "--level", "1", "--preset", "layer_norm"
+    )
+    assert "it undoes what a saved layer did" in misuse("apply", "x.npy", "z.npy", "--inverse")
+    assert "--layer, which has every setting" in misuse(
+        "apply", "x.npy", "z.npy", "--layer", "layer.npz", "--epsilon", "1"
+    )
+    assert sorted(directory(folder)) == before
 
 
 # -------------------------------------------------------------------------------------------------- apply: many arrays
@@ -822,13 +903,13 @@ def test_npz(save, folder):
     with np.load("y.npz") as found:
         assert found.files == [*arrays]
         for name, array in arrays.items():
-            np.testing.assert_array_equal(found[name], gn.batch_norm(4)(array), strict=True)
+            np.testing.assert_array_equal(found[name], gn.batch_norm(4, statistics="input")(array), strict=True)
     with zipfile.ZipFile("y.npz") as archive, zipfile.ZipFile("x.npz") as source:
         kinds = [[entry.compress_type for entry in one.infolist()] for one in (archive, source)]
         assert kinds[0] == kinds[1]
     run("apply", "x.npz", "x.npz", "--preset", "batch_norm", "--dtype", "float16")
     with np.load("x.npz") as found:
-        expected = gn.batch_norm(4)(arrays["file"].astype("float16"))
+        expected = gn.batch_norm(4, statistics="input")(arrays["file"].astype("float16"))
         np.testing.assert_array_equal(found["file"], expected, strict=True)
 
 

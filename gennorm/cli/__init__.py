@@ -1,4 +1,4 @@
-"""The command line, ``gennorm demo | apply | explain | presets``, behind a door that needs no extra.
+"""The command line, ``gennorm demo | apply | adapt | explain | presets``, behind a door that needs no extra.
 
 The commands are in `gennorm.cli.app`. What they need besides gennorm is an extra, and where it is not installed the
 command says so in a line.
@@ -17,6 +17,7 @@ __all__ = ["main", "missing"]
 EXTRAS = {
     **dict.fromkeys(("typer", "click", "rich", "PIL", "matplotlib"), "cli"),
     "ml_dtypes": "bfloat16",
+    "safetensors": "safetensors",
 }
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended: 128 plus the number of the signal
 

@@ -18,7 +18,7 @@ import gennorm as gn
 from gennorm import levels, presets
 from gennorm.cli import INTERRUPTED, missing
 from gennorm.cli.console import console, progress
-from gennorm.cli.options import LayerOptions, Preset, build, dtype_named, shape_of, takes_layer
+from gennorm.cli.options import LayerOptions, Preset, build, dtype_named, refuse, shape_of, takes_layer
 from gennorm.errors import GennormError
 from gennorm.layer import NormalizationLayer
 from gennorm.plan import ITEMSIZE, Plan
@@ -127,6 +127,8 @@ def demo(
 [cyan]gennorm apply x.npy y.npy --aggregate All --groups 1=32 --batched[/cyan]
 [cyan]gennorm apply x.npy x.npy --preset batch_norm[/cyan]         in place
 [cyan]gennorm apply all.npz out.npz --config layer.json[/cyan]     each array
+[cyan]gennorm apply x.npy z.npy --layer layer.npz[/cyan]           by the moments of other data
+[cyan]gennorm apply z.npy x.npy --layer layer.npz --inverse[/cyan] and back
 [cyan]gennorm apply a.jpg b.png --preset instance_norm[/cyan]      a picture
 
 An array in a .npy file is mapped into memory and worked on in pieces along axis 0, so it may be larger than memory: in
@@ -152,13 +154,64 @@ def apply(
             metavar="DTYPE",
         ),
     ] = None,
+    inverse: Annotated[
+        bool, typer.Option("--inverse", help="Undo the normalization; with --layer.", show_default=False)
+    ] = False,
 ) -> None:
     """Normalize the arrays of a file into another."""
     from gennorm.cli.apply import apply_file
 
+    if inverse and options.layer is None:
+        refuse("--inverse", "it undoes what a saved layer did: give --layer FILE")
     wanted = None if dtype is None else dtype_named(dtype)
     with progress(source.name) as report:
-        lines = apply_file(source, target, options, wanted, report)
+        lines = apply_file(source, target, options, wanted, report, inverse=inverse)
+    for line in lines:
+        typer.echo(line)
+
+
+# --------------------------------------------------------------------------------------------------------------- adapt
+
+
+@app.command(
+    help=_text("""Take the moments of data, and save the layer that normalizes by them.
+
+[cyan]gennorm adapt x.npy layer.npz[/cyan]                        a mean for each feature
+[cyan]gennorm adapt a.npy b.npy c.npz layer.safetensors[/cyan]    of several files
+[cyan]gennorm adapt pictures.npy layer.npz --level 1[/cyan]       for each channel
+[cyan]gennorm adapt more.npy layer.npz --layer layer.npz[/cyan]   of more data
+[cyan]gennorm apply x.npy z.npy --layer layer.npz[/cyan]
+
+An array in a .npy file is mapped into memory and worked on in pieces along axis 0, in one pass, so it may be larger
+than memory. Moments of pieces and of files add up exactly.
+
+OUT appears when it is complete. Until then, and if anything fails, what was there before stays.""")
+)
+@takes_layer
+def adapt(
+    sources: Annotated[list[Path], typer.Argument(metavar="DATA...", help=".npy or .npz files.", show_default=False)],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The layer: a .npz or .safetensors file.", show_default=False)
+    ],
+    options: LayerOptions,
+    level: Annotated[
+        str | None,
+        typer.Option(
+            help="The levels that are kept, each position on them with its own mean: -1 if not given, or 1,3, or none.",
+            metavar="LEVELS",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Convert the data to this dtype first, as in apply.", metavar="DTYPE")
+    ] = None,
+) -> None:
+    """Take the moments of files into a layer."""
+    from gennorm.cli.adapt import adapt_files
+
+    wanted = None if dtype is None else dtype_named(dtype)
+    with progress(", ".join(path.name for path in sources)) as report:
+        lines = adapt_files(sources, target, options, level, wanted, report)
     for line in lines:
         typer.echo(line)
 

@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gennorm.cli.files import NpyFile, cannot_read, create_npy, located, read_npy, replacing
-from gennorm.cli.options import LayerOptions, build, dtype_named
+from gennorm.cli.options import LayerOptions, build, dtype_named, refuse
 from gennorm.errors import FileError, GennormError, suggest
 from gennorm.layer import NormalizationLayer
 from gennorm.moments import Moments
 from gennorm.plan import Plan
 
-__all__ = ["apply_file", "stream"]
+__all__ = ["CHUNK", "Report", "apply_file", "archive_of", "entry_of", "prepared", "stream"]
 
 Array = npt.NDArray[Any]
 Report = Callable[[int, int], None]  # bytes that are done, of so many
@@ -33,7 +33,13 @@ SUFFIXES = (".npy", ".npz", *PICTURES)
 
 
 def apply_file(
-    source: Path, target: Path, options: LayerOptions, dtype: np.dtype[Any] | None, report: Report
+    source: Path,
+    target: Path,
+    options: LayerOptions,
+    dtype: np.dtype[Any] | None,
+    report: Report,
+    *,
+    inverse: bool = False,
 ) -> list[str]:
     """Normalize what a file holds into another file, or into itself.
 
@@ -46,6 +52,8 @@ def apply_file(
         What the arrays are converted to before they are normalized.
     report : callable
         Is told of progress.
+    inverse : bool
+        Undo the normalization instead.
 
     Returns
     -------
@@ -62,9 +70,11 @@ def apply_file(
         msg = f"{source} is {kinds[0]}, and {target} would be {kinds[1]}\nwrite the kind of file that is read"
         raise FileError(msg, code="F003")
     if kinds[0] == "an array":
-        return [_apply_npy(source, target, options, dtype, report)]
+        return [_apply_npy(source, target, options, dtype, report, inverse)]
     if kinds[0] == "an archive of arrays":
-        return _apply_npz(source, target, options, dtype, report)
+        return _apply_npz(source, target, options, dtype, report, inverse)
+    if inverse:
+        refuse("--inverse", "it goes with arrays; a picture holds what numbers look like, and not the numbers")
     return [_apply_picture(source, target, options, dtype)]
 
 
@@ -81,23 +91,33 @@ def _kind(path: Path) -> str:
 # ----------------------------------------------------------------------------------------------------------- one array
 
 
-def _apply_npy(source: Path, target: Path, options: LayerOptions, dtype: np.dtype[Any] | None, report: Report) -> str:
+def _apply_npy(
+    source: Path, target: Path, options: LayerOptions, dtype: np.dtype[Any] | None, report: Report, inverse: bool
+) -> str:
     file = read_npy(source)
     layer = _ready(build(options, file.shape), options)
     plan = layer.plan(file.shape, _converted(file.dtype, dtype))
     with replacing(target) as temporary:
         out = create_npy(temporary, file.shape, dtype_named(plan.result), fortran=file.fortran)
-        stream(layer, plan, file, out, dtype, report)
+        stream(layer, plan, file, out, dtype, report, inverse=inverse)
     return _line(target, plan.result, file.shape)
 
 
 def stream(
-    layer: NormalizationLayer, plan: Plan, file: NpyFile, out: NpyFile, dtype: np.dtype[Any] | None, report: Report
+    layer: NormalizationLayer,
+    plan: Plan,
+    file: NpyFile,
+    out: NpyFile,
+    dtype: np.dtype[Any] | None,
+    report: Report,
+    *,
+    inverse: bool = False,
 ) -> None:
     """Normalize the array of one file into that of another, by chunks of axis 0.
 
-    Where axis 0 is kept, every chunk is normalized by itself, and the result has the bits of the whole. Where it is
-    aggregated, the chunks are measured first, and normalized by the sum of their moments.
+    Where axis 0 is kept, or the layer holds its moments, every chunk is normalized by itself, and the result has the
+    bits of the whole. Else, where it is aggregated, the chunks are measured first, and normalized by the sum of their
+    moments.
 
     Parameters
     ----------
@@ -110,7 +130,10 @@ def stream(
         What the array is converted to first.
     report : callable
         Is told of progress, in bytes of the input.
+    inverse : bool
+        Undo the normalization instead.
     """
+    work = layer.inverse if inverse else layer
     resolved = plan.resolved
     length = file.shape[0] if file.shape else 1
     rows = max(CHUNK // max(file.row_bytes, 1), 1)
@@ -118,12 +141,12 @@ def stream(
     walked = file.fortran and file.dtype.isnative and _converted(file.dtype, dtype) == file.dtype
     if length <= rows or walked or not _divides(layer, plan):
         if file.nbytes:
-            layer(_prepared(file.rows(0, length), dtype), out=out.rows(0, length, "r+"))
+            work(prepared(file.rows(0, length), dtype), out=out.rows(0, length, "r+"))
         report(file.nbytes, file.nbytes)
         return
-    if 0 not in resolved.aggregation:
+    if 0 not in resolved.aggregation or layer.moments is not None:
         for lo, hi in _ranges(0, length, rows):
-            layer(_prepared(file.rows(lo, hi), dtype), out=out.rows(lo, hi, "r+"))
+            work(prepared(file.rows(lo, hi), dtype), out=out.rows(lo, hi, "r+"))
             report(hi * file.row_bytes, file.nbytes)
         return
 
@@ -133,7 +156,7 @@ def stream(
         nonlocal done
         report(done, 2 * file.nbytes)
         done += (hi - lo) * file.row_bytes
-        return _prepared(file.rows(lo, hi), dtype)
+        return prepared(file.rows(lo, hi), dtype)
 
     chunked = _of_one_group(layer, plan)
     size = length // resolved.groups[0]
@@ -177,23 +200,19 @@ def _of_one_group(layer: NormalizationLayer, plan: Plan) -> NormalizationLayer:
 
 
 def _apply_npz(
-    source: Path, target: Path, options: LayerOptions, dtype: np.dtype[Any] | None, report: Report
+    source: Path, target: Path, options: LayerOptions, dtype: np.dtype[Any] | None, report: Report, inverse: bool
 ) -> list[str]:
     lines = []
-    try:
-        stream = source.open("rb")
-    except OSError as error:
-        raise cannot_read(source, error) from None
-    with stream, _archive(source, stream) as archive, replacing(target) as temporary:
+    with archive_of(source) as archive, replacing(target) as temporary:
         total = sum(entry.file_size for entry in archive.infolist())
         done = 0
         with zipfile.ZipFile(temporary, "w") as written:
             for entry in archive.infolist():
                 name = entry.filename.removesuffix(".npy")
-                x = _entry(source, archive, entry)
+                x = entry_of(source, archive, entry)
                 try:
                     layer = _ready(build(options, x.shape), options)
-                    y = layer(_prepared(x, dtype))
+                    y = (layer.inverse if inverse else layer)(prepared(x, dtype))
                 except GennormError as error:
                     raise located(error, f'array "{name}" of {source}') from None
                 about = zipfile.ZipInfo(entry.filename, entry.date_time)
@@ -206,15 +225,19 @@ def _apply_npz(
     return lines
 
 
-def _archive(path: Path, stream: Any) -> zipfile.ZipFile:
+def archive_of(path: Path) -> zipfile.ZipFile:
+    """A .npz file, open; it is an archive."""
     try:
-        return zipfile.ZipFile(stream)
+        return zipfile.ZipFile(path)
+    except OSError as error:
+        raise cannot_read(path, error) from None
     except zipfile.BadZipFile:
         msg = f"{path} is no .npz file: it is no archive, or a truncated one\nwrite or copy the file again"
         raise FileError(msg, code="F009") from None
 
 
-def _entry(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Array:
+def entry_of(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Array:
+    """One array of a .npz file."""
     try:
         with archive.open(entry) as member:
             return np.lib.format.read_array(member, allow_pickle=False)
@@ -234,7 +257,7 @@ def _apply_picture(source: Path, target: Path, options: LayerOptions, dtype: np.
     suffix = target.suffix.lower()
     if picture.alpha is not None and suffix != ".png":
         raise without_alpha(target, source)
-    x = _prepared(picture.pixels, dtype)
+    x = prepared(picture.pixels, dtype)
     layer = _ready(build(options, x.shape, picture=True), options)
     y = layer(x[None])[0] if layer.information("batched") else layer(x)
     shown = levels_of_grey(y, layer.information("method"))
@@ -248,9 +271,9 @@ def _apply_picture(source: Path, target: Path, options: LayerOptions, dtype: np.
 
 def _ready(layer: NormalizationLayer, options: LayerOptions) -> NormalizationLayer:
     statistics = layer.information("statistics")
-    if statistics != "input":
+    if statistics != "input" and options.layer is None:
         msg = f'{options.config} says statistics="{statistics}", and a config holds no moments\n'
-        msg += 'write "statistics": "input" to normalize each array by its own'
+        msg += 'give --layer the file of a layer with its moments, or write "statistics": "input"'
         raise FileError(msg, code="F013")
     return layer
 
@@ -259,7 +282,7 @@ def _converted(found: np.dtype[Any], wanted: np.dtype[Any] | None) -> np.dtype[A
     return found if wanted is None else wanted
 
 
-def _prepared(x: Array, dtype: np.dtype[Any] | None) -> Array:
+def prepared(x: Array, dtype: np.dtype[Any] | None) -> Array:
     """The array in the dtype that was asked for; numpy.save writes bfloat16 as two bytes that mean nothing."""
     if dtype is None:
         return x

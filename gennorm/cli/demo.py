@@ -66,12 +66,12 @@ class Exhibit:
 EXHIBITS = (
     Exhibit(
         "batch_norm",
-        "gn.batch_norm(3, channel_level=-1)",
+        "gn.batch_norm(3, channel_level=-1, statistics='input')",
         "The photograph is cut into a batch of four crops. A colour has one mean and deviation, over all of them: "
         "the crops still fit together.",
         True,
         "{colour}",
-        lambda: gn.batch_norm(3, channel_level=-1),
+        lambda: gn.batch_norm(3, channel_level=-1, statistics="input"),
     ),
     Exhibit(
         "instance_norm",

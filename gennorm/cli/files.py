@@ -5,9 +5,6 @@ from __future__ import annotations
 import errno
 import math
 import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -16,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gennorm.errors import FileError, GennormError
+from gennorm.files import cannot_read, cannot_write, replacing
 
 __all__ = ["NpyFile", "cannot_read", "cannot_write", "create_npy", "located", "read_npy", "replacing"]
 
@@ -150,57 +148,6 @@ def _reserve(stream: BinaryIO, size: int) -> None:
         else:
             return
     stream.writelines(bytes(min(ZEROS, size - start)) for start in range(0, size, ZEROS))
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file that becomes `path` at the end of the block, at once, or disappears with an exception.
-
-    It lies beside `path`, since a file changes its name at once only within a file system. A link is followed, and a
-    file that is replaced passes on its permissions.
-
-    Raises
-    ------
-    FileError
-        The operating system refuses; `path` is as it was.
-    """
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise cannot_write(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
-    temporary = target.parent / f".gennorm-{secrets.token_hex(8)}.part"
-    try:
-        temporary.open("xb").close()
-        try:
-            yield temporary
-            if target.exists():
-                temporary.chmod(target.stat().st_mode & 0o7777)
-            with temporary.open("rb+") as stream:
-                os.fsync(stream.fileno())  # the name must not reach the disk before the bytes
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise cannot_write(path, error) from None
-
-
-def cannot_read(path: Path, error: OSError) -> FileError:
-    """What to raise for what the operating system says about a file that is read."""
-    if isinstance(error, FileNotFoundError):
-        msg = f"{path} does not exist\ngive the path of a file that does"
-        return FileError(msg, code="F001")
-    msg = f"{path} cannot be read: {_reason(error)}\ngive the path of a file that can"
-    return FileError(msg, code="F007")
-
-
-def cannot_write(path: Path, error: OSError) -> FileError:
-    """What to raise for what the operating system says about a file that is written."""
-    msg = f"{path} cannot be written: {_reason(error)}\nnothing has been written there"
-    return FileError(msg, code="F008")
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error) or type(error).__name__
 
 
 def located(error: GennormError, where: str) -> GennormError:

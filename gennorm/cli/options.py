@@ -17,7 +17,7 @@ import typer
 from gennorm import presets
 from gennorm.cli.files import cannot_read, located
 from gennorm.errors import FileError, GennormError, LevelRangeError, suggest
-from gennorm.layer import NormalizationLayer
+from gennorm.layer import NormalizationLayer, load
 from gennorm.plan import ITEMSIZE
 
 __all__ = ["LayerOptions", "Preset", "build", "dtype_named", "refuse", "shape_of", "takes_layer"]
@@ -150,6 +150,14 @@ class LayerOptions:
         Path | None,
         typer.Option(help="A JSON file of what layer.to_config() returned.", metavar="FILE", rich_help_panel=STORED),
     ]
+    layer: Annotated[
+        Path | None,
+        typer.Option(
+            help="A .npz or .safetensors file that layer.save() or gennorm adapt wrote: settings, parameters, moments.",
+            metavar="FILE",
+            rich_help_panel=STORED,
+        ),
+    ]
 
 
 def takes_layer(command: Callable[..., None]) -> Callable[..., None]:
@@ -226,7 +234,9 @@ def build(options: LayerOptions, shape: tuple[int, ...], *, picture: bool = Fals
         The layer, or the shape, is wrong.
     """
     _require_one_way(options)
-    if options.config is not None:
+    if options.layer is not None:
+        layer = load(options.layer)
+    elif options.config is not None:
         layer = _from_file(options.config)
     elif options.preset is not None:
         layer = _from_preset(options, options.preset, shape, picture)
@@ -237,7 +247,7 @@ def build(options: LayerOptions, shape: tuple[int, ...], *, picture: bool = Fals
     try:
         return layer.initialize((1, *shape) if picture and layer.information("batched") else shape)
     except LevelRangeError as error:
-        if error.code != "L103" or options.config is not None:
+        if error.code != "L103" or options.config is not None or options.layer is not None:
             raise
         msg = f"{error}\non the command line, batched=True is --batched"
         raise LevelRangeError(msg, code=error.code, position=error.position) from None
@@ -257,7 +267,9 @@ def _common(options: LayerOptions) -> dict[str, Any]:
 def _require_one_way(options: LayerOptions) -> None:
     """Refuse options of two ways to describe a layer, or one that would not count."""
     given = {field.name for field in fields(options) if getattr(options, field.name) is not None}
-    if "config" in given:
+    if "layer" in given:
+        excluded, by = given - {"layer"}, "--layer, which has every setting"
+    elif "config" in given:
         excluded, by = given - {"config"}, "--config, which has every setting"
     elif options.preset is not None:
         excluded = given & {"aggregate", "scale", "method"}
@@ -307,6 +319,8 @@ def _from_preset(options: LayerOptions, preset: Preset, shape: tuple[int, ...], 
     batched = options.batched is not False and not picture
     axis = level if batched or level < 0 else level - 1
     channels = shape[axis] if -len(shape) <= axis < len(shape) else None
+    if preset is Preset.BATCH:  # a file is normalized by its own moments: nothing has been learned
+        return make(channels, channel_level=level, statistics="input", **_common(options))
     if preset is not Preset.GROUP:
         return make(channels, channel_level=level, **_common(options))
     groups = _groups(options)

@@ -1,0 +1,167 @@
+"""`gennorm adapt`: the moments of the arrays of files, as a layer in a file."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gennorm import presets
+from gennorm.cli.apply import CHUNK, Report, archive_of, entry_of, prepared
+from gennorm.cli.files import located, read_npy
+from gennorm.cli.options import LayerOptions, build, refuse
+from gennorm.errors import FileError, GennormError, suggest
+from gennorm.files import SUFFIXES
+from gennorm.layer import NormalizationLayer
+
+__all__ = ["adapt_files"]
+
+Array = npt.NDArray[Any]
+
+
+def adapt_files(
+    sources: list[Path],
+    target: Path,
+    options: LayerOptions,
+    level: str | None,
+    dtype: np.dtype[Any] | None,
+    report: Report,
+) -> list[str]:
+    """Make a layer whose moments are those of the arrays of files, and save it.
+
+    Parameters
+    ----------
+    sources : list of Path
+        ``.npy`` files, which are mapped into memory piece by piece, and ``.npz`` files.
+    target : Path
+        Where the layer is saved: ``.npz`` or ``.safetensors``.
+    options : LayerOptions
+        What describes the layer, if anything does; its statistics are those of a data set in any case.
+    level : str, optional
+        The levels that are kept, where nothing else describes the layer.
+    dtype : dtype, optional
+        What the arrays are converted to first.
+    report : callable
+        Is told of progress, in bytes.
+
+    Returns
+    -------
+    list of str
+        What was written.
+
+    Raises
+    ------
+    GennormError
+        Anything is wrong with the layer, the arrays or the files; nothing has been written.
+    """
+    if target.suffix.lower() not in SUFFIXES:
+        msg = f"{target} cannot be the file of a layer{suggest(target.suffix, SUFFIXES)}\n"
+        msg += "the last name is where the layer goes: a .npz or .safetensors file"
+        raise FileError(msg, code="F014")
+    data = _Data(sources, dtype, report)
+    layer = _layer(options, level, data.shape())
+    try:
+        layer.adapt(data.batches(layer), reset=options.layer is None, progress=False)
+    except GennormError as error:
+        raise located(error, str(data.current)) if data.current else error from None
+    layer.save(target)
+    moments = layer.moments
+    assert moments is not None
+    least, most = (f"{count:,.15g}" for count in (moments.count.min(initial=np.inf), moments.count.max(initial=0)))
+    counted = least if least == most else f"{least} to {most}"
+    return [f"{target}: moments {moments.shape}, each of {counted} elements"]
+
+
+class _Data:
+    """The arrays of files, in pieces."""
+
+    def __init__(self, sources: list[Path], dtype: np.dtype[Any] | None, report: Report) -> None:
+        self.sources, self.dtype, self.report = sources, dtype, report
+        self.current: Path | None = None
+        self.done = 0
+        self.total = 0
+        for path in sources:
+            if path.suffix.lower() not in {".npy", ".npz"}:
+                msg = f"{path} is no file of arrays{suggest(path.suffix, ('.npy', '.npz'))}\n"
+                msg += "data are .npy or .npz files; the layer goes to the last name"
+                raise FileError(msg, code="F015")
+            if path.suffix.lower() == ".npy":
+                self.total += read_npy(path).nbytes
+            else:
+                with archive_of(path) as archive:
+                    self.total += sum(entry.file_size for entry in archive.infolist())
+
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the first array."""
+        for path in self.sources:
+            if path.suffix.lower() == ".npy":
+                return read_npy(path).shape
+            with archive_of(path) as archive:
+                for entry in archive.infolist():
+                    return entry_of(path, archive, entry).shape
+        return ()
+
+    def batches(self, layer: NormalizationLayer) -> Iterator[Array]:
+        """Every array, in parts of axis 0 where that is the batch."""
+        for path in self.sources:
+            self.current = path
+            if path.suffix.lower() == ".npy":
+                yield from self._mapped(path, layer)
+            else:
+                with archive_of(path) as archive:
+                    yield from self._entries(path, archive)
+        self.current = None
+
+    def _mapped(self, path: Path, layer: NormalizationLayer) -> Iterator[Array]:
+        file = read_npy(path)
+        length = file.shape[0] if file.shape else 1
+        try:
+            batched = layer.plan(file.shape).resolved.batched
+        except GennormError:  # the layer says what is wrong with the whole, or takes it for one example
+            batched = False
+        rows = max(CHUNK // max(file.row_bytes, 1), 1) if batched and not file.fortran else max(length, 1)
+        for lo in range(0, max(length, 1), rows):
+            hi = min(lo + rows, length)
+            yield prepared(file.rows(lo, hi), self.dtype)
+            self._progress((hi - lo) * file.row_bytes)
+
+    def _entries(self, path: Path, archive: zipfile.ZipFile) -> Iterator[Array]:
+        for entry in archive.infolist():
+            yield prepared(entry_of(path, archive, entry), self.dtype)
+            self._progress(entry.file_size)
+
+    def _progress(self, done: int) -> None:
+        self.done += done
+        self.report(self.done, self.total)
+
+
+def _layer(options: LayerOptions, level: str | None, shape: tuple[int, ...]) -> NormalizationLayer:
+    described = {"preset": options.preset, "aggregate": options.aggregate, "config": options.config}
+    described |= {"layer": options.layer}
+    ways = [name for name, value in described.items() if value is not None]
+    if not ways:
+        return presets.feature_norm(_levels(level))
+    if level is not None:
+        refuse("--level", f"it does not go with --{ways[0]}, which says which levels are aggregated")
+    layer = build(options, shape)
+    if options.layer is not None:
+        return layer
+    config = {**layer.to_config(), "statistics": "dataset"}
+    return NormalizationLayer.from_config(config).initialize(shape)
+
+
+def _levels(text: str | None) -> int | tuple[int, ...] | None:
+    """The kept levels that a text such as ``-1``, ``1,3`` or ``none`` names."""
+    if text is None:
+        return -1
+    if text.strip().lower() == "none":
+        return None
+    try:
+        levels = tuple(int(part) for part in text.strip().removeprefix("{").removesuffix("}").split(","))
+    except ValueError:
+        refuse("--level", f'"{text}" names no levels; write -1, or 1,3, or none')
+    return levels
