@@ -30,6 +30,7 @@ PRESETS = {
     "gn.rms_norm(768)": "[Zhang and Sennrich 2019](https://arxiv.org/abs/1910.07467)",
     "gn.instance_norm(64)": "[Ulyanov et al. 2016](https://arxiv.org/abs/1607.08022)",
     "gn.group_norm(32, 256)": "[Wu and He 2018](https://arxiv.org/abs/1803.08494)",
+    "gn.feature_norm()": "[Keras' Normalization](https://keras.io/api/layers/preprocessing_layers/numerical/normalization/)",
 }
 
 
