@@ -133,7 +133,7 @@ def writable(out: Any, x: Array, parameters: Mapping[str, Array | None]) -> Arra
     if not out.flags.writeable:
         msg = "out is read-only\npass an array that can be written"
         raise OutputError(msg, code="O005")
-    if any(stride == 0 and size > 1 for stride, size in zip(out.strides, out.shape, strict=True)):
+    if out.size and any(stride == 0 and size > 1 for stride, size in zip(out.strides, out.shape, strict=True)):
         msg = f"out is a broadcast view: several of its elements are one place in memory (strides {out.strides})\n"
         msg += "pass np.empty_like(x)"
         raise OutputError(msg, code="O006")

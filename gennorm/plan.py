@@ -299,7 +299,7 @@ def _plan(
     fold = 1
     family: Literal["rows", "columns"] = "rows" if cells[-1].aggregated else "columns"
     outside = cells[:-taken]
-    if family == "rows" and width < FOLDED and any(cell.aggregated for cell in outside):
+    if family == "rows" and 0 < width < FOLDED and any(cell.aggregated for cell in outside):
         beside, lanes = _contiguous(outside, width)
         if beside and not outside[-1].aggregated and any(cell.aggregated for cell in outside[:-beside]):
             family, fold, taken, width = "columns", width, taken + beside, lanes
@@ -322,8 +322,8 @@ def _plan(
     else:
         lines = outer.pop() if outer else Run(1, 0, 0, 0, True, ())
         rows = math.prod(run.size for run in outer)
-        tile = _tile(width, fold)
-        cut = _cut(lines.size, rows, min(tile, width), CACHED_TILE // itemsize, max(BLOCK // tile, 4))
+        tile = _tile(max(width, 1), fold)
+        cut = _cut(lines.size, rows, min(tile, max(width, 1)), CACHED_TILE // itemsize, max(BLOCK // tile, 4))
         tiles = -(-width // tile)
         lines_vary = lines.p != 0 or any(run.p for run in outer)
         kind = 1 if not lines_vary else 2 if lanes_vary else 3
