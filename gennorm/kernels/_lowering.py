@@ -295,13 +295,13 @@ def choose(typing: Any, flag: Any, one: Any, other: Any) -> Any:
 
 
 @intrinsic
-def squared_onto(typing: Any, vector: Any, onto: Any) -> Any:
+def muladd(typing: Any, one: Any, two: Any, three: Any) -> Any:
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         kind = args[0].type
         function = _function(builder, f"llvm.fmuladd.{_name(kind)}", kind, [kind] * 3)
-        return builder.call(function, [args[0], args[0], args[1]])
+        return builder.call(function, args)
 
-    return vector(vector, onto), lower
+    return one(one, two, three), lower
 
 
 @intrinsic
@@ -338,6 +338,32 @@ def misaligned(typing: Any, array: Any, start: Any) -> Any:
     return types.intp(array, types.intp), lower
 
 
+def _streamer(storage: str) -> Any:
+    def stream(typing: Any, array: Any, start: Any, vector: Any) -> Any:
+        plain = isinstance(array.dtype, types.Float)
+
+        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            address = _address(context, builder, sig.args[0], args[0], args[1])
+            stored = args[2] if plain else _encoded(builder, args[2], storage)
+            instruction = builder.store(stored, _pointer(builder, address, stored.type.element, stored.type.count))
+            instruction.align = min(64, LANES * (array.dtype.bitwidth // 8))
+            instruction.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(INT32, 1)]))
+            return context.get_dummy_value()
+
+        return types.void(array, types.intp, vector), lower
+
+    return intrinsic(stream)
+
+
+@intrinsic
+def fence(typing: Any) -> Any:
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), lower
+
+
 def words(storage: str, result: str, compute: str) -> dict[str, Any]:
     """Every word of ``vector``, lowered for one input storage, one output storage and one type of arithmetic."""
     real: types.Float = types.float64 if compute == "float64" else types.float32
@@ -356,8 +382,10 @@ def words(storage: str, result: str, compute: str) -> dict[str, Any]:
         "larger": larger,
         "exceeds": exceeds,
         "choose": choose,
-        "squared_onto": squared_onto,
+        "muladd": muladd,
         "first_lanes": first_lanes,
         "total": total,
         "misaligned": misaligned,
+        "stream": _streamer(result),
+        "fence": fence,
     }

@@ -56,6 +56,7 @@ def backward(
     lanes: Array,
     block: int,
     parameters: int,
+    often: int,
     lo: int,
     hi: int,
 ) -> None:

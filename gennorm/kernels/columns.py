@@ -26,10 +26,10 @@ from .vector import (
     load,
     load_part,
     load_wide,
+    muladd,
     narrow,
     splat,
     splat_wide,
-    squared_onto,
     store,
     store_part,
     total,
@@ -233,7 +233,7 @@ def sums_about(
         for _ in range(lines):
             vector = widen(load_wide(x, i)) - pivot
             added += vector
-            squared = squared_onto(vector, squared)
+            squared = muladd(vector, vector, squared)
             i += line
         store(sums, lane, added)
         store(sums, squares + lane, squared)
@@ -246,7 +246,7 @@ def sums_about(
         for _ in range(lines):
             vector_ = widen(load_part(x, i, width - lane)) - pivot_
             added_ += vector_
-            squared_ = squared_onto(vector_, squared_)
+            squared_ = muladd(vector_, vector_, squared_)
             i += line
         store(sums, lane, added_)
         store(sums, squares + lane, squared_)

@@ -29,8 +29,8 @@ from .vector import (
     load,
     load_part,
     misaligned,
+    muladd,
     splat,
-    squared_onto,
     store_part,
     total,
     widen,
@@ -93,7 +93,7 @@ def forward(
                     start = (part - row * pieces) * piece
                     size = min(piece, length - start)
                     x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
-                    weight = np.float64(size)
+                    weight: Any = np.float64(size)
                     if WEIGHTED:
                         sum_, sum_of_squares, weight = sums_weighted(
                             x, x_slice + x_row + start, y, y_slice + y_row + start, size, pivot
@@ -156,15 +156,15 @@ def sums(x: Array, start: int, size: int) -> tuple[float, float]:
     while start + 2 * LANES <= stop:
         vector = widen(load(x, start))
         added += vector
-        squared = squared_onto(vector, squared)
+        squared = muladd(vector, vector, squared)
         vector = widen(load(x, start + LANES))
         added_too += vector
-        squared_too = squared_onto(vector, squared_too)
+        squared_too = muladd(vector, vector, squared_too)
         start += 2 * LANES
     while start < stop:
         vector = widen(load_part(x, start, stop - start))
         added += vector
-        squared = squared_onto(vector, squared)
+        squared = muladd(vector, vector, squared)
         start += LANES
     return total(added + added_too), total(squared + squared_too)
 
@@ -178,7 +178,7 @@ def sums_about(x: Array, start: int, size: int, pivot: Any) -> tuple[float, floa
     while start < stop:
         vector = first_lanes(widen(load_part(x, start, stop - start)) - centre, stop - start)
         added += vector
-        squared = squared_onto(vector, squared)
+        squared = muladd(vector, vector, squared)
         start += LANES
     return total(added), total(squared)
 

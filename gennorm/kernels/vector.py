@@ -71,13 +71,9 @@ def widen(vector: Vector) -> Vector:
     return vector.astype(np.float64)
 
 
-def squared_onto(vector: Vector, onto: Vector) -> Vector:
-    """Return ``vector * vector + onto``, fused where the machine can.
-
-    The square of a number with 24 bits or fewer is exact in float64, so fused or not the bits are the same; the
-    deviations of float64 data are the one case where they may differ between machines.
-    """
-    return vector * vector + onto
+def muladd(one: Vector, two: Vector, three: Vector) -> Vector:
+    """Return ``one * two + three``, rounded once where the machine has fused arithmetic."""
+    return one * two + three
 
 
 def narrow(vector: Vector) -> Vector:
@@ -130,3 +126,12 @@ def misaligned(array: Array, start: int) -> int:
     """Return how many elements, fewer than a vector has, lie before the next place where vectors are aligned."""
     address = array.ctypes.data + start * array.itemsize
     return int(-address % min(64, LANES * array.itemsize)) // array.itemsize
+
+
+def stream(array: Array, start: int, vector: Vector) -> None:
+    """Write a whole vector, past the caches, to a place where vectors are aligned."""
+    store(array, start, vector)
+
+
+def fence() -> None:
+    """Have everything that was streamed written before anything else is."""
