@@ -4,7 +4,7 @@
     python docs/tables.py --check
 
 The preset table comes from the presets themselves. The benchmark table comes from the newest file of docs/benchmarks,
-which `gennorm bench --json` writes; see docs/benchmarks/README.md.
+which `python -m tests.benchmarks` writes; see docs/benchmarks/README.md.
 """
 
 from __future__ import annotations

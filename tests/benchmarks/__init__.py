@@ -1,0 +1,1 @@
+"""Speed, measured: run by name only, `python -m tests.benchmarks` or `pytest tests/benchmarks`."""
