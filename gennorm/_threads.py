@@ -75,7 +75,8 @@ def set_num_threads(number: int) -> None:
     """
     global _threads, _pool  # noqa: PLW0603
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        msg = f"the number of threads must be an integer of at least 1, not {number!r}"
+        shown = f'"{number}"' if isinstance(number, str) else repr(number)
+        msg = f"the number of threads cannot be {shown}\nwrite an integer of 1 or more"
         raise ConfigError(msg, code="C101")
     with _lock:
         if _pool is not None and number != _threads:

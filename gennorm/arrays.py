@@ -11,7 +11,17 @@ import numpy.typing as npt
 from gennorm.errors import DtypeError, InputError, OutputError, ShapeError
 from gennorm.plan import COMPUTED, ITEMSIZE
 
-__all__ = ["dtype_name", "dtype_named", "like_output", "mask_for", "real", "result_dtype", "shape_of", "writable"]
+__all__ = [
+    "dtype_name",
+    "dtype_named",
+    "like_output",
+    "mask_for",
+    "parameter_values",
+    "real",
+    "result_dtype",
+    "shape_of",
+    "writable",
+]
 
 Array = npt.NDArray[Any]
 
@@ -32,6 +42,8 @@ def dtype_named(name: str) -> np.dtype[Any]:
 def shape_of(value: Any) -> tuple[int, ...]:
     """The shape that was given as one."""
     try:
+        if isinstance(value, str):
+            raise TypeError  # its characters are no sizes
         shape = tuple(int(size) if not isinstance(size, (bool, float)) else -1 for size in value)
     except (TypeError, ValueError):
         shape = (-1,)
@@ -39,6 +51,21 @@ def shape_of(value: Any) -> tuple[int, ...]:
         msg = f"a shape is a tuple of sizes, not {value!r}\npass a shape such as (32, 256, 14, 14), or an array"
         raise ShapeError(msg, code="S020")
     return shape
+
+
+def parameter_values(name: str, value: Any) -> Array:
+    """The values of a parameter as an array of real numbers."""
+    if isinstance(value, np.ma.MaskedArray):
+        msg = f"{name} is a masked array\nparameters have no missing values: pass an array"
+        raise InputError(msg, code="A010")
+    try:
+        given = np.asarray(value)
+    except ValueError:  # a ragged list
+        given = np.array(None)
+    if given.dtype.name not in ITEMSIZE:
+        msg = f"{name} has the dtype {given.dtype}\nparameters are real numbers: pass an array of floats"
+        raise DtypeError(msg, code="D010")
+    return given
 
 
 def dtype_name(dtype: np.dtype[Any], what: str = "the input") -> str:
@@ -127,7 +154,7 @@ def writable(out: Any, x: Array, parameters: Mapping[str, Array | None]) -> Arra
         msg = f"out has the shape {out.shape}, and the output {x.shape}\npass np.empty_like(x)"
         raise OutputError(msg, code="O003")
     if out.dtype != result_dtype(x.dtype):
-        msg = f"out has the dtype {out.dtype}, and the output of a {x.dtype} input is {result_dtype(x.dtype)}\n"
+        msg = f"out has the dtype {out.dtype}, and the output for {x.dtype} is {result_dtype(x.dtype)}\n"
         msg += f"pass np.empty(x.shape, {result_dtype(x.dtype).name!r})"
         raise OutputError(msg, code="O004")
     if not out.flags.writeable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,6 +20,7 @@ from gennorm.arrays import (
     dtype_named,
     like_output,
     mask_for,
+    parameter_values,
     real,
     result_dtype,
     shape_of,
@@ -27,9 +29,7 @@ from gennorm.arrays import (
 from gennorm.config import LayerConfig, Resolved, resolve_config
 from gennorm.errors import (
     ConfigError,
-    DtypeError,
     InitializationError,
-    InputError,
     OutputError,
     ParameterError,
     suggest,
@@ -37,7 +37,7 @@ from gennorm.errors import (
 from gennorm.gradients import Forward, Gradients, Pullback, factors
 from gennorm.moments import Moments
 from gennorm.parameters import Parameter
-from gennorm.plan import ITEMSIZE, Plan, make_plan
+from gennorm.plan import Plan, make_plan
 from gennorm.statistics import (
     applicable,
     checked,
@@ -166,8 +166,8 @@ class NormalizationLayer:
             method,
             unbiased,
             epsilon,
-            scaling=_mode(scaling),
-            biases=_mode(biases),
+            scaling=_mode("scaling", scaling),
+            biases=_mode("biases", biases),
             input_shape=input_shape,
             batched=batched,
             dtype=dtype,
@@ -700,7 +700,7 @@ class NormalizationLayer:
     def _set(self, name: str, value: Any) -> None:
         if value is self._parameters[name] and value is not None:
             return  # `layer.scaling -= step` has written into the array already
-        mode = _mode(value)
+        mode = _mode(name, value)
         config = _with_mode(self._config, name, mode)
         array = self._checked(name, value) if mode == "explicit" else None
         with self._lock:
@@ -712,16 +712,7 @@ class NormalizationLayer:
 
     def _checked(self, name: str, value: Any) -> Array:
         """The layer's own copy of a parameter that was given, once its shape is known to be right."""
-        if isinstance(value, np.ma.MaskedArray):
-            msg = f"{name} is a masked array\nparameters have no missing values: pass an array"
-            raise InputError(msg, code="A010")
-        try:
-            given = np.asarray(value)
-        except ValueError:
-            given = np.array(None)
-        if given.dtype.name not in ITEMSIZE:
-            msg = f"{name} has the dtype {given.dtype}\nparameters are real numbers: pass an array of floats"
-            raise DtypeError(msg, code="D010")
+        given = parameter_values(name, value)
         try:
             expected = self._known_shape()
         except InitializationError:
@@ -1004,8 +995,8 @@ class NormalizationLayer:
         if name is None:
             return found
         if name not in found:
-            allowed = ", ".join(found)
-            msg = f"a layer has no property {name!r}{suggest(str(name), found)}\nthere are {allowed}"
+            shown = f'"{name}"{suggest(name, found)}' if isinstance(name, str) else repr(name)
+            msg = f"a layer has no property {shown}\ninformation() without a name tells all of them"
             raise ConfigError(msg, code="C102")
         return found[name]
 
@@ -1057,7 +1048,7 @@ class NormalizationLayer:
         settings = LayerConfig.from_dict(config)
         given = {"scaling": scaling, "biases": biases}
         for name in PARAMETERS:
-            if _mode(given[name]) == "explicit":
+            if _mode(name, given[name]) == "explicit":
                 settings = _with_mode(settings, name, "explicit")
             elif getattr(settings, name) == "explicit":
                 msg = f"the config says that {name} was given as an array, and holds no arrays\n"
@@ -1101,7 +1092,7 @@ class NormalizationLayer:
         for name in PARAMETERS:
             array = self._parameters[name]
             if array is not None and not (
-                getattr(self._config, name) == "Automatic" and bool(np.all(array == INITIAL[name]))
+                getattr(self._config, name) == "Automatic" and _constant(array, array.dtype.type(INITIAL[name]))
             ):
                 arguments[name] = array
         shown: list[str] = []
@@ -1169,11 +1160,15 @@ class Information(dict[str, Any]):
 
     def __str__(self) -> str:
         width = max(map(len, self)) + 2
-        return "\n".join(f"{name:<{width}}{value}" for name, value in self.items())
+        shown = {name: _written(value) if isinstance(value, tuple) else value for name, value in self.items()}
+        return "\n".join(f"{name:<{width}}{value}" for name, value in shown.items())
 
 
-def _mode(value: Any) -> Any:
+def _mode(name: str, value: Any) -> Any:
     """The setting that stands for a parameter given as this value."""
+    if isinstance(value, str) and value != "Automatic":
+        msg = f'{name} cannot be "{value}"{suggest(value, ["Automatic"])}\nwrite "Automatic", None or an array'
+        raise ConfigError(msg, code="C004")
     return value if value is None or isinstance(value, str) else "explicit"
 
 
@@ -1181,13 +1176,21 @@ def _with_mode(config: LayerConfig, name: str, mode: Any) -> LayerConfig:
     return replace(config, scaling=mode) if name == "scaling" else replace(config, biases=mode)
 
 
+def _constant(array: Array, value: Any) -> bool:
+    """Whether every element has the bits of the value; 0 is not -0."""
+    return bool(array.tobytes() == value.tobytes() * array.size)
+
+
 def _written(value: Any) -> str:
     """Python for a value, down to the last bit of an array; one that is constant is written as such."""
     if isinstance(value, np.ndarray):
         dtype = f"dtype={value.dtype.name!r}"
-        if value.size and bool(np.all(value == value.flat[0])):
+        if value.size and np.isfinite(value.flat[0]) and _constant(value, value.flat[0]):
             return f"np.full({value.shape}, {value.flat[0].item()!r}, {dtype})"
-        return f"np.array({value.tolist()!r}, {dtype})"
+        if value.size == 0:
+            return f"np.zeros({value.shape}, {dtype})"
+        numbers = re.sub(r"\b(nan|inf)\b", r"np.\1", repr(value.tolist()))
+        return f"np.array({numbers}, {dtype})"
     if isinstance(value, tuple):
         inside = ", ".join("..." if item is ... else repr(item) for item in value)
         return f"({inside},)" if len(value) == 1 else f"({inside})"

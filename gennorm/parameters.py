@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gennorm.arrays import real
+from gennorm.arrays import parameter_values
 from gennorm.config import Resolved
 from gennorm.errors import ParameterError
 
@@ -38,7 +38,7 @@ class Parameter:
     @classmethod
     def given(cls, name: str, value: Any, resolved: Resolved) -> Parameter:
         """Check a parameter that was given for one call."""
-        array = real(np.asarray(value), name)
+        array = parameter_values(name, value)
         shape = resolved.parameter_shape
         batch = (resolved.shape[0], *shape) if resolved.batched else None
         if array.shape == shape:

@@ -265,7 +265,8 @@ def _cells(
     cells = sorted((cell for cell in cells if cell.size != 1), key=lambda cell: (-abs(cell.y), -abs(cell.x)))
     if not cells:  # one element: a slice of one
         return [_Cell(1, 1, 1, True, False, 0, 0)]
-    return cells if cells[-1].x == 1 and cells[-1].y == 1 else None
+    empty = any(cell.size == 0 for cell in cells)
+    return cells if empty or (cells[-1].x, cells[-1].y) == (1, 1) else None
 
 
 def _contiguous(cells: list[_Cell], size: int) -> tuple[int, int]:
@@ -308,7 +309,7 @@ def _plan(
     runs = _merged(rest, width if lanes_vary else 1)
     kept = [run for run in runs if not run.aggregated]
     outer = [run for run in runs if run.aggregated]
-    slices = math.prod(run.size for run in kept) * (1 if family == "rows" else width // fold)
+    slices = math.prod(cell.size for cell in cells if not cell.aggregated)
     itemsize = ITEMSIZE[dtype]
 
     if family == "rows":
