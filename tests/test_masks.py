@@ -1,6 +1,7 @@
 """Masks: what counts in the statistics, that nothing else does, and that everything is normalized."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def counted(settings, mask, shape=SHAPE):
     return where.total(np.broadcast_to(mask, shape).astype(np.float64))
 
 
-# ----------------------------------------------------------------------------------------------------- shapes and counts
+# ---------------------------------------------------------------------------------------------------- shapes and counts
 
 
 @each_setting
@@ -91,9 +92,7 @@ def test_every_shape_that_broadcasts(settings):
 def test_a_mask_of_another_shape_is_refused(settings, shape):
     layer, x = layer_for(settings), sample(SHAPE, "float64")
     out = np.full(SHAPE, 7.0)
-    text = rf"mask of shape {str(shape)[:-1]}.* does not broadcast to an input of shape \(2, 6, 4, 5\)".replace(
-        "(", r"\(", 1
-    )
+    text = re.escape(f"mask of shape {shape} does not broadcast to an input of shape (2, 6, 4, 5)")
     for call in (
         lambda mask: layer(x, mask=mask),
         lambda mask: layer(x, mask=mask, out=out),
@@ -216,7 +215,7 @@ def test_any_case(case, seed):
         assert close[where.over_slices(firm.astype(float)) > 0].all()
 
 
-# --------------------------------------------------------------------------------------------------------- what it means
+# -------------------------------------------------------------------------------------------------------- what it means
 
 
 @each_setting
