@@ -34,7 +34,8 @@ class Layout:
 
     ``order`` has the axes from the outermost to the innermost; ``steps`` and ``margins``, by axis, what an axis leaves
     out of its parent and how much of the parent lies around it. A step of 0 repeats the first element, -1 runs
-    backwards. ``shift`` is in bytes.
+    backwards. ``shift`` is in bytes, and so is ``record``, what lies between neighbouring elements: those of one field
+    of an array of records.
     """
 
     order: tuple[int, ...]
@@ -43,6 +44,7 @@ class Layout:
     shift: int = 0
     read_only: bool = False
     swapped: bool = False
+    record: int = 0
 
     @property
     def writable(self):
@@ -57,10 +59,13 @@ class Layout:
             size * max(abs(self.steps[axis]), 1) + 2 * self.margins[axis]
             for size, axis in zip(within, self.order, strict=True)
         ]
+        if self.record:
+            dtype = np.dtype({"names": ["x"], "formats": [dtype], "itemsize": dtype.itemsize + self.record})
         size = math.prod(around) * dtype.itemsize
         buffer = np.full(2 * GUARD + 64 + self.shift + size, 0xA5, np.uint8)
         first = GUARD + self.shift + -buffer.ctypes.data % 64  # the allocator's alignment is not ours
         parent = buffer[first : first + size].view(dtype).reshape(around)
+        parent = parent["x"] if self.record else parent
         parent = parent.transpose([self.order.index(axis) for axis in range(len(shape))])
         parts = []
         for axis, (margin, step) in enumerate(zip(self.margins, self.steps, strict=True)):
@@ -115,6 +120,7 @@ def named_layouts(rank):
         "repeated outermost": layout(rank, outermost=0),
         "repeated everywhere": layout(rank, every=0),
         "read-only": layout(rank, read_only=True),
+        "records": layout(rank, record=3),
         "unaligned": layout(rank, shift=1),
         "unaligned and padded": layout(rank, shift=3, margin=1),
         "big-endian": layout(rank, swapped=True),
@@ -137,6 +143,7 @@ def layouts(draw, rank, *, writable=False):
         steps=(1,) * rank if plain else tuple(draw(st.tuples(*[st.sampled_from(steps)] * rank))),
         margins=(0,) * rank if plain else tuple(draw(st.tuples(*[st.sampled_from((0, 0, 0, 1, 2))] * rank))),
         shift=draw(st.sampled_from((0, 0, 0, 1, 4))),
+        record=draw(st.sampled_from((0, 0, 0, 0, 0, 3, 4))),
         read_only=False if writable else draw(st.booleans()),
         swapped=False if writable else draw(st.sampled_from((False, False, False, True))),
     )

@@ -49,6 +49,8 @@ FORMS = {
     "columns of channels": Form("columns", (3, 7, 4, 6), 1, "Same"),
     "columns with parameters everywhere": Form("columns", (3, 7, 4, 6), 1, [2, 3, 1]),
     "columns apart": Form("columns", (4, 3, 5, 2, 20), "{0, 2}", [4, 2]),
+    "columns with one scaling a tile": Form("columns", (3, 4, 5, 20), 2, [1]),
+    "columns with a scaling for each line": Form("columns", (2, 3, 4, 5, 20), "{1, 3}", [3, 1]),
     "folded columns": Form("columns", (2, 3, 4, 24), "All", 3, {3: 3}),
     "folded columns, three tiles": Form("columns", (2, 5, 2100), "All", 2, {2: 150}),
     "folded columns with parameters everywhere": Form("columns", (2, 3, 4, 24), "All", [2, 1, 3], {-1: 12}),
