@@ -15,7 +15,7 @@ pytest.importorskip("torch", reason="the benchmarks compare with torch")
 from tests.benchmarks import __main__ as command
 from tests.benchmarks.cases import backward, cases, forward, forward_out, layer_norm, one_thread, rms_norm, same
 from tests.benchmarks.startup import Waited
-from tests.benchmarks.timing import Measured, best
+from tests.benchmarks.timing import Measured, best, pooled
 
 FAST = Measured("fast", {"gennorm": 1e-6, "torch": 2e-6, "np.copyto": 5e-7}, {"torch": 2.0})
 SLOW = Measured("slow", {"gennorm": 1e-3, "torch": 2e-3}, {"torch": 2.1})
@@ -92,3 +92,12 @@ def test_same():
     same([1.0, 2.0], [1.0, 2.0001], "what")
     with pytest.raises(AssertionError, match="what differs by"):
         same([1.0, 2.0], [1.0, 2.001], "what")
+
+
+def test_passes_are_pooled_by_competitor():
+    other = Measured("slow", {"gennorm": 2e-3, "torch": 1e-3}, {"torch": 2.1})
+    found = pooled([SLOW, other])
+    assert found.seconds == {"gennorm": 1e-3, "torch": 1e-3}
+    assert found.goals == SLOW.goals
+    assert found.spread == {"torch": (0.5, 2.0)}
+    assert "torch 1.00× [0.50 to 2.00] (goal 2.1×: MISSED)" in command.case_line(found)

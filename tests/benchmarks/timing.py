@@ -6,7 +6,7 @@ import gc
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,11 +16,15 @@ ELSEWHERE = 0.05  # share of the work that may be done outside the thread that i
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The best times in seconds by competitor, `gennorm` among them, and how many times faster it is to be."""
+    """The best times in seconds by competitor, `gennorm` among them, and how many times faster it is to be.
+
+    Of several passes, `spread` keeps the least and the greatest ratio to each peer that one pass alone would have given.
+    """
 
     name: str
     seconds: dict[str, float]
     goals: dict[str, float] = field(default_factory=dict)
+    spread: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def ratio(self, peer: str) -> float:
         """How many times as long as gennorm the peer takes."""
@@ -30,6 +34,18 @@ class Measured:
     def missed(self) -> list[str]:
         """The peers that gennorm is not as much faster than as it is to be."""
         return [peer for peer, goal in self.goals.items() if self.ratio(peer) < goal]
+
+
+def pooled(passes: Sequence[Measured]) -> Measured:
+    """The best of each competitor over all passes, whichever pass that was."""
+    first = passes[0]
+    ratios = {peer: [one.ratio(peer) for one in passes] for peer in first.seconds if peer != "gennorm"}
+    return Measured(
+        first.name,
+        {name: min(one.seconds[name] for one in passes) for name in first.seconds},
+        first.goals,
+        {peer: (min(found), max(found)) for peer, found in ratios.items()},
+    )
 
 
 def best(competitors: Mapping[str, Callable[[], object]], seconds: float, least: int = 5) -> dict[str, float]:
