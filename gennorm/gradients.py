@@ -72,10 +72,10 @@ class Forward:
     weights: Array | None
     factors: Any
 
-    def copied(self) -> Forward:
-        """The same with parameters of its own, which nobody changes."""
+    def kept(self) -> Forward:
+        """What a pullback keeps: no output, and parameters of its own, which nobody changes."""
         scaling, biases = (None if array is None else array.copy() for array in (self.scaling, self.biases))
-        return replace(self, scaling=scaling, biases=biases)
+        return replace(self, y=np.empty(0, self.y.dtype), scaling=scaling, biases=biases)
 
 
 class Pullback:

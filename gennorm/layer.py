@@ -311,16 +311,16 @@ class NormalizationLayer:
         array([1., 0., 0., 0.], dtype=float32)
         """
         done = self._forward(x, training, mask, scaling, biases, None, keep=True)
-        done = done.copied()  # parameters may change before the pullback is called
+        y, kept = done.y, done.kept()
+        shape, dtype = y.shape, y.dtype
 
         def pull(dy: Array) -> Gradients:
-            dx = np.empty_like(done.x, done.y.dtype)
-            found = done.back.backward(done.x, dy, dx, done.factors, done.scaling, done.biases, done.weights)
-            to_scaling, to_biases = (given.gradient(array) for given, array in zip(done.given, found, strict=True))
+            dx = np.empty_like(kept.x, dtype)
+            found = kept.back.backward(kept.x, dy, dx, kept.factors, kept.scaling, kept.biases, kept.weights)
+            to_scaling, to_biases = (given.gradient(array) for given, array in zip(kept.given, found, strict=True))
             return Gradients(dx, to_scaling, to_biases)
 
-        shape, dtype = done.y.shape, done.y.dtype
-        return done.y, Pullback(pull, lambda dy: like_output(dy, "the gradient of the output", shape, dtype))
+        return y, Pullback(pull, lambda dy: like_output(dy, "the gradient of the output", shape, dtype))
 
     def jvp(
         self,

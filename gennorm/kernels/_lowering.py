@@ -288,8 +288,8 @@ def exceeds(typing: Any, value: Any, limit: Any) -> Any:
 @intrinsic
 def choose(typing: Any, flag: Any, one: Any, other: Any) -> Any:
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        flag, zero = _alike(builder, args[0], ir.Constant(DOUBLE, 0.0))
-        return builder.select(builder.fcmp_unordered("!=", flag, zero), args[1], args[2])
+        flag = builder.fcmp_unordered("!=", args[0], ir.Constant(args[0].type, None))
+        return builder.select(flag, args[1], args[2])
 
     return one(flag, one, other), lower
 

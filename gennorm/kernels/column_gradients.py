@@ -31,7 +31,21 @@ from .columns import (
     share,
 )
 from .steps import offsets
-from .vector import LANES, Array, Vector, first_lanes, load, load_part, narrow, splat, store, store_part, total, widen
+from .vector import (
+    LANES,
+    Array,
+    Vector,
+    choose,
+    first_lanes,
+    load,
+    load_part,
+    narrow,
+    splat,
+    store,
+    store_part,
+    total,
+    widen,
+)
 
 SUMS = 1  # take the sums of a slice and the gradients of the parameters from the arrays; otherwise read the sums
 APPLY = 1  # write the input's gradient; otherwise write the sums
@@ -217,10 +231,12 @@ def products_at(
     work: Array, scaling: Array, p_start: int, left: int, gradients: Array, to_scaling: int, to_biases: int,
 ) -> tuple[Vector, Vector]:  # fmt: skip
     """The terms of up to a vector of lanes; what it returns is for the gradients of the line's own parameters."""
-    deviation = load_part(x, x_start + lane, count) - load(lanes, lane)
+    deviation: Vector = load_part(x, x_start + lane, count) - load(lanes, lane)
     gradient = load_part(dy, y_start + lane, count)
     if WEIGHTED == 2:
-        gradient = gradient * load_part(weights, y_start + lane, count)
+        weight = load_part(weights, y_start + lane, count)
+        gradient = choose(weight, gradient * weight, splat(real(0)))
+        deviation = choose(weight, deviation, splat(real(0)))
     term = gradient
     if SCALING > 1 and not TANGENT:
         term = gradient * first_lanes(deviation * load(lanes, tile + lane) + load(lanes, 2 * tile + lane), count)
@@ -264,7 +280,7 @@ def combine_at(
         scale = splat(scaling[p_start])
     if SCALING > 1 and not TANGENT:
         gradient = gradient * scale
-    deviation = load_part(x, x_start + lane, count) - load(lanes, lane)
+    deviation: Vector = load_part(x, x_start + lane, count) - load(lanes, lane)
     statistics = deviation * load(lanes, 3 * tile + lane) + load(lanes, 4 * tile + lane)
     if WEIGHTED == 1:
         statistics = statistics * load_part(weights, y_start + lane, count)

@@ -21,6 +21,7 @@ from .vector import (
     LANES,
     Array,
     Vector,
+    choose,
     fence,
     load_part,
     misaligned,
@@ -171,9 +172,11 @@ def products_at(
 ) -> tuple[Vector, Vector]:  # fmt: skip
     """The terms of up to a vector of elements."""
     gradient = load_part(dy, y_start, count)
-    deviation = load_part(x, x_start, count) - centre
+    deviation: Vector = load_part(x, x_start, count) - centre
     if WEIGHTED == 2:
-        gradient = gradient * load_part(weights, y_start, count)
+        weight = load_part(weights, y_start, count)
+        gradient = choose(weight, gradient * weight, splat(real(0)))
+        deviation = choose(weight, deviation, splat(real(0)))
     if SCALING == 2 and not TANGENT:
         terms = muladd(gradient, muladd(deviation, inverse, rest), load_part(recent, p_start, count))
         store_part(recent, p_start, count, terms)
