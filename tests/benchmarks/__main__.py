@@ -121,7 +121,8 @@ def note(waited: Sequence[Waited]) -> str:
     packages = {"NumPy": "numpy", "Numba": "numba", "torch": "torch", "scikit-learn": "scikit-learn"}
     versions = ", ".join(f"{name} {version(package).partition('+')[0]}" for name, package in packages.items())
     cold, warm = ([w.seconds for w in waited if w.name.endswith(end)] for end in ("nothing cached", ", cached"))
-    text = f"Processor time of one thread of {processor()}, float32, everybody in turn, the best of several processes; Python "
+    text = f"Processor time of one thread of {processor()}, float32, everybody in turn, the best of several processes; "
+    text += "Python "
     text += (
         f"{platform.python_version()}, {versions}. Outputs are allocated in the call, except with `out=`; np.copyto "
     )

@@ -18,7 +18,7 @@ ELSEWHERE = 0.05  # share of the work that may be done outside the thread that i
 class Measured:
     """The best times in seconds by competitor, `gennorm` among them, and how many times faster it is to be.
 
-    Of several passes, `spread` keeps the least and the greatest ratio to each peer that one pass alone would have given.
+    Of several passes, `spread` keeps the least and the greatest ratio to each peer that one pass alone has.
     """
 
     name: str
