@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from .cases import cases
+from .cases import cases, one_pass
 from .startup import FIRST, ROOT, Waited, first_calls, imported
 from .timing import Measured, pooled
 
@@ -61,11 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missed = sum(map(len, (case.missed for case in measured))) + sum(wait.missed for wait in waited)
     say(f"{missed} goals missed" if missed else "every goal reached")
     return 1 if missed else 0
-
-
-def one_pass(place: int, gigabytes: float, seconds: float) -> Measured:
-    """One case, in the process that this is called in."""
-    return cases(gigabytes)[place].measure(seconds)
 
 
 def say(*lines: str) -> None:
@@ -122,11 +117,8 @@ def note(waited: Sequence[Waited]) -> str:
     versions = ", ".join(f"{name} {version(package).partition('+')[0]}" for name, package in packages.items())
     cold, warm = ([w.seconds for w in waited if w.name.endswith(end)] for end in ("nothing cached", ", cached"))
     text = f"Processor time of one thread of {processor()}, float32, everybody in turn, the best of several processes; "
-    text += "Python "
-    text += (
-        f"{platform.python_version()}, {versions}. Outputs are allocated in the call, except with `out=`; np.copyto "
-    )
-    text += "allocates and copies the input and no more. Batch norm is by the moments of the batch. "
+    text += f"Python {platform.python_version()}, {versions}. Outputs are allocated in the call, except with `out=`; "
+    text += "np.copyto allocates and copies the input and no more. Batch norm is by the moments of the batch. "
     text += f"`import gennorm`, with NumPy, takes {waited[0].seconds:.2f} s, and the first call in a new process "
     text += (
         f"{min(warm):.2f} to {max(warm):.2f} s, or {min(cold):.1f} to {max(cold):.1f} s where its kernels have never "

@@ -282,3 +282,8 @@ def cases(gigabytes: float = 2) -> list[Case]:
         case(f"batch norm {images}, {both}", backward, batch_norm(), torch=3),
         Case(f"adapt, {gigabytes:g} GB in a file, 4096 features", partial(adapt, gigabytes), {"scikit-learn": 4}),
     ]
+
+
+def one_pass(place: int, gigabytes: float, seconds: float) -> Measured:
+    """One case, in the process that this is called in."""
+    return cases(gigabytes)[place].measure(seconds)
