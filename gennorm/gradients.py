@@ -73,9 +73,13 @@ class Forward:
     factors: Any
 
     def kept(self) -> Forward:
-        """What a pullback keeps: no output, and parameters of its own, which nobody changes."""
+        """What a pullback keeps: no output, and parameters and a mask of its own, which nobody changes."""
         scaling, biases = (None if array is None else array.copy() for array in (self.scaling, self.biases))
-        return replace(self, y=np.empty(0, self.y.dtype), scaling=scaling, biases=biases)
+        weights = self.weights
+        if weights is not None:  # what broadcasts to the input is copied before it is broadcast
+            once = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in weights.strides)
+            weights = np.broadcast_to(weights[once].copy(), weights.shape)
+        return replace(self, y=np.empty(0, self.y.dtype), scaling=scaling, biases=biases, weights=weights)
 
 
 class Pullback:

@@ -649,6 +649,11 @@ def test_a_pullback_belongs_to_its_call():
     same(called(dy), expected_too)
     layer.scaling = None
     same(pullback(dy), expected)
+    for mask in (some((5, 8)), some((8,)), some((5, 1)), np.array(True)):
+        _, pullback = gn.layer_norm(8, dtype="float64").vjp(x, mask=mask)
+        expected = pullback(dy)
+        mask[...] = ~mask
+        same(pullback(dy), expected)
     moving = gn.batch_norm(8, dtype="float64")
     _, pullback = moving.vjp(x)
     expected = pullback(dy)
