@@ -270,7 +270,8 @@ class Bound:
     # Kernels ---------------------------------------------------------------------------------------------------------
 
     def _kernel(self, step: str, /, **flags: int) -> Kernel:
-        flags.setdefault("CENTER", self.center)
+        if step == "forward":  # going back, the method is in the factors
+            flags.setdefault("CENTER", self.center)
         return _kernel(self.plan.family, step, self.dtypes, frozenset(flags.items()))
 
     def _run(
@@ -306,7 +307,9 @@ class Bound:
         """The workspace of one call of a kernel, numbers for every lane of a tile."""
         if self.plan.family == "rows":
             return ()
-        return np.empty(doubles * self.tile), np.empty(reals * self.tile, self.compute)
+        # Lanes beyond the width are computed and never written; NumPy would warn of what it finds in them.
+        new = np.empty if _jit.JIT else np.zeros
+        return new(doubles * self.tile), new(reals * self.tile, self.compute)
 
     def _measure(self, x: Array, count: Array, mean: Array, spread: Array, weights: Array = NOTHING) -> None:
         """Fill in the moments of every slice, in the kernel's order; the count where there are weights."""
