@@ -52,6 +52,8 @@ def test_record_is_what_the_tables_read(tmp_path):
     assert tables.newest(tmp_path) == json.loads(json.dumps(result))
     table = tables.benchmark_table(result)
     assert "| fast | 1.00 | 2.00 (2.0×) | 0.50 (0.5×) |" in table
+    assert "busy" not in table
+    assert "kept the machine busy (load 999.0 on" in command.note(WAITS, 999)
     assert "the first call in a new process 0.50 to 0.50 s, or 2.0 to 2.0 s" in table
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             calls = first_calls(name, options.processes)
             waited += calls
             say(*map(wait_line, calls))
-        path = write(record(measured, waited, dt.datetime.now(dt.UTC).date()), RESULTS)
+        path = write(record(measured, waited, dt.datetime.now(dt.UTC).date(), os.getloadavg()[-1]), RESULTS)
         say(f"{path.relative_to(ROOT)} is written; python docs/tables.py --write brings it into README.md")
     missed = sum(map(len, (case.missed for case in measured))) + sum(wait.missed for wait in waited)
     say(f"{missed} goals missed" if missed else "every goal reached")
@@ -89,11 +90,11 @@ def wait_line(wait: Waited) -> str:
     return f"{wait.name:{WIDTH}} {wait.seconds:13.3f} s   {goal}  {wait.clock:.3f} s on the clock"
 
 
-def record(measured: Sequence[Measured], waited: Sequence[Waited], date: dt.date) -> dict[str, Any]:
+def record(measured: Sequence[Measured], waited: Sequence[Waited], date: dt.date, load: float = 0) -> dict[str, Any]:
     """What is kept of a run: the format of docs/benchmarks/README.md, nothing about where it ran but its kind."""
     return {
         "date": date.isoformat(),
-        "note": note(waited),
+        "note": note(waited, load),
         "peers": [peer for peer in PEERS if any(peer in case.seconds for case in measured)],
         "cases": [
             {
@@ -111,7 +112,7 @@ def record(measured: Sequence[Measured], waited: Sequence[Waited], date: dt.date
     }
 
 
-def note(waited: Sequence[Waited]) -> str:
+def note(waited: Sequence[Waited], load: float) -> str:
     """How the times were taken, and in words those of a new process."""
     packages = {"NumPy": "numpy", "Numba": "numba", "torch": "torch", "scikit-learn": "scikit-learn"}
     versions = ", ".join(f"{name} {version(package).partition('+')[0]}" for name, package in packages.items())
@@ -124,6 +125,8 @@ def note(waited: Sequence[Waited]) -> str:
         f"{min(warm):.2f} to {max(warm):.2f} s, or {min(cold):.1f} to {max(cold):.1f} s where its kernels have never "
     )
     text += "been compiled."
+    if load > (os.cpu_count() or 1):
+        text += f" Other work kept the machine busy (load {load:.1f} on {os.cpu_count()} processors)."
     return text
 
 
