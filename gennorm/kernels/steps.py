@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .vector import Array, Vector, exceeds, inverse, larger, muladd, root
+from .vector import Array, Vector, exceeds, inverse, larger, root
 
 CENTER = 1  # Standardize subtracts the mean; RMS does not
 SCALING = 0  # 0: absent, 1: a constant of the loop that normalizes, more: varies inside it
@@ -66,9 +66,9 @@ def inverse_deviation(variance: Any, epsilon: float, placement: float) -> Any:
 def standardized(vector: Vector, centre: Vector, gain: Vector, shift: Vector) -> Vector:
     """Subtract, multiply, add, where there is something to."""
     if CENTER:
-        return muladd(vector - centre, gain, shift)
+        return (vector - centre) * gain + shift
     if BIASES == 1:
-        return muladd(vector, gain, shift)
+        return vector * gain + shift
     return vector * gain
 
 

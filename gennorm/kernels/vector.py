@@ -89,17 +89,17 @@ def root(value: Any) -> Any:
 
 def inverse(value: Any) -> Any:
     """Return one over a number or each lane, and 0 where that is 0."""
-    return np.where(value == 0, 0.0, 1.0 / np.where(value == 0, 1.0, value))
+    return np.where(value == 0, 0.0, 1.0 / np.where(value == 0, 1.0, value))[()]  # of a number, a number
 
 
 def larger(value: Any, least: Any) -> Any:
     """Return what is larger, in each lane; a NaN in the first stays."""
-    return np.where(value < least, least, value)
+    return np.where(value < least, least, value)[()]
 
 
 def exceeds(value: Any, limit: Any) -> Any:
     """Return 1 where the first is larger and 0 elsewhere, a NaN included."""
-    return np.where(value > limit, 1.0, 0.0)
+    return np.where(value > limit, 1.0, 0.0)[()]
 
 
 def choose(flag: Vector, one: Vector, other: Vector) -> Vector:
