@@ -254,7 +254,7 @@ class NormalizationLayer:
             shortcut = None
         if shortcut is not None:
             return shortcut(x)
-        if isinstance(x, (list, tuple)) and x and all(isinstance(example, np.ndarray) for example in x):
+        if isinstance(x, (list, tuple)) and all(isinstance(example, np.ndarray) for example in x):
             if not plain:
                 msg = "out, mask, scaling and biases cannot be given for a list of arrays\n"
                 msg += "call the layer on one array at a time"
