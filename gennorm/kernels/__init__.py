@@ -182,7 +182,7 @@ class Bound:
             for given, taken in ((scaling, gains), (biases, shifts))
             if taken is not None
         )
-        if plan.copies != "nothing" or plan.cut.units > 1 or plan.tasks == 0 or not settled or shared(plan.size):
+        if plan.copies != "nothing" or plan.cut.units > 1 or plan.tasks == 0 or not settled:
             return None
         kind, tasks = plan.parameter_kind, plan.tasks
         kernel = self._kernel(
@@ -193,7 +193,7 @@ class Bound:
         geometry, numbers, nothing, shape, empty = self.geometry, self.numbers, NOTHING, plan.resolved.shape, np.empty
         result = None if plan.result == plan.dtype else np.dtype(plan.result)
         plain = plan.dtype == plan.result == plan.compute and plan.order == tuple(range(len(shape)))
-        space = (6 * self.tile, 3 * self.tile) if plan.family == "columns" else None
+        alone = plan.family == "rows" and not shared(plan.size)
 
         def normalize(x: Array) -> Array:
             if plain and x.flags.c_contiguous:
@@ -202,11 +202,14 @@ class Bound:
             else:
                 source, y = _flat(x, plan.dtype), np.empty_like(x, result)
                 target = _flat(y, plan.result)
-            if space is None:
+            if alone:
                 kernel(source, target, gains, shifts, nothing, nothing, geometry, numbers, 0, tasks)
-            else:
-                work = empty(space[0]), empty(space[1], self.compute)
-                kernel(source, target, gains, shifts, nothing, nothing, geometry, numbers, *work, 0, tasks)
+                return y
+
+            def work(lo: int, hi: int) -> None:
+                kernel(source, target, gains, shifts, nothing, nothing, geometry, numbers, *self._space(6, 3), lo, hi)
+
+            run(work, tasks, plan.size)
             return y
 
         return normalize
