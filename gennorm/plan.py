@@ -24,7 +24,7 @@ LANES = 16  # elements in a vector of the kernels; a plan never cuts a tile insi
 # Slices of up to this many bytes are read once: their second reading, to write the output, finds them in the cache.
 # Beyond, a slice is cut into units that are measured first and applied afterwards, and that threads can share.
 CACHED = 4 << 20
-# A tile of columns is read line by line, a piece of memory here and there, and wants the nearer cache.
+# The same for a tile of columns, all of whose slices are in the cache at once.
 CACHED_TILE = 1 << 22
 UNIT = 1 << 18  # elements in a unit of a slice that is cut: a few dozen microseconds of work
 BLOCK = 1 << 13  # elements of a block of lines: it stays in the first-level cache from lane to lane

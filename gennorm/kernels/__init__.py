@@ -188,7 +188,7 @@ class Bound:
         kernel = self._kernel(
             "forward", MEASURE=1, APPLY=1, SCALING=0 if gains is None else kind, BIASES=0 if shifts is None else kind
         )
-        unused = np.empty(0, self.compute)
+        unused = NOTHING_REAL[plan.compute]
         gains, shifts = unused if gains is None else gains, unused if shifts is None else shifts
         geometry, numbers, nothing, shape, empty = self.geometry, self.numbers, NOTHING, plan.resolved.shape, np.empty
         result = None if plan.result == plan.dtype else np.dtype(plan.result)
