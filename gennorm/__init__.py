@@ -8,6 +8,7 @@
 """
 
 from gennorm import errors
+from gennorm._memory import clear_reserve, get_reserve, set_reserve
 from gennorm._threads import get_num_threads, set_num_threads
 from gennorm.errors import GennormError
 from gennorm.layer import NormalizationLayer, load
@@ -23,9 +24,11 @@ __all__ = [
     "NormalizationLayer",
     "Plan",
     "batch_norm",
+    "clear_reserve",
     "errors",
     "feature_norm",
     "get_num_threads",
+    "get_reserve",
     "group_norm",
     "instance_norm",
     "layer_norm",
@@ -33,4 +36,5 @@ __all__ = [
     "normalize",
     "rms_norm",
     "set_num_threads",
+    "set_reserve",
 ]

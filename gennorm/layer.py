@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from gennorm import config as configs
 from gennorm import files, levels
+from gennorm._memory import copied, empty_like
 from gennorm.arrays import (
     dtype_name,
     dtype_named,
@@ -315,7 +316,7 @@ class NormalizationLayer:
         shape, dtype = y.shape, y.dtype
 
         def pull(dy: Array) -> Gradients:
-            dx = np.empty_like(kept.x, dtype)
+            dx = empty_like(kept.x, dtype)
             found = kept.back.backward(kept.x, dy, dx, kept.factors, kept.scaling, kept.biases, kept.weights)
             to_scaling, to_biases = (given.gradient(array) for given, array in zip(kept.given, found, strict=True))
             return Gradients(dx, to_scaling, to_biases)
@@ -361,7 +362,7 @@ class NormalizationLayer:
         """
         done = self._forward(x, training, mask, scaling, biases, None, keep=True)
         direction = like_output(dx, "the direction", done.y.shape, done.y.dtype)
-        dy = np.empty_like(done.x, done.y.dtype)
+        dy = empty_like(done.x, done.y.dtype)
         done.back.backward(done.x, direction, dy, done.factors, done.scaling, done.biases, done.weights, tangent=True)
         return done.y, dy
 
@@ -389,7 +390,7 @@ class NormalizationLayer:
         per_example = any(parameter.per_example for parameter in given)
         scaling, biases = (parameter.array(per_example, resolved) for parameter in given)
         if out is None:
-            y = np.empty_like(x, result_dtype(x.dtype))
+            y = empty_like(x, result_dtype(x.dtype))
         else:
             y = writable(out, x, {"scaling": scaling, "biases": biases})
         bound = self._bind(x, None if out is None else y, per_example, config)
@@ -487,7 +488,7 @@ class NormalizationLayer:
         resolved = resolve_config(self._config, x.shape)
         scaling, biases = (parameter.own for parameter in self._ready(resolved))
         mean, variance = applicable(moments, resolved, self._config)
-        y = np.empty_like(x, result_dtype(x.dtype)) if out is None else writable(out, x, self._parameters)
+        y = empty_like(x, result_dtype(x.dtype)) if out is None else writable(out, x, self._parameters)
         self._bind(x, None if out is None else y).apply(x, y, mean, variance, scaling, biases)
         return y if out is None else out
 
@@ -534,7 +535,7 @@ class NormalizationLayer:
         resolved = resolve_config(config, y.shape)
         scaling, biases = (parameter.own for parameter in self._ready(resolved))
         mean, variance = held(self._held, resolved) if moments is None else applicable(moments, resolved, self._config)
-        x = np.empty_like(y, result_dtype(y.dtype)) if out is None else writable(out, y, self._parameters)
+        x = empty_like(y, result_dtype(y.dtype)) if out is None else writable(out, y, self._parameters)
         self._bind(y, None if out is None else x, config=config).invert(y, x, mean, variance, scaling, biases)
         return x if out is None else out
 
@@ -691,7 +692,8 @@ class NormalizationLayer:
     def _fill(self, shape: tuple[int, ...]) -> None:
         for name in PARAMETERS:
             if getattr(self._config, name) == "Automatic" and self._parameters[name] is None:
-                self._parameters[name] = np.full(shape, INITIAL[name], dtype_named(self._config.dtype))
+                values = np.broadcast_to(np.float32(INITIAL[name]), shape)
+                self._parameters[name] = copied(values, dtype_named(self._config.dtype))
 
     def _value(self, name: str) -> Any:
         array = self._parameters[name]
@@ -716,13 +718,13 @@ class NormalizationLayer:
         try:
             expected = self._known_shape()
         except InitializationError:
-            return np.array(given, dtype_named(self._config.dtype))
+            return copied(given, dtype_named(self._config.dtype))
         if given.shape != expected:
             msg = f"{name} has the shape {given.shape}, and the parameters of this layer {expected}\n"
             msg += f"the scaling levels are {levels.format(self._config.scaling_levels)}; their sizes, in that order, "
             msg += "are the shape of the parameters"
             raise ParameterError(msg, code="P010")
-        return np.array(given, dtype_named(self._config.dtype))
+        return copied(given, dtype_named(self._config.dtype))
 
     def _require_fitting(self, resolved: Resolved) -> None:
         """Refuse an array whose scaling levels have other sizes than the parameters."""
@@ -1111,7 +1113,7 @@ class NormalizationLayer:
         # A copy, shallow or deep, has its own parameters; plans and locks are made anew.
         self._config = state["config"]
         self._parameters = {
-            name: None if array is None else array.copy() for name, array in state["parameters"].items()
+            name: None if array is None else copied(array, array.dtype) for name, array in state["parameters"].items()
         }
         self._held = state["moments"]
         self._lock = threading.Lock()

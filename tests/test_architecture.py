@@ -24,6 +24,7 @@ BELOW_LAYER = {
     "plan",
     "moments",
     "_threads",
+    "_memory",
     "kernels",
     "arrays",
     "statistics",
@@ -39,7 +40,8 @@ INSIDE = {
     "plan": BELOW_CONFIG | {"config"},
     "moments": {"errors"},
     "_threads": {"errors"},
-    "kernels": {"errors", "config", "plan", "_threads"},
+    "_memory": {"errors"},
+    "kernels": {"errors", "config", "plan", "_threads", "_memory"},
     "arrays": {"errors", "plan"},
     "statistics": {"errors", "levels", "config", "moments"},
     "adapting": {"errors", "levels", "config", "moments", "plan", "kernels", "arrays", "statistics"},
@@ -56,6 +58,7 @@ INSIDE = {
 # What each may import from elsewhere, the standard library apart.
 OUTSIDE = {
     "config": {"numpy"},
+    "_memory": {"numpy"},
     "moments": {"numpy"},
     "kernels": {"numpy", "numba", "llvmlite", "ml_dtypes"},
     "arrays": {"numpy", "ml_dtypes"},

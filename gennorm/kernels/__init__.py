@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gennorm._memory import WORTH, empty_like
 from gennorm._threads import run, shared
 from gennorm.config import LayerConfig
 from gennorm.plan import ITEMSIZE, Plan, dense_strides, make_plan
@@ -193,14 +194,15 @@ class Bound:
         geometry, numbers, nothing, shape, empty = self.geometry, self.numbers, NOTHING, plan.resolved.shape, np.empty
         result = None if plan.result == plan.dtype else np.dtype(plan.result)
         plain = plan.dtype == plan.result == plan.compute and plan.order == tuple(range(len(shape)))
+        small = plain and plan.size * self.compute.itemsize < WORTH
         alone = plan.family == "rows" and not shared(plan.size)
 
         def normalize(x: Array) -> Array:
-            if plain and x.flags.c_contiguous:
-                source, y = x.reshape(-1), empty(shape, result or x.dtype)
+            if small and x.flags.c_contiguous:
+                source, y = x.reshape(-1), empty(shape, x.dtype)
                 target = y.reshape(-1)
             else:
-                source, y = _flat(x, plan.dtype), np.empty_like(x, result)
+                source, y = _flat(x, plan.dtype), empty_like(x, result or x.dtype)
                 target = _flat(y, plan.result)
             if alone:
                 kernel(source, target, gains, shifts, nothing, nothing, geometry, numbers, 0, tasks)
