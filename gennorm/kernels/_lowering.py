@@ -356,6 +356,18 @@ def _streamer(storage: str) -> Any:
 
 
 @intrinsic
+def prefetch(typing: Any, array: Any, start: Any) -> Any:
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        address = _address(context, builder, sig.args[0], args[0], args[1])
+        pointer = builder.bitcast(address, ir.IntType(8).as_pointer())
+        function = _function(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer.type, INT32, INT32, INT32])
+        builder.call(function, [pointer, ir.Constant(INT32, 0), ir.Constant(INT32, 3), ir.Constant(INT32, 1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), lower
+
+
+@intrinsic
 def fence(typing: Any) -> Any:
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         builder.fence("seq_cst")
@@ -388,4 +400,5 @@ def words(storage: str, result: str, compute: str) -> dict[str, Any]:
         "misaligned": misaligned,
         "stream": _streamer(result),
         "fence": fence,
+        "prefetch": prefetch,
     }

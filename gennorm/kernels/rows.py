@@ -23,6 +23,7 @@ from .vector import (
     Array,
     Vector,
     choose,
+    fence,
     first_lanes,
     inverse,
     larger,
@@ -30,8 +31,11 @@ from .vector import (
     load_part,
     misaligned,
     muladd,
+    prefetch,
     splat,
+    store,
     store_part,
+    stream,
     total,
     widen,
 )
@@ -42,6 +46,7 @@ WEIGHTED = 0  # the output's place holds weights of the elements, in its layout,
 APPLY = 1  # write the output
 SCALING = 0  # 0: absent, 1: constant along a row, 2: varies along a row
 BIASES = 0
+STREAM = 0  # write past the caches, and fetch the next row meanwhile
 INVERT = 0  # from output to input: the scaling is given as its reciprocals
 real = np.float32  # the type of the arithmetic; moments are always float64
 
@@ -144,6 +149,8 @@ def forward(
                     x, x_slice + x_row + start, y, y_slice + y_row + start, size,
                     splat(centre), splat(real(gain)), splat(real(shift)), scaling, biases, p_row + start,
                 )  # fmt: skip
+    if STREAM:
+        fence()
 
 
 def sums(x: Array, start: int, size: int) -> tuple[float, float]:
@@ -208,24 +215,30 @@ def normalize(
     """Write contiguous elements; a partial first vector aligns the stores of those that follow."""
     i = misaligned(y, y_start) if size >= 4 * LANES else 0
     if i > 0:
-        normalize_at(x, x_start, y, y_start, i, centre, gain, shift, scaling, biases, p_start)
+        store_part(y, y_start, i, normalized(x, x_start, i, centre, gain, shift, scaling, biases, p_start))
+    aligned = STREAM and size >= 4 * LANES
     while i + LANES <= size:
-        normalize_at(x, x_start + i, y, y_start + i, LANES, centre, gain, shift, scaling, biases, p_start + i)
+        vector = normalized(x, x_start + i, LANES, centre, gain, shift, scaling, biases, p_start + i)
+        if aligned:
+            prefetch(x, x_start + i + size)
+            stream(y, y_start + i, vector)
+        else:
+            store(y, y_start + i, vector)
         i += LANES
     if i < size:
-        normalize_at(x, x_start + i, y, y_start + i, size - i, centre, gain, shift, scaling, biases, p_start + i)
+        vector = normalized(x, x_start + i, size - i, centre, gain, shift, scaling, biases, p_start + i)
+        store_part(y, y_start + i, size - i, vector)
 
 
-def normalize_at(
-    x: Array, x_start: int, y: Array, y_start: int, count: int,
+def normalized(
+    x: Array, x_start: int, count: int,
     centre: Vector, gain: Vector, shift: Vector, scaling: Array, biases: Array, p_start: int,
-) -> None:  # fmt: skip
-    """Write up to a vector of elements. Where the count is LANES, the compiler drops the mask."""
+) -> Vector:  # fmt: skip
+    """Up to a vector of output. Where the count is LANES, the compiler drops the mask."""
     scale = gain
     if SCALING == 2:
         scale = load_part(scaling, p_start, count)
     bias = shift
     if BIASES == 2:
         bias = load_part(biases, p_start, count)
-    vector = load_part(x, x_start, count)
-    store_part(y, y_start, count, transformed(vector, centre, gain, shift, scale, bias))
+    return transformed(load_part(x, x_start, count), centre, gain, shift, scale, bias)

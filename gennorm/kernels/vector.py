@@ -135,3 +135,7 @@ def stream(array: Array, start: int, vector: Vector) -> None:
 
 def fence() -> None:
     """Have everything that was streamed written before anything else is."""
+
+
+def prefetch(array: Array, start: int) -> None:
+    """Have the memory of an element brought into the caches; nothing is read."""
