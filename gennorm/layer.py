@@ -33,6 +33,7 @@ from gennorm.errors import (
     InitializationError,
     OutputError,
     ParameterError,
+    shown,
     suggest,
 )
 from gennorm.gradients import Forward, Gradients, Pullback, factors
@@ -997,8 +998,8 @@ class NormalizationLayer:
         if name is None:
             return found
         if name not in found:
-            shown = f'"{name}"{suggest(name, found)}' if isinstance(name, str) else repr(name)
-            msg = f"a layer has no property {shown}\ninformation() without a name tells all of them"
+            msg = f"a layer has no property {shown(name)}{suggest(name, found)}\n"
+            msg += "information() without a name tells all of them"
             raise ConfigError(msg, code="C102")
         return found[name]
 
@@ -1097,14 +1098,14 @@ class NormalizationLayer:
                 getattr(self._config, name) == "Automatic" and _constant(array, array.dtype.type(INITIAL[name]))
             ):
                 arguments[name] = array
-        shown: list[str] = []
+        words: list[str] = []
         for position, (name, default) in enumerate(DEFAULTS.items()):
             value = arguments[name]
             if not isinstance(value, np.ndarray) and value == default:
                 continue
-            leading = position < POSITIONAL and len(shown) == position
-            shown.append(_written(value) if leading else f"{name}={_written(value)}")
-        return f"NormalizationLayer({', '.join(shown)})"
+            leading = position < POSITIONAL and len(words) == position
+            words.append(_written(value) if leading else f"{name}={_written(value)}")
+        return f"NormalizationLayer({', '.join(words)})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {"config": self._config, "parameters": self._parameters, "moments": self._held}
@@ -1162,8 +1163,8 @@ class Information(dict[str, Any]):
 
     def __str__(self) -> str:
         width = max(map(len, self)) + 2
-        shown = {name: _written(value) if isinstance(value, tuple) else value for name, value in self.items()}
-        return "\n".join(f"{name:<{width}}{value}" for name, value in shown.items())
+        written = {name: _written(value) if isinstance(value, tuple) else value for name, value in self.items()}
+        return "\n".join(f"{name:<{width}}{value}" for name, value in written.items())
 
 
 def _mode(name: str, value: Any) -> Any:
@@ -1197,7 +1198,3 @@ def _written(value: Any) -> str:
         inside = ", ".join("..." if item is ... else repr(item) for item in value)
         return f"({inside},)" if len(value) == 1 else f"({inside})"
     return repr(value)
-
-
-def _returned(y: Array, out: Array | None) -> Any:
-    return y if out is None else out
