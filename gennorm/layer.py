@@ -17,8 +17,10 @@ from gennorm import config as configs
 from gennorm import files, levels
 from gennorm._memory import copied, empty_like
 from gennorm.arrays import (
+    dtype_given,
     dtype_name,
     dtype_named,
+    in_range,
     like_output,
     mask_for,
     parameter_values,
@@ -548,7 +550,7 @@ class NormalizationLayer:
         shape_or_array : tuple of int or ndarray
             A shape, taken in C order, or an array, whose layout and dtype count.
         dtype : dtype, optional
-            For a shape; float32 if not given.
+            For a shape, and only for one: an array has its own. float32 if not given.
 
         Returns
         -------
@@ -556,6 +558,10 @@ class NormalizationLayer:
 
         Raises
         ------
+        DtypeError
+            No such dtype, or one that is not normalized.
+        ConfigError
+            A dtype besides an array.
         GennormError
             The shape does not fit the layer.
 
@@ -575,9 +581,14 @@ class NormalizationLayer:
         """
         if isinstance(shape_or_array, np.ndarray):
             x = real(shape_or_array, "the input")
+            if dtype is not None:
+                msg = (
+                    f"dtype is given, and so is an array, which is of {x.dtype.name}\npass x.astype(dtype), or x.shape"
+                )
+                raise ConfigError(msg, code="C103")
             return make_plan(self._config, x.shape, x.dtype.name, x.strides)
         shape = shape_of(shape_or_array)
-        return make_plan(self._config, shape, dtype_name(np.dtype("float32" if dtype is None else dtype)))
+        return make_plan(self._config, shape, dtype_name(dtype_given("float32" if dtype is None else dtype)))
 
     # Parameters ------------------------------------------------------------------------------------------------------
 
@@ -715,17 +726,17 @@ class NormalizationLayer:
 
     def _checked(self, name: str, value: Any) -> Array:
         """The layer's own copy of a parameter that was given, once its shape is known to be right."""
-        given = parameter_values(name, value)
+        given = in_range(name, parameter_values(name, value), dtype_named(self._config.dtype))
         try:
             expected = self._known_shape()
         except InitializationError:
-            return copied(given, dtype_named(self._config.dtype))
+            return copied(given, given.dtype)
         if given.shape != expected:
             msg = f"{name} has the shape {given.shape}, and the parameters of this layer {expected}\n"
             msg += f"the scaling levels are {levels.format(self._config.scaling_levels)}; their sizes, in that order, "
             msg += "are the shape of the parameters"
             raise ParameterError(msg, code="P010")
-        return copied(given, dtype_named(self._config.dtype))
+        return copied(given, given.dtype)
 
     def _require_fitting(self, resolved: Resolved) -> None:
         """Refuse an array whose scaling levels have other sizes than the parameters."""

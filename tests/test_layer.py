@@ -8,6 +8,8 @@ import copy
 import inspect
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -757,6 +759,21 @@ def test_sixty_four_levels():
 
 
 # ------------------------------------------------------------------------------------------------------- calls with out
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_infinities_and_the_largest_number_are_parameters(dtype):
+    kind = dtype_of(dtype)
+    largest = np.nextafter(np.array(np.inf, kind), np.array(0, kind))
+    layer = gn.layer_norm(4, dtype=dtype, scaling=[np.inf, -np.inf, np.nan, float(largest)])
+    assert layer.scaling.tobytes() == np.array([np.inf, -np.inf, np.nan, largest], kind).tobytes()
+
+
+def test_a_plan_knows_bfloat16_before_anything_else_does():
+    text = "import gennorm, sys; assert 'ml_dtypes' not in sys.modules; "
+    text += "print(gennorm.layer_norm(3).plan((2, 3), 'bfloat16'))"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("array      bfloat16 (2, 3)")
 
 
 def test_out_takes_the_output_and_is_returned():

@@ -283,7 +283,7 @@ def combine_at(
     if SCALING > 1 and not TANGENT:
         gradient = gradient * scale
     deviation: Vector = load_part(x, x_start + lane, count) - load(lanes, lane)
-    statistics = deviation * load(lanes, 3 * tile + lane) + load(lanes, 4 * tile + lane)
+    statistics: Vector = deviation * load(lanes, 3 * tile + lane) + load(lanes, 4 * tile + lane)
     if WEIGHTED == 1:
         statistics = choose(load_part(weights, y_start + lane, count), statistics, splat(real(0)))
     gradient = gradient * load(lanes, tile + lane) + statistics
