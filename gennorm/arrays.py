@@ -92,11 +92,12 @@ def dtype_given(dtype: Any) -> np.dtype[Any]:
     if isinstance(dtype, str) and dtype == "bfloat16":
         return dtype_named(dtype)
     try:
-        return np.dtype(dtype)
+        found: np.dtype[Any] = np.dtype(dtype)
     except (TypeError, ValueError):
         msg = f"dtype cannot be {shown(dtype)}{suggest(dtype, ITEMSIZE)}\n"
         msg += "write float32, float64, float16, bfloat16, bool or an integer of up to 64 bits"
         raise DtypeError(msg, code="D003") from None
+    return found
 
 
 def dtype_name(dtype: np.dtype[Any], what: str = "the input") -> str:

@@ -264,9 +264,8 @@ class NormalizationLayer:
                 msg += "call the layer on one array at a time"
                 raise OutputError(msg, code="O001")
             return [self(example, training=training) for example in x]
-        if self._config.statistics == "dataset" and isinstance(x, np.ndarray) and is_one_example(self._config, x.shape):
-            one = None if out is None else out[None]
-            y = self(x[None], mask=mask, scaling=scaling, biases=biases, out=one)
+        if self._is_one(x):
+            y = self(x[None], mask=mask, scaling=scaling, biases=biases, out=_of_one(out))
             return y[0] if out is None else out
         done = self._forward(x, training, mask, scaling, biases, out)
         if plain and self._config.statistics == "input":
@@ -314,15 +313,17 @@ class NormalizationLayer:
         >>> gradients.biases
         array([1., 0., 0., 0.], dtype=float32)
         """
-        done = self._forward(x, training, mask, scaling, biases, None, keep=True)
-        y, kept = done.y, done.kept()
+        one = self._is_one(x)
+        done = self._forward(x[None] if one else x, training, mask, scaling, biases, None, keep=True)
+        y, kept = done.y[0] if one else done.y, done.kept()
         shape, dtype = y.shape, y.dtype
 
         def pull(dy: Array) -> Gradients:
             dx = empty_like(kept.x, dtype)
-            found = kept.back.backward(kept.x, dy, dx, kept.factors, kept.scaling, kept.biases, kept.weights)
-            to_scaling, to_biases = (given.gradient(array) for given, array in zip(kept.given, found, strict=True))
-            return Gradients(dx, to_scaling, to_biases)
+            given = dy[None] if one else dy
+            found = kept.back.backward(kept.x, given, dx, kept.factors, kept.scaling, kept.biases, kept.weights)
+            to_scaling, to_biases = (own.gradient(array) for own, array in zip(kept.given, found, strict=True))
+            return Gradients(dx[0] if one else dx, to_scaling, to_biases)
 
         return y, Pullback(pull, lambda dy: like_output(dy, "the gradient of the output", shape, dtype))
 
@@ -363,11 +364,13 @@ class NormalizationLayer:
         >>> bool(abs(dy).max() < 1e-12)  # scaling the input does not change the output
         True
         """
-        done = self._forward(x, training, mask, scaling, biases, None, keep=True)
-        direction = like_output(dx, "the direction", done.y.shape, done.y.dtype)
+        one = self._is_one(x)
+        done = self._forward(x[None] if one else x, training, mask, scaling, biases, None, keep=True)
+        direction = like_output(dx, "the direction", x.shape, done.y.dtype)
+        direction = direction[None] if one else direction
         dy = empty_like(done.x, done.y.dtype)
         done.back.backward(done.x, direction, dy, done.factors, done.scaling, done.biases, done.weights, tangent=True)
-        return done.y, dy
+        return (done.y[0], dy[0]) if one else (done.y, dy)
 
     def _forward(
         self,
@@ -420,6 +423,12 @@ class NormalizationLayer:
             self._learn(moments, resolved)
         return Forward(x, y, bound, back, given, scaling, biases, weights, found)
 
+    def _is_one(self, x: Any) -> bool:
+        """Whether this is one example to a layer that knows the moments of batches: a batch of one."""
+        return (
+            self._config.statistics == "dataset" and isinstance(x, np.ndarray) and is_one_example(self._config, x.shape)
+        )
+
     def _moments(self, count: Array, mean: Array, spread: Array) -> Moments:
         """Moments of slices as the method has them."""
         return Moments(count, mean if self._config.method == "Standardize" else None, spread)
@@ -453,6 +462,8 @@ class NormalizationLayer:
         Moments(count=[2., 2.], mean=[2., 2.], m2=[2., 0.])
         """
         x = real(x, "the input")
+        if self._is_one(x):
+            return self.measure(x[None], mask)
         weights = None if mask is None else mask_for(mask, x)
         return self._moments(*self._bind(x, None).measure(x, weights))
 
@@ -488,6 +499,9 @@ class NormalizationLayer:
         array([0. , 0.5, 1. ])
         """
         x = real(x, "the input")
+        if self._is_one(x):
+            y = self.apply(x[None], moments, out=_of_one(out))
+            return y[0] if out is None else out
         resolved = resolve_config(self._config, x.shape)
         scaling, biases = (parameter.own for parameter in self._ready(resolved))
         mean, variance = applicable(moments, resolved, self._config)
@@ -531,8 +545,8 @@ class NormalizationLayer:
         """
         y = real(y, "the output to invert")
         require_inverse(self._config, moments, self._parameters["scaling"])
-        if self._config.statistics == "dataset" and is_one_example(self._config, y.shape):
-            x = self.inverse(y[None], moments, out=None if out is None else out[None])
+        if self._is_one(y):
+            x = self.inverse(y[None], moments, out=_of_one(out))
             return x[0] if out is None else out
         config = self._config if moments is not None else ungrouped(self._config, y.shape)
         resolved = resolve_config(config, y.shape)
@@ -1176,6 +1190,11 @@ class Information(dict[str, Any]):
         width = max(map(len, self)) + 2
         written = {name: _written(value) if isinstance(value, tuple) else value for name, value in self.items()}
         return "\n".join(f"{name:<{width}}{value}" for name, value in written.items())
+
+
+def _of_one(out: Any) -> Any:
+    """Where the output of a batch of one goes, so that that of its example goes there."""
+    return out[None] if isinstance(out, np.ndarray) else out
 
 
 def _mode(name: str, value: Any) -> Any:
