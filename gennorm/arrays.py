@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,10 +48,8 @@ def dtype_named(name: str) -> np.dtype[Any]:
 def shape_of(value: Any) -> tuple[int, ...]:
     """The shape that was given as one."""
     try:
-        if isinstance(value, str):
-            raise TypeError  # its characters are no sizes
-        shape = tuple(int(size) if not isinstance(size, (bool, float)) else -1 for size in value)
-    except (TypeError, ValueError):
+        shape = tuple(-1 if isinstance(size, (bool, np.bool_)) else operator.index(size) for size in value)
+    except TypeError:
         shape = (-1,)
     if any(size < 0 for size in shape):
         msg = f"a shape is a tuple of sizes, not {value!r}\npass a shape such as (32, 256, 14, 14), or an array"

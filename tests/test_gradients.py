@@ -16,7 +16,7 @@ from tests import strategies
 from tests.derivatives import bounds, judge, judge_tangent
 from tests.engines import cut_small, in_plain_python
 from tests.kernels.test_forms import FORMS, ONE_EACH, SPLIT, made, steps
-from tests.strategies import LAYOUTS, RESULTS, buffer_of, dtype_of, named_layouts, sample
+from tests.strategies import LAYOUTS, RESULTS, buffer_of, dtype_of, named_layouts, sample, some
 
 torch = pytest.importorskip("torch")
 
@@ -28,10 +28,6 @@ SMALL = [name for name in FORMS if "three tiles" not in name]
 def direction(shape, dtype="float64", seed=11):
     """A gradient of an output, or a direction of an input."""
     return np.random.default_rng(seed).normal(0.25, 1, shape).astype(dtype_of(dtype))
-
-
-def some(shape, seed=3, share=0.7):
-    return np.random.default_rng(seed).random(shape) < share
 
 
 def check(layer, x, settings, mask=None, dy=None, **call):
