@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 
-from gennorm.errors import ConfigError
+from gennorm.errors import ConfigError, shown
 
 __all__ = ["get_num_threads", "run", "set_num_threads"]
 
@@ -75,8 +75,7 @@ def set_num_threads(number: int) -> None:
     """
     global _threads, _pool  # noqa: PLW0603
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        shown = f'"{number}"' if isinstance(number, str) else repr(number)
-        msg = f"the number of threads cannot be {shown}\nwrite an integer of 1 or more"
+        msg = f"the number of threads cannot be {shown(number)}\nwrite an integer of 1 or more"
         raise ConfigError(msg, code="C101")
     with _lock:
         if _pool is not None and number != _threads:

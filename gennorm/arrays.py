@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gennorm.errors import DtypeError, InputError, OutputError, ShapeError
+from gennorm.errors import DtypeError, InputError, OutputError, ParameterError, ShapeError, shown, suggest
 from gennorm.plan import COMPUTED, ITEMSIZE
 
 __all__ = [
+    "dtype_given",
     "dtype_name",
     "dtype_named",
+    "in_range",
     "like_output",
     "mask_for",
     "parameter_values",
@@ -29,8 +32,11 @@ Array = npt.NDArray[Any]
 def dtype_named(name: str) -> np.dtype[Any]:
     """The dtype of a name, bfloat16 included."""
     if name == "bfloat16":
-        import ml_dtypes  # an extra: it is what gives NumPy the name
-
+        try:
+            import ml_dtypes  # an extra: it is what gives NumPy the name
+        except ModuleNotFoundError:
+            msg = "bfloat16 needs ml_dtypes, which is not installed\npip install 'gennorm[bfloat16]'"
+            raise DtypeError(msg, code="D004") from None
         dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
         return dtype
     return np.dtype(name)
@@ -42,10 +48,8 @@ def dtype_named(name: str) -> np.dtype[Any]:
 def shape_of(value: Any) -> tuple[int, ...]:
     """The shape that was given as one."""
     try:
-        if isinstance(value, str):
-            raise TypeError  # its characters are no sizes
-        shape = tuple(int(size) if not isinstance(size, (bool, float)) else -1 for size in value)
-    except (TypeError, ValueError):
+        shape = tuple(-1 if isinstance(size, (bool, np.bool_)) else operator.index(size) for size in value)
+    except TypeError:
         shape = (-1,)
     if any(size < 0 for size in shape):
         msg = f"a shape is a tuple of sizes, not {value!r}\npass a shape such as (32, 256, 14, 14), or an array"
@@ -66,6 +70,33 @@ def parameter_values(name: str, value: Any) -> Array:
         msg = f"{name} has the dtype {given.dtype}\nparameters are real numbers: pass an array of floats"
         raise DtypeError(msg, code="D010")
     return given
+
+
+def in_range(name: str, given: Array, dtype: np.dtype[Any]) -> Array:
+    """A parameter in a dtype that has every finite number of it; infinities are infinities in any."""
+    with np.errstate(over="ignore"):
+        array = np.asarray(given, dtype)
+    beyond = np.isinf(array) & np.isfinite(given)
+    if np.any(beyond):
+        at = tuple(np.argwhere(beyond)[0].tolist())
+        largest = float(np.nextafter(np.array(np.inf, dtype), np.array(0, dtype)))
+        msg = f"{name} has {given[at]} at {at}, and the largest number of {dtype.name} is {largest:g}\n"
+        msg += "write a smaller one, or give the layer a dtype that has it"
+        raise ParameterError(msg, code="P014")
+    return array
+
+
+def dtype_given(dtype: Any) -> np.dtype[Any]:
+    """The dtype that was given as a name, a type or a dtype."""
+    if isinstance(dtype, str) and dtype == "bfloat16":
+        return dtype_named(dtype)
+    try:
+        found: np.dtype[Any] = np.dtype(dtype)
+    except (TypeError, ValueError):
+        msg = f"dtype cannot be {shown(dtype)}{suggest(dtype, ITEMSIZE)}\n"
+        msg += "write float32, float64, float16, bfloat16, bool or an integer of up to 64 bits"
+        raise DtypeError(msg, code="D003") from None
+    return found
 
 
 def dtype_name(dtype: np.dtype[Any], what: str = "the input") -> str:

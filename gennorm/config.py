@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 from gennorm import levels
 from gennorm.errors import (
+    UNPRINTED,
     ConfigError,
     GroupError,
     InitializationError,
@@ -18,6 +19,7 @@ from gennorm.errors import (
     LevelRangeError,
     ShapeError,
     point,
+    shown,
     suggest,
 )
 from gennorm.levels import AGGREGATION, SCALING, Level, LevelSpec, Listing, Span
@@ -26,6 +28,7 @@ __all__ = [
     "GroupMapping",
     "LayerConfig",
     "Resolved",
+    "integer",
     "kept_shape",
     "parameter_shape",
     "require_unbiased",
@@ -42,7 +45,6 @@ PLACEMENTS = ("inside", "floor", "outside")
 MULTIPLIERS = ("scaling", "biases")
 FORMAT = "gennorm/layer"
 VERSION = 1
-UNPRINTED = 10**18  # nobody reads more digits, and Python refuses to print thousands
 MOST_LEVELS = 64  # NumPy's arrays have no more axes
 
 
@@ -247,26 +249,15 @@ def _word(argument: str, value: object, allowed: tuple[str, ...], code: str) -> 
         return value
     none = argument in {"scaling", "biases"}
     write = f'write "{allowed[0]}", None or an array' if none else f"write {_choice(allowed)}"
-    if isinstance(value, str):
-        msg = f'{argument} cannot be "{value}"{suggest(value, allowed)}\n{write}'
-    else:
-        msg = f"{argument} cannot be {_shown(value)}\n{write}"
+    msg = f"{argument} cannot be {shown(value)}{suggest(value, allowed)}\n{write}"
     raise ConfigError(msg, code=code)
-
-
-def _shown(value: object) -> str:
-    """A value where its text is short and says it all, else its type."""
-    if value is None or isinstance(value, (bool, int, float)):
-        return str(value) if not isinstance(value, int) or abs(value) < UNPRINTED else "an integer of 19 digits or more"
-    return "..." if value is ... else f"of type {type(value).__name__}"
 
 
 def _flag(argument: str, value: object, code: str) -> bool:
     if type(value).__name__ in {"bool", "bool_"}:
         return bool(value)
     none = ", or None where the arrays say it themselves" if argument == "batched" else ""
-    shown = f'"{value}"' if isinstance(value, str) else _shown(value)
-    msg = f"{argument} cannot be {shown}\nwrite True or False{none}"
+    msg = f"{argument} cannot be {shown(value)}\nwrite True or False{none}"
     raise ConfigError(msg, code=code)
 
 
@@ -280,8 +271,7 @@ def _real(argument: str, value: object, most: float, code: str) -> float:
         except (TypeError, ValueError, OverflowError):
             number = None
     if number is None:
-        shown = f'"{value}"' if isinstance(value, str) else _shown(value)
-        msg = f"{argument} cannot be {shown}\n{allowed}"
+        msg = f"{argument} cannot be {shown(value)}\n{allowed}"
         raise ConfigError(msg, code=code)
     if not (0 <= number <= most and math.isfinite(number)):
         msg = f"{argument} cannot be {number}\n{allowed}"
@@ -299,7 +289,14 @@ def _dtype_name(value: object) -> object:
     return name if isinstance(name, str) else value
 
 
-def _integer(value: object) -> int | None:
+def integer(value: object) -> int | None:
+    """The int that a value stands for; None where it is no integer, or one of 19 digits or more.
+
+    Examples
+    --------
+    >>> integer(4), integer(4.0), integer(True)
+    (4, None, None)
+    """
     if type(value).__name__ in {"bool", "bool_"}:
         return None
     try:
@@ -313,10 +310,9 @@ def _shape(value: object) -> Shape:
     describes = "it is a tuple of one example's sizes, None for one that varies, one ... for any number of levels: "
     describes += "(3, None, ...)"
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes, bytearray)):
-        number = _integer(value)
+        number = integer(value)
         write = describes if number is None else f"write ({number},): a tuple of one size"
-        shown = f'"{value}"' if isinstance(value, str) else _shown(value)
-        msg = f"input_shape cannot be {shown}\n{write}"
+        msg = f"input_shape cannot be {shown(value)}\n{write}"
         raise ConfigError(msg, code="C020")
     sizes: list[int | EllipsisType | None] = []
     for place, size in enumerate(value, 1):
@@ -326,10 +322,9 @@ def _shape(value: object) -> Shape:
                 raise ConfigError(msg, code="C021")
             sizes.append(size)
             continue
-        number = _integer(size)
+        number = integer(size)
         if number is None:
-            shown = f'"{size}"' if isinstance(size, str) else _shown(size)
-            msg = f"input_shape has {shown} at place {place}\n{describes}"
+            msg = f"input_shape has {shown(size)} at place {place}\n{describes}"
             raise ConfigError(msg, code="C022")
         if number < 0:
             msg = f"input_shape has the size {number} at place {place}\na size is 0 or more; None for one that varies"
@@ -356,10 +351,8 @@ def _multipliers(value: object) -> float | tuple[tuple[str, float], ...] | None:
 def _known_keys(what: str, values: Mapping[Any, Any], allowed: Sequence[str], code: str) -> None:
     for key in values:
         if key not in allowed:
-            near = suggest(key, allowed) if isinstance(key, str) else ""
-            shown = f'"{key}"' if isinstance(key, str) else _shown(key)
             keys = _quoted(allowed) if len(allowed) < 5 else "those that to_config() writes"
-            msg = f"{what} has an unknown key {shown}{near}\nits keys are {keys}"
+            msg = f"{what} has an unknown key {shown(key)}{suggest(key, allowed)}\nits keys are {keys}"
             raise ConfigError(msg, code=code)
 
 
@@ -369,10 +362,9 @@ def _groups(value: object) -> Groups:
     if isinstance(value, Mapping):
         items = []
         for key, number in value.items():
-            level = _integer(key)
+            level = integer(key)
             if level is None:
-                shown = f'"{key}"' if isinstance(key, str) else _shown(key)
-                msg = f"group_number has the key {shown}\na mapping is {{level: groups}}, such as {{1: 32}}"
+                msg = f"group_number has the key {shown(key)}\na mapping is {{level: groups}}, such as {{1: 32}}"
                 raise GroupError(msg, code="G003")
             items.append((level, _group(number, f" for level {level}")))
         return GroupMapping(tuple(items))
@@ -382,10 +374,9 @@ def _groups(value: object) -> Groups:
 
 
 def _group(value: object, where: str) -> int:
-    number = _integer(value)
+    number = integer(value)
     if number is None:
-        shown = f'"{value}"' if isinstance(value, str) else _shown(value)
-        msg = f"group_number cannot be {shown}{where}\n"
+        msg = f"group_number cannot be {shown(value)}{where}\n"
         msg += "write an integer, a sequence of them as long as the aggregation levels, {level: groups} or None"
         raise GroupError(msg, code="G001")
     if number < 1:
@@ -420,6 +411,10 @@ def _check_together(config: LayerConfig) -> None:
         count = _known_count(spec)
         if count is not None:
             _require_aligned(config.group_number, count)
+        for level, number in _written_groups(config):
+            size = _declared_size(config.input_shape, level)
+            if size is not None:
+                _require_divides(f"level {level}", size, number)
 
 
 def _names_batch(config: LayerConfig) -> bool:
@@ -439,6 +434,26 @@ def _known_count(spec: LevelSpec) -> int | None:
         else:
             count += 1
     return count
+
+
+def _written_groups(config: LayerConfig) -> Iterable[tuple[int, int]]:
+    """(level, groups) as far as the settings say, without an array, which levels are split."""
+    groups, named = config.group_number, levels.members(config.aggregation_levels)
+    if isinstance(groups, GroupMapping):
+        return groups.items
+    if groups is None or not all(isinstance(item, Level) for item in named):
+        return ()
+    numbers = (groups,) if isinstance(groups, int) else groups
+    return zip((cast("Level", item).number for item in named), numbers, strict=True)
+
+
+def _declared_size(declared: Shape | None, level: int) -> int | None:
+    """The size of a level, where it lies on the same side of the `...` for every rank."""
+    if declared is None or level == 0:
+        return None
+    place = declared.index(...)
+    outside = level <= place if level > 0 else -level < len(declared) - place
+    return cast("int | None", declared[level - (level > 0)]) if outside else None
 
 
 def _levels(config: LayerConfig, rank: int, *, batched: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:

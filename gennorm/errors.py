@@ -27,8 +27,11 @@ __all__ = [
     "ParameterError",
     "ShapeError",
     "point",
+    "shown",
     "suggest",
 ]
+
+UNPRINTED = 10**18  # nobody reads more digits, and Python refuses to print thousands
 
 
 class GennormError(Exception):
@@ -158,7 +161,22 @@ def _one_column(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def suggest(word: str, allowed: Iterable[str]) -> str:
+def shown(value: object) -> str:
+    """How errors show a value: itself where its text is short and says it all, else its type.
+
+    Examples
+    --------
+    >>> shown("1"), shown(1.5), shown([1, 2])
+    ('"1"', '1.5', 'of type list')
+    """
+    if isinstance(value, str):
+        return f'"{value}"'
+    if value is None or isinstance(value, (bool, int, float)):
+        return str(value) if not isinstance(value, int) or abs(value) < UNPRINTED else "an integer of 19 digits or more"
+    return "..." if value is ... else f"of type {type(value).__name__}"
+
+
+def suggest(word: object, allowed: Iterable[str]) -> str:
     """The allowed word that `word` was probably meant to be, as the end of a sentence, or nothing.
 
     Examples
@@ -168,6 +186,6 @@ def suggest(word: str, allowed: Iterable[str]) -> str:
     >>> suggest("mean", ["Standardize", "RMS"])
     ''
     """
-    by_lower = {one.lower(): one for one in allowed}
-    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    by_lower = {one.lower(): one for one in allowed} if isinstance(word, str) else {}
+    near = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.6)
     return f'; did you mean "{by_lower[near[0]]}"?' if near else ""

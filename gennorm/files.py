@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from gennorm.arrays import dtype_named
 from gennorm.config import LayerConfig
-from gennorm.errors import FileError, GennormError, suggest
+from gennorm.errors import FileError, GennormError, shown, suggest
 from gennorm.moments import Moments
 
 __all__ = ["Stored", "cannot_read", "cannot_write", "read", "replacing", "write"]
@@ -61,7 +61,7 @@ def write(path: str | os.PathLike[str], stored: Stored) -> None:
     FileError
         The path has no suffix of a layer, or the operating system refuses.
     """
-    target = Path(path)
+    target = _path(path)
     kind = _kind(target)
     # C order is the one that every format has.
     arrays = {name: np.asarray(array, order="C") for name, array in stored.parameters.items() if array is not None}
@@ -83,7 +83,7 @@ def read(path: str | os.PathLike[str]) -> Stored:
     FileError
         There is no such file, or something is wrong with it; the text says what.
     """
-    source = Path(path)
+    source = _path(path)
     kind = _kind(source)
     try:
         data = source.read_bytes()
@@ -91,6 +91,14 @@ def read(path: str | os.PathLike[str]) -> Stored:
         raise cannot_read(source, error) from None
     text, arrays = (_from_npz if kind == ".npz" else _from_safetensors)(source, data)
     return _understood(source, text, arrays)
+
+
+def _path(value: Any) -> Path:
+    try:
+        return Path(value)
+    except TypeError:
+        msg = f"the path of a layer cannot be {shown(value)}\nwrite a text or a pathlib.Path"
+        raise FileError(msg, code="F029") from None
 
 
 def _kind(path: Path) -> str:

@@ -17,8 +17,10 @@ from gennorm import config as configs
 from gennorm import files, levels
 from gennorm._memory import copied, empty_like
 from gennorm.arrays import (
+    dtype_given,
     dtype_name,
     dtype_named,
+    in_range,
     like_output,
     mask_for,
     parameter_values,
@@ -33,6 +35,7 @@ from gennorm.errors import (
     InitializationError,
     OutputError,
     ParameterError,
+    shown,
     suggest,
 )
 from gennorm.gradients import Forward, Gradients, Pullback, factors
@@ -261,9 +264,8 @@ class NormalizationLayer:
                 msg += "call the layer on one array at a time"
                 raise OutputError(msg, code="O001")
             return [self(example, training=training) for example in x]
-        if self._config.statistics == "dataset" and isinstance(x, np.ndarray) and is_one_example(self._config, x.shape):
-            one = None if out is None else out[None]
-            y = self(x[None], mask=mask, scaling=scaling, biases=biases, out=one)
+        if self._is_one(x):
+            y = self(x[None], mask=mask, scaling=scaling, biases=biases, out=_of_one(out))
             return y[0] if out is None else out
         done = self._forward(x, training, mask, scaling, biases, out)
         if plain and self._config.statistics == "input":
@@ -311,15 +313,17 @@ class NormalizationLayer:
         >>> gradients.biases
         array([1., 0., 0., 0.], dtype=float32)
         """
-        done = self._forward(x, training, mask, scaling, biases, None, keep=True)
-        y, kept = done.y, done.kept()
+        one = self._is_one(x)
+        done = self._forward(x[None] if one else x, training, mask, scaling, biases, None, keep=True)
+        y, kept = done.y[0] if one else done.y, done.kept()
         shape, dtype = y.shape, y.dtype
 
         def pull(dy: Array) -> Gradients:
             dx = empty_like(kept.x, dtype)
-            found = kept.back.backward(kept.x, dy, dx, kept.factors, kept.scaling, kept.biases, kept.weights)
-            to_scaling, to_biases = (given.gradient(array) for given, array in zip(kept.given, found, strict=True))
-            return Gradients(dx, to_scaling, to_biases)
+            given = dy[None] if one else dy
+            found = kept.back.backward(kept.x, given, dx, kept.factors, kept.scaling, kept.biases, kept.weights)
+            to_scaling, to_biases = (own.gradient(array) for own, array in zip(kept.given, found, strict=True))
+            return Gradients(dx[0] if one else dx, to_scaling, to_biases)
 
         return y, Pullback(pull, lambda dy: like_output(dy, "the gradient of the output", shape, dtype))
 
@@ -360,11 +364,13 @@ class NormalizationLayer:
         >>> bool(abs(dy).max() < 1e-12)  # scaling the input does not change the output
         True
         """
-        done = self._forward(x, training, mask, scaling, biases, None, keep=True)
-        direction = like_output(dx, "the direction", done.y.shape, done.y.dtype)
+        one = self._is_one(x)
+        done = self._forward(x[None] if one else x, training, mask, scaling, biases, None, keep=True)
+        direction = like_output(dx, "the direction", x.shape, done.y.dtype)
+        direction = direction[None] if one else direction
         dy = empty_like(done.x, done.y.dtype)
         done.back.backward(done.x, direction, dy, done.factors, done.scaling, done.biases, done.weights, tangent=True)
-        return done.y, dy
+        return (done.y[0], dy[0]) if one else (done.y, dy)
 
     def _forward(
         self,
@@ -417,6 +423,12 @@ class NormalizationLayer:
             self._learn(moments, resolved)
         return Forward(x, y, bound, back, given, scaling, biases, weights, found)
 
+    def _is_one(self, x: Any) -> bool:
+        """Whether this is one example to a layer that knows the moments of batches: a batch of one."""
+        return (
+            self._config.statistics == "dataset" and isinstance(x, np.ndarray) and is_one_example(self._config, x.shape)
+        )
+
     def _moments(self, count: Array, mean: Array, spread: Array) -> Moments:
         """Moments of slices as the method has them."""
         return Moments(count, mean if self._config.method == "Standardize" else None, spread)
@@ -450,6 +462,8 @@ class NormalizationLayer:
         Moments(count=[2., 2.], mean=[2., 2.], m2=[2., 0.])
         """
         x = real(x, "the input")
+        if self._is_one(x):
+            return self.measure(x[None], mask)
         weights = None if mask is None else mask_for(mask, x)
         return self._moments(*self._bind(x, None).measure(x, weights))
 
@@ -485,6 +499,9 @@ class NormalizationLayer:
         array([0. , 0.5, 1. ])
         """
         x = real(x, "the input")
+        if self._is_one(x):
+            y = self.apply(x[None], moments, out=_of_one(out))
+            return y[0] if out is None else out
         resolved = resolve_config(self._config, x.shape)
         scaling, biases = (parameter.own for parameter in self._ready(resolved))
         mean, variance = applicable(moments, resolved, self._config)
@@ -528,8 +545,8 @@ class NormalizationLayer:
         """
         y = real(y, "the output to invert")
         require_inverse(self._config, moments, self._parameters["scaling"])
-        if self._config.statistics == "dataset" and is_one_example(self._config, y.shape):
-            x = self.inverse(y[None], moments, out=None if out is None else out[None])
+        if self._is_one(y):
+            x = self.inverse(y[None], moments, out=_of_one(out))
             return x[0] if out is None else out
         config = self._config if moments is not None else ungrouped(self._config, y.shape)
         resolved = resolve_config(config, y.shape)
@@ -547,7 +564,7 @@ class NormalizationLayer:
         shape_or_array : tuple of int or ndarray
             A shape, taken in C order, or an array, whose layout and dtype count.
         dtype : dtype, optional
-            For a shape; float32 if not given.
+            For a shape, and only for one: an array has its own. float32 if not given.
 
         Returns
         -------
@@ -555,6 +572,10 @@ class NormalizationLayer:
 
         Raises
         ------
+        DtypeError
+            No such dtype, or one that is not normalized.
+        ConfigError
+            A dtype besides an array.
         GennormError
             The shape does not fit the layer.
 
@@ -574,9 +595,14 @@ class NormalizationLayer:
         """
         if isinstance(shape_or_array, np.ndarray):
             x = real(shape_or_array, "the input")
+            if dtype is not None:
+                msg = (
+                    f"dtype is given, and so is an array, which is of {x.dtype.name}\npass x.astype(dtype), or x.shape"
+                )
+                raise ConfigError(msg, code="C103")
             return make_plan(self._config, x.shape, x.dtype.name, x.strides)
         shape = shape_of(shape_or_array)
-        return make_plan(self._config, shape, dtype_name(np.dtype("float32" if dtype is None else dtype)))
+        return make_plan(self._config, shape, dtype_name(dtype_given("float32" if dtype is None else dtype)))
 
     # Parameters ------------------------------------------------------------------------------------------------------
 
@@ -714,17 +740,17 @@ class NormalizationLayer:
 
     def _checked(self, name: str, value: Any) -> Array:
         """The layer's own copy of a parameter that was given, once its shape is known to be right."""
-        given = parameter_values(name, value)
+        given = in_range(name, parameter_values(name, value), dtype_named(self._config.dtype))
         try:
             expected = self._known_shape()
         except InitializationError:
-            return copied(given, dtype_named(self._config.dtype))
+            return copied(given, given.dtype)
         if given.shape != expected:
             msg = f"{name} has the shape {given.shape}, and the parameters of this layer {expected}\n"
             msg += f"the scaling levels are {levels.format(self._config.scaling_levels)}; their sizes, in that order, "
             msg += "are the shape of the parameters"
             raise ParameterError(msg, code="P010")
-        return copied(given, dtype_named(self._config.dtype))
+        return copied(given, given.dtype)
 
     def _require_fitting(self, resolved: Resolved) -> None:
         """Refuse an array whose scaling levels have other sizes than the parameters."""
@@ -997,8 +1023,8 @@ class NormalizationLayer:
         if name is None:
             return found
         if name not in found:
-            shown = f'"{name}"{suggest(name, found)}' if isinstance(name, str) else repr(name)
-            msg = f"a layer has no property {shown}\ninformation() without a name tells all of them"
+            msg = f"a layer has no property {shown(name)}{suggest(name, found)}\n"
+            msg += "information() without a name tells all of them"
             raise ConfigError(msg, code="C102")
         return found[name]
 
@@ -1097,14 +1123,14 @@ class NormalizationLayer:
                 getattr(self._config, name) == "Automatic" and _constant(array, array.dtype.type(INITIAL[name]))
             ):
                 arguments[name] = array
-        shown: list[str] = []
+        words: list[str] = []
         for position, (name, default) in enumerate(DEFAULTS.items()):
             value = arguments[name]
             if not isinstance(value, np.ndarray) and value == default:
                 continue
-            leading = position < POSITIONAL and len(shown) == position
-            shown.append(_written(value) if leading else f"{name}={_written(value)}")
-        return f"NormalizationLayer({', '.join(shown)})"
+            leading = position < POSITIONAL and len(words) == position
+            words.append(_written(value) if leading else f"{name}={_written(value)}")
+        return f"NormalizationLayer({', '.join(words)})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {"config": self._config, "parameters": self._parameters, "moments": self._held}
@@ -1162,8 +1188,13 @@ class Information(dict[str, Any]):
 
     def __str__(self) -> str:
         width = max(map(len, self)) + 2
-        shown = {name: _written(value) if isinstance(value, tuple) else value for name, value in self.items()}
-        return "\n".join(f"{name:<{width}}{value}" for name, value in shown.items())
+        written = {name: _written(value) if isinstance(value, tuple) else value for name, value in self.items()}
+        return "\n".join(f"{name:<{width}}{value}" for name, value in written.items())
+
+
+def _of_one(out: Any) -> Any:
+    """Where the output of a batch of one goes, so that that of its example goes there."""
+    return out[None] if isinstance(out, np.ndarray) else out
 
 
 def _mode(name: str, value: Any) -> Any:
@@ -1197,7 +1228,3 @@ def _written(value: Any) -> str:
         inside = ", ".join("..." if item is ... else repr(item) for item in value)
         return f"({inside},)" if len(value) == 1 else f"({inside})"
     return repr(value)
-
-
-def _returned(y: Array, out: Array | None) -> Any:
-    return y if out is None else out

@@ -156,8 +156,18 @@ class Plan:
 
     @property
     def reads(self) -> int:
-        """How often the input is read from memory: once where a slice stays in the cache until it is written."""
-        return 0 if self.size == 0 else 1 if self.cut.units == 1 else 2
+        """How often the input is read from memory: once where a slice stays in the cache until it is written.
+
+        Once too where its moments are those of a data set. Where they move, this is what a call in training does.
+        """
+        return 0 if self.size == 0 else 1 if self.cut.units == 1 or self.config.statistics == "dataset" else 2
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """Bytes that are read and written, those of copies included."""
+        input_, output = self.size * ITEMSIZE[self.dtype], self.size * ITEMSIZE[self.result]
+        copied = {"nothing": 0, "input": input_, "both": input_ + output}[self.copies]
+        return self.reads * input_ + copied, output + copied
 
     def __str__(self) -> str:
         return _text(self)
@@ -418,21 +428,21 @@ def _text(plan: Plan) -> str:
     ]
     runs = " x ".join(f"{run.size} {'aggregated' if run.aggregated else 'kept'}" for run in plan.runs)
     copied = {"nothing": "", "input": " after a copy of the input", "both": " between copies of input and output"}
-    read, written = (
-        plan.reads * plan.size * ITEMSIZE[plan.dtype],
-        min(plan.reads, 1) * plan.size * ITEMSIZE[plan.result],
-    )
+    copies = {"nothing": "", "input": ", 1 copy", "both": ", 2 copies"}
+    source = {"input": "", "moving": ": the moving ones, in training the input's", "dataset": ": those of the data set"}
+    once = " (1 in inference)" if plan.reads == 2 and plan.config.statistics == "moving" else ""
+    read, written = map(_bytes, plan.traffic)
     lines = {
         "array": f"{plan.dtype} {resolved.shape}, {'a batch of examples' if resolved.batched else 'one example'}",
         "aggregates": f"{_places(resolved, resolved.aggregation)}: {_count(plan.slices, 'slice')} of "
         f"{_count(resolved.count, 'element')}",
         "groups": "; ".join(groups) or "none",
         "scales": f"{_places(resolved, resolved.scaling) or 'no level'}: {parameters}",
-        "moments": f"{resolved.moments_shape}, float64",
+        "moments": f"{resolved.moments_shape}, float64{source[plan.config.statistics]}",
         "runs": runs,
         "kernel": f"{plan.family}, {plan.compute} arithmetic{copied[plan.copies]}",
-        "memory": f"{_count(plan.reads, 'read')}, {_count(min(plan.reads, 1), 'write')}: "
-        f"{_bytes(read)} read, {_bytes(written)} written",
+        "memory": f"{_count(plan.reads, 'read')}{once}, {_count(min(plan.reads, 1), 'write')}{copies[plan.copies]}: "
+        f"{read} read, {written} written",
         "parallel": f"{_count(plan.tasks, 'task')}",
     }
     return "\n".join(f"{name:<11}{line}" for name, line in lines.items())

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
-from gennorm.errors import LevelConflictError, ParameterError
-from gennorm.layer import NormalizationLayer
+from gennorm.config import MOST_LEVELS, integer
+from gennorm.errors import ConfigError, LevelConflictError, ParameterError, shown, suggest
+from gennorm.layer import DEFAULTS, NormalizationLayer
 from gennorm.moments import Moments
 
 __all__ = ["batch_norm", "feature_norm", "group_norm", "instance_norm", "layer_norm", "normalize", "rms_norm"]
 
 
 def batch_norm(
-    channels: int | None, *, channel_level: int = 1, momentum: float = 0.99, epsilon: float = 1e-3, **keywords: Any
+    channels: SupportsIndex | None,
+    *,
+    channel_level: SupportsIndex = 1,
+    momentum: float = 0.99,
+    epsilon: float = 1e-3,
+    **keywords: Any,
 ) -> NormalizationLayer:
     """Batch normalization: over the batch and everything but the channels, with parameters for each channel.
 
@@ -61,18 +67,19 @@ def batch_norm(
     >>> layer.moments.mean.round(1)
     array([2.4, 2.5, 2.5])
     """
-    others = ", ".join(["0", *_other_levels(channel_level)])
-    return NormalizationLayer(
-        "{" + others + "}",
-        channel_level,
-        epsilon=epsilon,
-        input_shape=_example(channels, channel_level),
-        momentum=momentum,
-        **{"batched": True, "statistics": "moving", **keywords},
-    )
+    level = _channel_level(channel_level)
+    fixed = {
+        "aggregation_levels": _listed("0", *_other_levels(level)),
+        "scaling_levels": level,
+        "input_shape": _example(channels, level),
+    }
+    settings = {"epsilon": epsilon, "momentum": momentum, "batched": True, "statistics": "moving"}
+    return _made(batch_norm, fixed, settings, keywords)
 
 
-def instance_norm(channels: int | None, *, channel_level: int = 1, **keywords: Any) -> NormalizationLayer:
+def instance_norm(
+    channels: SupportsIndex | None, *, channel_level: SupportsIndex = 1, **keywords: Any
+) -> NormalizationLayer:
     """Instance normalization: over everything but the channels of one example, with parameters for each channel.
 
     ``instance_norm(64)`` is ``NormalizationLayer("2;;All", 1, input_shape=(64, ...), batched=True)``, for batches of
@@ -109,16 +116,18 @@ def instance_norm(channels: int | None, *, channel_level: int = 1, **keywords: A
     >>> np.allclose(y.mean((2, 3)), 0)
     True
     """
-    others = _other_levels(channel_level)
-    return NormalizationLayer(
-        "{" + ", ".join(others) + "}" if len(others) > 1 else others[0],
-        channel_level,
-        input_shape=_example(channels, channel_level),
-        **{"batched": True, **keywords},
-    )
+    level = _channel_level(channel_level)
+    fixed = {
+        "aggregation_levels": _listed(*_other_levels(level)),
+        "scaling_levels": level,
+        "input_shape": _example(channels, level),
+    }
+    return _made(instance_norm, fixed, {"batched": True}, keywords)
 
 
-def group_norm(groups: int, channels: int | None, *, channel_level: int = 1, **keywords: Any) -> NormalizationLayer:
+def group_norm(
+    groups: SupportsIndex, channels: SupportsIndex | None, *, channel_level: SupportsIndex = 1, **keywords: Any
+) -> NormalizationLayer:
     """Group normalization: over groups of channels and everything else of one example, parameters for each channel.
 
     ``group_norm(32, 256)`` is ``NormalizationLayer("All", 1, {1: 32}, input_shape=(256, ...), batched=True)``, for
@@ -157,16 +166,21 @@ def group_norm(groups: int, channels: int | None, *, channel_level: int = 1, **k
     >>> np.allclose(y.reshape(16, 2, -1).mean(-1), 0)
     True
     """
-    return NormalizationLayer(
-        "All",
-        channel_level,
-        {channel_level: groups},
-        input_shape=_example(channels, channel_level),
-        **{"batched": True, **keywords},
-    )
+    level = _channel_level(channel_level)
+    number = integer(groups)
+    if number is None or number < 1:
+        msg = f"groups cannot be {shown(groups)}\nwrite into how many groups the channels are split, 1 or more"
+        raise ConfigError(msg, code="C052")
+    fixed = {
+        "aggregation_levels": "All",
+        "scaling_levels": level,
+        "group_number": {level: number},
+        "input_shape": _example(channels, level),
+    }
+    return _made(group_norm, fixed, {"batched": True}, keywords)
 
 
-def layer_norm(shape: int | Sequence[int], **keywords: Any) -> NormalizationLayer:
+def layer_norm(shape: SupportsIndex | Sequence[SupportsIndex], **keywords: Any) -> NormalizationLayer:
     """Layer normalization: over the trailing levels of this shape, with parameters for each of their elements.
 
     ``layer_norm(768)`` is ``NormalizationLayer(-1, "Same", input_shape=(..., 768))``, for arrays of any rank.
@@ -199,11 +213,12 @@ def layer_norm(shape: int | Sequence[int], **keywords: Any) -> NormalizationLaye
     >>> np.allclose(y.mean(-1), 0), np.allclose(y.std(-1), 1, atol=1e-3)
     (True, True)
     """
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-    return NormalizationLayer(_trailing(sizes), "Same", input_shape=(..., *sizes), **keywords)
+    return _made(layer_norm, _trailing("layer_norm", shape), {}, keywords)
 
 
-def rms_norm(shape: int | Sequence[int], *, epsilon: float = 1e-6, **keywords: Any) -> NormalizationLayer:
+def rms_norm(
+    shape: SupportsIndex | Sequence[SupportsIndex], *, epsilon: float = 1e-6, **keywords: Any
+) -> NormalizationLayer:
     """Root mean square normalization over the trailing levels of this shape, with scaling and without biases.
 
     ``rms_norm(768)`` is ``NormalizationLayer(-1, "Same", method="RMS", epsilon=1e-6, biases=None,
@@ -239,15 +254,12 @@ def rms_norm(shape: int | Sequence[int], *, epsilon: float = 1e-6, **keywords: A
     >>> np.allclose((y**2).mean(-1), 1)
     True
     """
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-    settings: dict[str, Any] = {"biases": None, **keywords}
-    return NormalizationLayer(
-        _trailing(sizes), "Same", method="RMS", epsilon=epsilon, input_shape=(..., *sizes), **settings
-    )
+    fixed = {**_trailing("rms_norm", shape), "method": "RMS"}
+    return _made(rms_norm, fixed, {"epsilon": epsilon, "biases": None}, keywords)
 
 
 def feature_norm(
-    level: int | Sequence[int] | None = -1,
+    level: SupportsIndex | Sequence[SupportsIndex] | None = -1,
     *,
     mean: Any = None,
     variance: Any = None,
@@ -303,7 +315,7 @@ def feature_norm(
     >>> gn.feature_norm(None, mean=3, variance=4)(np.array([1.0, 3.0, 7.0]))
     array([-1.,  0.,  2.])
     """
-    kept = () if level is None else (level,) if isinstance(level, SupportsIndex) else tuple(level)
+    kept = () if level is None else _integers("level", level, "write a level, a sequence of them or None: -1, (1, 3)")
     if 0 in kept:
         msg = "level 0 is the batch, and the moments of a data set are those of all its examples\n"
         msg += "keep levels from 1 on, or from -1 down; None keeps no level"
@@ -312,16 +324,16 @@ def feature_norm(
         given, absent = ("variance", "mean") if mean is None else ("mean", "variance")
         msg = f"{given} is given, and {absent} is not\ngive both, or neither and call adapt(data)"
         raise ParameterError(msg, code="P032")
-    settings: dict[str, Any] = {
+    settings = {
+        "epsilon": epsilon,
         "scaling": None,
         "biases": None,
         "batched": True,
         "statistics": "dataset",
         "epsilon_placement": "floor",
-        **keywords,
     }
-    others = ", ".join(["0", *_other_levels(*map(operator.index, kept))])
-    layer = NormalizationLayer("{" + others + "}" if kept else "0;;All", epsilon=epsilon, **settings)
+    fixed = {"aggregation_levels": _listed("0", *_other_levels(*kept)) if kept else "0;;All"}
+    layer = _made(feature_norm, fixed, settings, keywords)
     if mean is not None:
         layer.moments = Moments.from_variance(mean, variance)
     return layer
@@ -360,8 +372,64 @@ def normalize(x: Any, aggregation_levels: Any = "2;;All", *, out: Any = None, **
     array([[-1.22474487,  0.        ,  1.22474487],
            [-0.70710678, -0.70710678,  1.41421356]])
     """
-    settings: dict[str, Any] = {"scaling": None, "biases": None, **keywords}
-    return NormalizationLayer(aggregation_levels, **settings)(x, out=out)
+    settings = {"aggregation_levels": aggregation_levels, "scaling": None, "biases": None}
+    return _made(normalize, {}, settings, keywords)(x, out=out)
+
+
+def _made(
+    preset: Callable[..., Any], fixed: Mapping[str, Any], settings: Mapping[str, Any], keywords: Mapping[str, Any]
+) -> NormalizationLayer:
+    """The layer of a preset: what makes it that one, its settings, and those that were given instead or besides."""
+    for name in keywords:
+        if name in fixed:
+            msg = f"{preset.__name__} takes no {name}: it sets {', '.join(fixed)} itself\n"
+            msg += "make the layer in so many words, with gn.NormalizationLayer"
+            raise ConfigError(msg, code="C053")
+        if name not in DEFAULTS:
+            others = [word for word in {**inspect.signature(preset).parameters, **DEFAULTS} if word not in fixed]
+            msg = f"{preset.__name__} has no argument {shown(name)}{suggest(name, others)}\n"
+            msg += "it takes its own, and as keywords those of gn.NormalizationLayer that it does not set itself"
+            raise ConfigError(msg, code="C054")
+    return NormalizationLayer(**fixed, **{**settings, **keywords})
+
+
+def _channel_level(value: Any) -> int:
+    """The level of the channels, which is none of the batch's."""
+    write = "1 for channels first, -1 for channels last"
+    level = integer(value)
+    if level is None or abs(level) > MOST_LEVELS:
+        msg = f"channel_level cannot be {shown(value)}\nwrite a level: {write}"
+        raise ConfigError(msg, code="C051")
+    if level == 0:
+        msg = f"channel_level cannot be 0, the batch\nwrite {write}"
+        raise LevelConflictError(msg, code="L208")
+    return level
+
+
+def _integers(what: str, value: Any, write: str, *, least: int = -MOST_LEVELS) -> tuple[int, ...]:
+    """The integers that were given, one or a sequence of them."""
+    alone = integer(value) is not None
+    try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError  # its characters are no integers
+        items = (value,) if alone else tuple(value)
+    except TypeError:
+        msg = f"{what} cannot be {shown(value)}\n{write}"
+        raise ConfigError(msg, code="C050") from None
+    numbers = []
+    for place, item in enumerate(items, 1):
+        number = integer(item)
+        if number is None or number < least:
+            has = f"cannot be {shown(item)}" if alone else f"has {shown(item)} at place {place}"
+            msg = f"{what} {has}\n{write}"
+            raise ConfigError(msg, code="C050")
+        numbers.append(number)
+    return tuple(numbers)
+
+
+def _listed(*items: str) -> str:
+    """The level spec of several items, or of one."""
+    return "{" + ", ".join(items) + "}" if len(items) > 1 else items[0]
 
 
 def _other_levels(*kept: int) -> list[str]:
@@ -376,13 +444,21 @@ def _other_levels(*kept: int) -> list[str]:
     return [*spans, f"{start};;All"] if start else spans
 
 
-def _example(channels: int | None, channel_level: int) -> tuple[Any, ...]:
+def _example(channels: Any, level: int) -> tuple[Any, ...]:
     """The declaration of one example whose channels are at this level, of any rank that has it."""
-    if channel_level > 0:
-        return (*[None] * (channel_level - 1), channels, ...)
-    return (..., channels, *[None] * (-channel_level - 1))
+    size = integer(channels)
+    if channels is not None and (size is None or size < 0):
+        msg = f"channels cannot be {shown(channels)}\nwrite how many there are, or None where that varies"
+        raise ConfigError(msg, code="C052")
+    return (*[None] * (level - 1), size, ...) if level > 0 else (..., size, *[None] * (-level - 1))
 
 
-def _trailing(sizes: tuple[int, ...]) -> int | str:
-    """The level spec of the last levels."""
-    return -1 if len(sizes) == 1 else f"-{len(sizes)};;All"
+def _trailing(preset: str, shape: Any) -> dict[str, Any]:
+    """What normalizes over the last levels, which have these sizes."""
+    write = "write a size or a tuple of sizes: 768, (14, 14)"
+    sizes = _integers(f"the shape of {preset}", shape, write, least=0)
+    if not sizes:
+        msg = f"{preset} needs at least one size\n{write}"
+        raise ConfigError(msg, code="C050")
+    levels = -1 if len(sizes) == 1 else f"-{len(sizes)};;All"
+    return {"aggregation_levels": levels, "scaling_levels": "Same", "input_shape": (..., *sizes)}

@@ -124,9 +124,9 @@ def applicable(moments: Any, resolved: Resolved, config: LayerConfig) -> tuple[A
     try:
         return _over_slices(moments.mean if center else None, variance, resolved.moments_shape)
     except ValueError:
-        msg = f"the moments have the shape {moments.shape}, and the slices of an input of shape {resolved.shape} "
-        msg += f"{resolved.moments_shape}\n"
-        msg += "they have one axis for each level that is kept, and the groups of one that is not"
+        msg = f"the moments have the shape {moments.shape}, and an input of shape {resolved.shape} needs "
+        msg += f"{resolved.moments_shape}, or fewer that broadcast to it\n"
+        msg += "their axes are the levels that are kept, the batch included, and the groups of those that are split"
         raise ParameterError(msg, code="P022") from None
 
 
@@ -218,7 +218,7 @@ def checked(value: Any, config: LayerConfig, shape: tuple[int, ...] | None) -> M
         return moments
     if not _broadcasts(moments.shape, shape):
         msg = f"the moments have the shape {moments.shape}, and those of the layer {shape}\n"
-        msg += "they have one axis for each level of an example that is kept, and the groups of one that is not"
+        msg += "their axes are the levels of an example that are kept, and the groups of those that are split"
         raise ParameterError(msg, code="P024")
     mean = None if moments.mean is None else np.broadcast_to(moments.mean, shape)
     return Moments(moments.count, mean, np.broadcast_to(moments.m2, shape))
@@ -229,7 +229,8 @@ def _require_kind(moments: Any, config: LayerConfig) -> None:
         msg = f"moments are of type {type(moments).__name__}\npass what measure(x) returned, or gn.Moments"
         raise ParameterError(msg, code="P020")
     if config.method == "Standardize" and moments.mean is None:
-        msg = "the moments have no mean, and method Standardize subtracts one\nthey were measured with method RMS"
+        msg = "the moments have no mean, and method Standardize subtracts one\n"
+        msg += 'pass moments with a mean, or make the layer with method="RMS"'
         raise ParameterError(msg, code="P021")
 
 

@@ -312,6 +312,7 @@ def vjp(
 
     With ``g = dy * scaling`` and ``z = x - mean``, both over one slice, an element that counts receives
     ``g * factor - sum(g) * factor / count + sum(g * z) * slope * 2 z / degrees``, one that does not ``g * factor``.
+    What does not count and has a ``dy`` of 0 may be anything: it adds nothing to any sum.
     """
     x, g = np.asarray(x, dtype=np.float64), np.asarray(dy, dtype=np.float64)
     require(g.shape == x.shape, "dy has the shape of x")
@@ -319,7 +320,7 @@ def vjp(
     dscaling = dbiases = None
     with np.errstate(invalid="ignore", over="ignore"):
         s = _statistics(x, *levels_and_method, batched, epsilon_placement, mask, mean, variance)
-        z = x - s.mean
+        z = np.where((s.counted == 0) & (g == 0), 0.0, x - s.mean)
         if biases is not None:
             dbiases = s.where.summed_like(g, np.asarray(biases, dtype=np.float64))
         if scaling is not None:

@@ -255,3 +255,8 @@ def sample(shape, dtype="float32", seed=0):
         normal = np.abs(np.rint(normal * 20)) if dtype.startswith("u") else np.rint(normal * 20)
         return np.clip(normal, -100 * (not dtype.startswith("u")), 100).astype(dtype)
     return normal.astype(dtype_of(dtype))
+
+
+def some(shape, seed=3, share=0.7):
+    """A mask in which this share counts."""
+    return np.random.default_rng(seed).random(shape) < share

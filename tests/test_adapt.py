@@ -92,6 +92,27 @@ def test_k6_a_batch_of_scalars_is_one_example_of_features():
     assert gn.feature_norm(None).adapt(x).moments.mean.tolist() == 5
 
 
+def test_one_example_is_a_batch_of_one_to_every_method():
+    layer = gn.feature_norm(mean=[3.0, 4.0, 5.0], variance=2.0, scaling=[1.0, 2.0, 3.0], input_shape=(3,))
+    x, t = np.array([1.0, 5.0, 9.0]), np.array([0.5, -1.0, 2.0])
+    scaling, mask = np.array([2.0, 3.0, 4.0]), np.array([True, False, True])
+    for call in ({}, {"scaling": scaling}, {"mask": mask}):
+        (y, pullback), (ys, pull) = layer.vjp(x, **call), layer.vjp(x[None], **call)
+        one, batch = pullback(t), pull(t[None])
+        assert one.input.tolist() == batch.input[0].tolist()
+        assert one.scaling.tolist() == batch.scaling.tolist()
+        assert one.biases is batch.biases is None
+        along = layer.jvp(x, t, **call)
+        assert [part.tolist() for part in along] == [part[0].tolist() for part in layer.jvp(x[None], t[None], **call)]
+        assert y.tolist() == ys[0].tolist() == along[0].tolist() == layer(x, **call).tolist()
+    assert layer.measure(x) == layer.measure(x[None])
+    assert layer.measure(x, mask).count.tolist() == [1, 0, 1]
+    moments, out = gn.Moments.from_variance([1.0, 2.0, 3.0], 4.0), np.empty(3)
+    assert layer.apply(x, moments).tolist() == layer.apply(x[None], moments)[0].tolist()
+    assert layer.apply(x, moments, out=out) is out
+    assert out.tolist() == layer.apply(x, moments).tolist()
+
+
 CASES = {
     "features": ((40, 3), -1),
     "scalars": ((40,), None),

@@ -265,8 +265,7 @@ def test_errors_of_the_layer_are_shown_whole():
         "on the command line, batched=True is --batched"
     )
     assert failure("explain", "--shape", "8,64,7", "--preset", "group_norm", "--groups", "5") == (
-        "level 1 (axis 1) of size 64 cannot be split into 5 groups of equal size\n"
-        "group_number has to divide 64, as 4 does"
+        "level 1 of size 64 cannot be split into 5 groups of equal size\ngroup_number has to divide 64, as 4 does"
     )
 
 

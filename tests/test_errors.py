@@ -118,9 +118,9 @@ def full_disk(call, *args):
         call(*args)
 
 
-def without_safetensors(call, *args):
+def without(module, call, *args):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "safetensors", None)
+        patch.setitem(sys.modules, module, None)
         call(*args)
 
 
@@ -143,7 +143,7 @@ NAMES = {
     "load": load,
     "file": file,
     "full_disk": full_disk,
-    "without_safetensors": without_safetensors,
+    "without": without,
     "overlapping": overlapping,
     "into_its_scaling": into_its_scaling,
     "np": np,

@@ -16,7 +16,7 @@ from tests import strategies
 from tests.derivatives import bounds, judge, judge_tangent
 from tests.engines import cut_small, in_plain_python
 from tests.kernels.test_forms import FORMS, ONE_EACH, SPLIT, made, steps
-from tests.strategies import LAYOUTS, RESULTS, buffer_of, dtype_of, named_layouts, sample
+from tests.strategies import LAYOUTS, RESULTS, buffer_of, dtype_of, named_layouts, sample, some
 
 torch = pytest.importorskip("torch")
 
@@ -28,10 +28,6 @@ SMALL = [name for name in FORMS if "three tiles" not in name]
 def direction(shape, dtype="float64", seed=11):
     """A gradient of an output, or a direction of an input."""
     return np.random.default_rng(seed).normal(0.25, 1, shape).astype(dtype_of(dtype))
-
-
-def some(shape, seed=3, share=0.7):
-    return np.random.default_rng(seed).random(shape) < share
 
 
 def check(layer, x, settings, mask=None, dy=None, **call):
@@ -787,6 +783,26 @@ def test_what_is_not_finite_stays_in_its_slice(name, where, spoil):
         assert one[~reached].tobytes() == other[~reached].tobytes()
         if where == "gradient" and key == "biases":
             assert np.sum(~np.isfinite(one)) == 1
+
+
+@pytest.mark.parametrize("spoil", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("name", FORMS)
+def test_padding_may_be_anything_where_no_gradient_comes_from(name, spoil):
+    """To the bit: what does not count and gets no gradient adds nothing to any sum, as in the moments."""
+    form = FORMS[name]
+    layer, mask = made(form.settings, form.shape), some(form.shape)
+    dy = np.where(mask, direction(form.shape, "float32"), np.float32(0))
+    x, padded = (np.where(mask, sample(form.shape), np.float32(pad)) for pad in (0, spoil))
+    clean, found = (layer.vjp(array, mask=mask)[1](dy) for array in (x, padded))
+    for part in ("input", "scaling", "biases"):
+        one, other = getattr(found, part), getattr(clean, part)
+        assert (one is None) == (other is None)
+        assert one is None or one.tobytes() == other.tobytes(), part
+    assert not np.any(found.input[~mask])
+    judge(found, x, dy, form.settings, layer.scaling, layer.biases, mask=mask)
+    given = {**form.settings, "scaling": layer.scaling, "biases": layer.biases, "mask": mask}
+    for one, other in zip(reference.vjp(x, dy, **given), reference.vjp(padded, dy, **given), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("name", SPLIT)

@@ -8,6 +8,8 @@ import copy
 import inspect
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -18,6 +20,8 @@ from hypothesis import given
 
 import gennorm as gn
 from gennorm import errors
+from gennorm.config import LayerConfig
+from gennorm.plan import make_plan
 from tests import strategies
 from tests.accuracy import judge
 from tests.strategies import dtype_of, sample
@@ -759,6 +763,21 @@ def test_sixty_four_levels():
 # ------------------------------------------------------------------------------------------------------- calls with out
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_infinities_and_the_largest_number_are_parameters(dtype):
+    kind = dtype_of(dtype)
+    largest = np.nextafter(np.array(np.inf, kind), np.array(0, kind))
+    layer = gn.layer_norm(4, dtype=dtype, scaling=[np.inf, -np.inf, np.nan, float(largest)])
+    assert layer.scaling.tobytes() == np.array([np.inf, -np.inf, np.nan, largest], kind).tobytes()
+
+
+def test_a_plan_knows_bfloat16_before_anything_else_does():
+    text = "import gennorm, sys; assert 'ml_dtypes' not in sys.modules; "
+    text += "print(gennorm.layer_norm(3).plan((2, 3), 'bfloat16'))"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("array      bfloat16 (2, 3)")
+
+
 def test_out_takes_the_output_and_is_returned():
     x = sample((3, 5))
     layer = gn.NormalizationLayer().initialize(x)
@@ -843,7 +862,7 @@ array      float32 (32, 256, 14, 14), a batch of examples
 aggregates levels 0, 2, 3 (axes 0, 2, 3): 256 slices of 6,272 elements
 groups     none
 scales     level 1 (axis 1): scaling (256,), biases (256,)
-moments    (256,), float64
+moments    (256,), float64: the moving ones, in training the input's
 runs       32 aggregated x 256 kept x 196 aggregated
 kernel     rows, float32 arithmetic
 memory     1 read, 1 write: 6.42 MB read, 6.42 MB written
@@ -857,10 +876,10 @@ array      float32 (32, 14, 14, 256), a batch of examples
 aggregates levels 0, 1, 2 (axes 0, 1, 2): 256 slices of 6,272 elements
 groups     none
 scales     level 3 (axis 3): scaling (256,), biases (256,)
-moments    (256,), float64
+moments    (256,), float64: the moving ones, in training the input's
 runs       6272 aggregated x 256 kept
 kernel     columns, float32 arithmetic
-memory     2 reads, 1 write: 12.8 MB read, 6.42 MB written
+memory     2 reads (1 in inference), 1 write: 12.8 MB read, 6.42 MB written
 parallel   7 tasks""",
     ),
     "instance norm": (
@@ -1014,7 +1033,7 @@ scales     level 4 (axis 3): scaling (256,), biases (256,)
 moments    (32, 14, 14), float64
 runs       6272 kept x 256 aggregated
 kernel     rows, float32 arithmetic after a copy of the input
-memory     1 read, 1 write: 6.42 MB read, 6.42 MB written
+memory     1 read, 1 write, 1 copy: 12.8 MB read, 12.8 MB written
 parallel   6,272 tasks""",
     ),
     "float16": (
@@ -1059,6 +1078,48 @@ kernel     rows, float32 arithmetic
 memory     2 reads, 1 write: 134 MB read, 67.1 MB written
 parallel   64 tasks""",
     ),
+    "every other element": (
+        gn.layer_norm(256, batched=True),
+        np.zeros((32, 512), np.float16)[:, ::2],
+        """\
+array      float16 (32, 256), a batch of examples
+aggregates level 1 (axis 1): 32 slices of 256 elements
+groups     none
+scales     level 1 (axis 1): scaling (256,), biases (256,)
+moments    (32,), float64
+runs       32 kept x 256 aggregated
+kernel     rows, float32 arithmetic after a copy of the input
+memory     1 read, 1 write, 1 copy: 32.8 kB read, 32.8 kB written
+parallel   32 tasks""",
+    ),
+    "batch norm of two large slices": (
+        gn.batch_norm(2),
+        (2, 2, 1 << 22),
+        """\
+array      float32 (2, 2, 4194304), a batch of examples
+aggregates levels 0, 2 (axes 0, 2): 2 slices of 8,388,608 elements
+groups     none
+scales     level 1 (axis 1): scaling (2,), biases (2,)
+moments    (2,), float64: the moving ones, in training the input's
+runs       2 aggregated x 2 kept x 4194304 aggregated
+kernel     rows, float32 arithmetic
+memory     2 reads (1 in inference), 1 write: 134 MB read, 67.1 MB written
+parallel   64 tasks""",
+    ),
+    "feature norm": (
+        gn.feature_norm(input_shape=(256,)),
+        (1 << 22, 256),
+        """\
+array      float32 (4194304, 256), a batch of examples
+aggregates level 0 (axis 0): 256 slices of 4,194,304 elements
+groups     none
+scales     level 1 (axis 1): no parameters
+moments    (256,), float64: those of the data set
+runs       4194304 aggregated x 256 kept
+kernel     columns, float32 arithmetic
+memory     1 read, 1 write: 4.29 GB read, 4.29 GB written
+parallel   4,096 tasks""",
+    ),
     "no elements": (
         gn.layer_norm(256),
         (0, 256),
@@ -1090,6 +1151,13 @@ def test_a_plan_of_a_shape_is_that_of_such_an_array():
     assert layer.plan((3, 8)) == layer.plan([3, 8]) == layer.plan(np.zeros((3, 8), np.float32))
     with pytest.raises(errors.ShapeError):
         layer.plan((3, 7))
+
+
+def test_copies_of_both_are_read_and_written_too():
+    config = LayerConfig.make(-1, (), batched=True)
+    plan = make_plan(config, (8, 4), "int8", (8, 2), (32, 8))
+    assert (plan.copies, plan.traffic) == ("both", (32 + 32 + 128, 128 + 32 + 128))
+    assert "1 read, 1 write, 2 copies: 192 B read, 288 B written" in str(plan)
 
 
 def test_a_plan_needs_no_parameters_and_allocates_nothing():

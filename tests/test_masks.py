@@ -14,7 +14,7 @@ from tests import strategies
 from tests.accuracy import judge
 from tests.engines import cut_small, in_plain_python
 from tests.kernels.test_forms import FORMS, ONE_EACH, SPLIT, made
-from tests.strategies import LAYOUTS, buffer_of, named_layouts, sample
+from tests.strategies import LAYOUTS, buffer_of, named_layouts, sample, some
 
 forms = pytest.mark.parametrize("name", FORMS)
 SHAPE = (2, 6, 4, 5)
@@ -28,10 +28,6 @@ SETTINGS = [
     {"aggregation_levels": "All", "scaling_levels": -1, "group_number": {-2: 2}, "epsilon_placement": "floor"},
 ]
 each_setting = pytest.mark.parametrize("settings", SETTINGS, ids=str)
-
-
-def some(shape, seed=3, share=0.7):
-    return np.random.default_rng(seed).random(shape) < share
 
 
 def broadcastable(shape):

@@ -21,7 +21,7 @@ from gennorm.cli.console import console, progress
 from gennorm.cli.options import LayerOptions, Preset, build, dtype_named, refuse, shape_of, takes_layer
 from gennorm.errors import GennormError
 from gennorm.layer import NormalizationLayer
-from gennorm.plan import ITEMSIZE, Plan
+from gennorm.plan import Plan
 
 __all__ = ["app"]
 
@@ -271,8 +271,8 @@ def _report(layer: NormalizationLayer, plan: Plan) -> dict[str, Any]:
         "kernel": plan.family,
         "copies": plan.copies,
         "reads": plan.reads,
-        "bytes_read": plan.reads * plan.size * ITEMSIZE[plan.dtype],
-        "bytes_written": plan.size * ITEMSIZE[plan.result],
+        "bytes_read": plan.traffic[0],
+        "bytes_written": plan.traffic[1],
         "tasks": plan.tasks,
         "text": str(plan),
     }

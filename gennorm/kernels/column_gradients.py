@@ -52,7 +52,7 @@ APPLY = 1  # write the input's gradient; otherwise write the sums
 SCALING = 0  # 0: absent, 1: constant along a lane, 2: varies from lane to lane and line to line, 3: one a line
 BIASES = 0
 TANGENT = 0  # a directional derivative: the scaling multiplies what comes out instead of what goes in
-WEIGHTED = 0  # 1: what the statistics contribute is weighted, 2: the sums are
+WEIGHTED = 0  # the weights are a mask; 1: it chooses what the statistics contribute to, 2: what the sums are of
 real = np.float32
 
 
@@ -233,9 +233,11 @@ def products_at(
     """The terms of up to a vector of lanes; what it returns is for the gradients of the line's own parameters."""
     deviation: Vector = load_part(x, x_start + lane, count) - load(lanes, lane)
     gradient = load_part(dy, y_start + lane, count)
+    if WEIGHTED == 1:  # padding may be anything: where no gradient comes from, it adds nothing to the sums
+        deviation = choose(gradient, deviation, splat(real(0)))
     if WEIGHTED == 2:
         weight = load_part(weights, y_start + lane, count)
-        gradient = choose(weight, gradient * weight, splat(real(0)))
+        gradient = choose(weight, gradient, splat(real(0)))
         deviation = choose(weight, deviation, splat(real(0)))
     term = gradient
     if SCALING > 1 and not TANGENT:
@@ -281,9 +283,9 @@ def combine_at(
     if SCALING > 1 and not TANGENT:
         gradient = gradient * scale
     deviation: Vector = load_part(x, x_start + lane, count) - load(lanes, lane)
-    statistics = deviation * load(lanes, 3 * tile + lane) + load(lanes, 4 * tile + lane)
+    statistics: Vector = deviation * load(lanes, 3 * tile + lane) + load(lanes, 4 * tile + lane)
     if WEIGHTED == 1:
-        statistics = statistics * load_part(weights, y_start + lane, count)
+        statistics = choose(load_part(weights, y_start + lane, count), statistics, splat(real(0)))
     gradient = gradient * load(lanes, tile + lane) + statistics
     if SCALING > 1 and TANGENT:
         gradient = gradient * scale

@@ -40,7 +40,7 @@ SCALING = 0  # 0: absent, 1: constant along a row, 2: varies along a row
 BIASES = 0
 TANGENT = 0  # a directional derivative: the scaling multiplies what comes out instead of what goes in
 STREAM = 0  # write past the caches
-WEIGHTED = 0  # 1: what the statistics contribute is weighted, 2: the sums are
+WEIGHTED = 0  # the weights are a mask; 1: it chooses what the statistics contribute to, 2: what the sums are of
 real = np.float32
 
 
@@ -173,9 +173,11 @@ def products_at(
     """The terms of up to a vector of elements."""
     gradient = load_part(dy, y_start, count)
     deviation: Vector = load_part(x, x_start, count) - centre
+    if WEIGHTED == 1:  # padding may be anything: where no gradient comes from, it adds nothing to the sums
+        deviation = choose(gradient, deviation, splat(real(0)))
     if WEIGHTED == 2:
         weight = load_part(weights, y_start, count)
-        gradient = choose(weight, gradient * weight, splat(real(0)))
+        gradient = choose(weight, gradient, splat(real(0)))
         deviation = choose(weight, deviation, splat(real(0)))
     if SCALING == 2 and not TANGENT:
         terms = muladd(gradient, muladd(deviation, inverse, rest), load_part(recent, p_start, count))
@@ -233,7 +235,7 @@ def combined(
         gradient = gradient * load_part(scaling, p_start, count)
     statistics = muladd(load_part(x, x_start, count) - centre, slope, shift)
     if WEIGHTED == 1:
-        statistics = statistics * load_part(weights, y_start, count)
+        statistics = choose(load_part(weights, y_start, count), statistics, splat(real(0)))
     gradient = muladd(gradient, gain, statistics)
     if SCALING == 2 and TANGENT:
         gradient = gradient * load_part(scaling, p_start, count)
