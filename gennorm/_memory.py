@@ -37,6 +37,7 @@ _lock = threading.Lock()  # held while a buffer is made or given up
 _shelves: dict[int, deque[Array]] = {}  # by size, every buffer that is ours, lent or not
 _kept = 0  # bytes of them all
 _limit: int | None = None
+NONE: deque[Array] = deque()
 
 
 def get_reserve() -> int:
@@ -95,7 +96,7 @@ def set_reserve(limit: int) -> None:
     if isinstance(limit, bool) or not isinstance(limit, (int, np.integer)) or limit < 0:
         shown = f'"{limit}"' if isinstance(limit, str) else repr(limit)
         msg = f"the reserve cannot be {shown}\nwrite a number of bytes, such as 2**30, or 0 to keep no memory"
-        raise ConfigError(msg, code="C103")
+        raise ConfigError(msg, code="C104")
     _limit = int(limit)
     _give_up(0)
 
@@ -140,9 +141,9 @@ def _buffer(size: int) -> Array:
     """Memory for so many bytes, and those up to the end of a cache line, that nobody else refers to."""
     step = max(LINE, 1 << size.bit_length() - 1 - STEPS.bit_length() + 1)
     size = -(-size // step) * step
-    shelf = _shelves.get(size)
+    shelf = _shelves.get(size, NONE)
     # Taking from and adding to a deque are single steps of the interpreter, so that no two threads look at one buffer.
-    for _ in range(min(TRIES, len(shelf))) if shelf else ():
+    for _ in range(min(TRIES, len(shelf))):
         try:
             buffer = shelf.pop()
         except IndexError:  # other threads are looking at the rest

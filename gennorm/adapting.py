@@ -16,7 +16,7 @@ from gennorm.arrays import dtype_name, real
 from gennorm.config import LayerConfig, resolve_config
 from gennorm.errors import InitializationError, InputError, ParameterError, ShapeError
 from gennorm.moments import Moments, weights_for
-from gennorm.statistics import held_shape, is_one_example, pooled, ungrouped
+from gennorm.statistics import held_shape, is_one_example, measured, pooled, ungrouped
 
 __all__ = ["Progress", "moments_of"]
 
@@ -90,7 +90,7 @@ class _Measure:
 
     def __init__(self, config: LayerConfig) -> None:
         self.config = config
-        self.bounds: dict[Any, tuple[Any, LayerConfig]] = {}
+        self.bounds: dict[Any, Any] = {}
 
     def __call__(self, x: Array, weights: Array | None) -> Moments:
         """The moments of all examples of a chunk together."""
@@ -101,12 +101,10 @@ class _Measure:
             config = ungrouped(self.config, x.shape)
             if len(self.bounds) >= 64:
                 self.bounds.clear()
-            self.bounds[key] = bind(config, x.shape, x.dtype.name, x.strides, np.empty_like(x).strides), config
-        bound, config = self.bounds[key]
-        resolved = bound.plan.resolved
-        count, mean, m2 = bound.measure(x, weights)
-        moments = Moments(count, mean if config.method == "Standardize" else None, m2)
-        return pooled(moments) if moments.shape != held_shape(resolved) else moments
+            self.bounds[key] = bind(config, x.shape, x.dtype.name, x.strides, np.empty_like(x).strides)
+        bound = self.bounds[key]
+        moments = measured(bound, bound.measure(x, weights))
+        return pooled(moments) if moments.shape != held_shape(bound.plan.resolved) else moments
 
 
 # ---------------------------------------------------------------------------------------------------------- what comes

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from gennorm.config import LayerConfig
-from gennorm.moments import Moments
+from gennorm._memory import empty_like
+from gennorm.arrays import like_output
 from gennorm.parameters import Parameter
 
 if TYPE_CHECKING:
     from gennorm.kernels import Bound
 
-__all__ = ["Forward", "Gradients", "Pullback", "factors"]
+__all__ = ["Gradients", "Kept", "Pullback"]
 
 Array = npt.NDArray[Any]
 
@@ -49,37 +48,55 @@ class Gradients:
     biases: Array | None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Forward:
-    """A call that was made, and what its derivatives need of it.
+class Kept(NamedTuple):
+    """What the derivatives of a call need of it; nobody else changes what it refers to, the input excepted.
 
-    The plan `back` is that of a new output, as which gradients are laid out; it is `bound` where the output is new.
-    The factors are those of `factors`, None where no derivative was asked for.
+    The moments are rows in the order of the plan `bound`, which is that of a new output.
 
     Examples
     --------
-    >>> "factors" in Forward.__slots__
-    True
+    >>> Kept._fields[:2]
+    ('x', 'bound')
     """
 
     x: Array
-    y: Array
     bound: Bound
-    back: Bound
-    given: tuple[Parameter, Parameter]
+    parameters: tuple[Parameter, Parameter]
     scaling: Array | None
     biases: Array | None
     weights: Array | None
-    factors: Any
+    moments: Array
+    given: bool  # the moments are not the input's
 
-    def kept(self) -> Forward:
-        """What a pullback keeps: no output, and parameters and a mask of its own, which nobody changes."""
-        scaling, biases = (None if array is None else array.copy() for array in (self.scaling, self.biases))
-        weights = self.weights
+    @classmethod
+    def of(
+        cls, x: Array, bound: Bound, parameters: tuple[Parameter, Parameter], scaling: Array | None,
+        biases: Array | None, weights: Array | None, moments: Array, given: bool,
+    ) -> Kept:  # fmt: skip
+        """Keep parameters and a mask of its own, and the input itself."""
         if weights is not None:  # what broadcasts to the input is copied before it is broadcast
             once = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in weights.strides)
             weights = np.broadcast_to(weights[once].copy(), weights.shape)
-        return replace(self, y=np.empty(0, self.y.dtype), scaling=scaling, biases=biases, weights=weights)
+        if scaling is not None:
+            scaling = scaling.copy()
+        return cls(x, bound, parameters, scaling, biases, weights, moments, given)
+
+    def pull(self, dy: Array) -> Gradients:
+        """The gradients for one of the output."""
+        dx = empty_like(self.x, dy.dtype)
+        to_scaling, to_biases = self.bound.backward(
+            self.x, dy, dx, self.moments, self.scaling, self.biases, self.weights, given=self.given
+        )
+        scaling, biases = self.parameters
+        return Gradients(dx, scaling.gradient(to_scaling), biases.gradient(to_biases))
+
+    def push(self, dx: Array) -> Array:
+        """The derivative of the output along a direction of the input."""
+        dy = empty_like(self.x, dx.dtype)
+        self.bound.backward(
+            self.x, dx, dy, self.moments, self.scaling, self.biases, self.weights, given=self.given, tangent=True
+        )
+        return dy
 
 
 class Pullback:
@@ -90,10 +107,10 @@ class Pullback:
 
     Parameters
     ----------
-    pull : callable
-        Does the work, for a gradient whose shape and dtype are right.
-    checked : callable
-        Brings a gradient to that shape and dtype, or says what is wrong with it.
+    kept : Kept
+        The call.
+    shape, dtype
+        Of the output.
 
     Examples
     --------
@@ -105,8 +122,10 @@ class Pullback:
     array(3., dtype=float32)
     """
 
-    def __init__(self, pull: Callable[[Array], Gradients], checked: Callable[[Any], Array]) -> None:
-        self._pull, self._checked = pull, checked
+    __slots__ = ("_dtype", "_kept", "_shape")
+
+    def __init__(self, kept: Kept, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._kept, self._shape, self._dtype = kept, shape, dtype
 
     def __call__(self, dy: Any) -> Gradients:
         """Return the gradients for the gradient ``dy`` of the output.
@@ -125,41 +144,8 @@ class Pullback:
         ShapeError, InputError, DtypeError
             It is not an array of real numbers of that shape.
         """
-        return self._pull(self._checked(dy))
-
-
-def factors(config: LayerConfig, moments: Moments, *, through: bool) -> tuple[Array, Array, Array, Array]:
-    r"""Return what the gradient of a slice needs of it: mean, inverse deviation, and the factors of two sums.
-
-    With the deviation :math:`\delta(v)` that is divided by, :math:`r = 1 / \delta`, :math:`n` elements counted and the
-    variance over :math:`n` or :math:`n - 1`, the derivative of :math:`g \cdot (x - \mu) r` is
-
-    .. math:: r g_i - \frac{r}{n} \sum g + \frac{2}{n'} \frac{dr}{dv} \left(\sum g (x - \mu)\right) (x_i - \mu)
-
-    where the last two terms come through the statistics, and only then. The method RMS has no middle term.
-    """
-    center = config.method == "Standardize"
-    count = moments.count
-    variance = moments.variance(config.unbiased) if center else moments.mean_square()
-    mean = moments.mean if center and moments.mean is not None else np.zeros_like(variance)
-    epsilon = config.epsilon
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        root = np.sqrt(variance)
-        if config.epsilon_placement == "inside":
-            divisor = np.sqrt(variance + epsilon)
-            slope = -0.5 / divisor**3
-        elif config.epsilon_placement == "floor":
-            divisor = np.maximum(root, epsilon)
-            slope = np.where(root > epsilon, -0.5 / divisor**3, 0.0)
-        else:
-            divisor = root + epsilon
-            slope = np.where(root > 0, -0.5 / (divisor**2 * root), 0.0)
-        inverse = np.where(divisor == 0, 0.0, 1 / divisor)
-        slope = np.where(divisor == 0, 0.0, slope)
-        if not through:
-            nothing = np.zeros_like(inverse)
-            return mean, inverse, nothing, nothing
-        degrees = count - config.unbiased
-        added = np.where(count > 0, -inverse / count, 0.0) if center else np.zeros_like(inverse)
-        squared = np.where(degrees > 0, 2 * slope / degrees, 0.0)
-    return mean, inverse, added, squared
+        dy = like_output(dy, "the gradient of the output", self._shape, self._dtype)
+        if len(self._shape) == self._kept.x.ndim:
+            return self._kept.pull(dy)
+        found = self._kept.pull(dy[None])  # one example was a batch of one
+        return Gradients(found.input[0], found.scaling, found.biases)

@@ -38,7 +38,7 @@ from gennorm.errors import (
     shown,
     suggest,
 )
-from gennorm.gradients import Forward, Gradients, Pullback, factors
+from gennorm.gradients import Kept, Pullback
 from gennorm.moments import Moments
 from gennorm.parameters import Parameter
 from gennorm.plan import Plan, make_plan
@@ -50,6 +50,7 @@ from gennorm.statistics import (
     held_shape,
     initial,
     is_one_example,
+    measured,
     require_dataset,
     require_held,
     require_inverse,
@@ -267,10 +268,10 @@ class NormalizationLayer:
         if self._is_one(x):
             y = self(x[None], mask=mask, scaling=scaling, biases=biases, out=_of_one(out))
             return y[0] if out is None else out
-        done = self._forward(x, training, mask, scaling, biases, out)
+        y, _ = self._forward(x, training, mask, scaling, biases, out)
         if plain and self._config.statistics == "input":
-            self._remember(done.x, done.bound)
-        return done.y if out is None else out
+            self._remember(x)
+        return y if out is None else out
 
     def vjp(
         self,
@@ -314,18 +315,9 @@ class NormalizationLayer:
         array([1., 0., 0., 0.], dtype=float32)
         """
         one = self._is_one(x)
-        done = self._forward(x[None] if one else x, training, mask, scaling, biases, None, keep=True)
-        y, kept = done.y[0] if one else done.y, done.kept()
-        shape, dtype = y.shape, y.dtype
-
-        def pull(dy: Array) -> Gradients:
-            dx = empty_like(kept.x, dtype)
-            given = dy[None] if one else dy
-            found = kept.back.backward(kept.x, given, dx, kept.factors, kept.scaling, kept.biases, kept.weights)
-            to_scaling, to_biases = (own.gradient(array) for own, array in zip(kept.given, found, strict=True))
-            return Gradients(dx[0] if one else dx, to_scaling, to_biases)
-
-        return y, Pullback(pull, lambda dy: like_output(dy, "the gradient of the output", shape, dtype))
+        y, kept = self._forward(x[None] if one else x, training, mask, scaling, biases, None, keep=True)
+        y = y[0] if one else y
+        return y, Pullback(kept, y.shape, y.dtype)
 
     def jvp(
         self,
@@ -365,12 +357,10 @@ class NormalizationLayer:
         True
         """
         one = self._is_one(x)
-        done = self._forward(x[None] if one else x, training, mask, scaling, biases, None, keep=True)
-        direction = like_output(dx, "the direction", x.shape, done.y.dtype)
-        direction = direction[None] if one else direction
-        dy = empty_like(done.x, done.y.dtype)
-        done.back.backward(done.x, direction, dy, done.factors, done.scaling, done.biases, done.weights, tangent=True)
-        return (done.y[0], dy[0]) if one else (done.y, dy)
+        y, kept = self._forward(x[None] if one else x, training, mask, scaling, biases, None, keep=True)
+        direction = like_output(dx, "the direction", x.shape, y.dtype)
+        dy = kept.push(direction[None] if one else direction)
+        return (y[0], dy[0]) if one else (y, dy)
 
     def _forward(
         self,
@@ -382,56 +372,49 @@ class NormalizationLayer:
         out: Array | None,
         *,
         keep: bool = False,
-    ) -> Forward:
-        """Compute the output, with what its derivatives need if that is to be kept."""
+    ) -> tuple[Array, Any]:
+        """Compute the output, and what its derivatives need if that is to be kept."""
         x = real(x, "the input")
         weights = None if mask is None else mask_for(mask, x)
         learns, holds = self._learns(training), self._config.statistics != "input"
-        config = ungrouped(self._config, x.shape) if holds and not learns else self._config
-        resolved = resolve_config(config, x.shape)
+        given = holds and not learns
+        # Weights and gradients are laid out as a new output would be.
+        bound = back = self._bind(x, None, grouped=not given)
+        resolved = back.plan.resolved
         if learns:
             self._require_learnable(resolved)
-        given_moments = held(self._held, resolved) if holds and not learns else None
-        given = self._ready(resolved, {"scaling": scaling, "biases": biases})
-        per_example = any(parameter.per_example for parameter in given)
-        scaling, biases = (parameter.array(per_example, resolved) for parameter in given)
+        parameters = self._ready(resolved, scaling, biases)
+        per_example = parameters[0].per_example or parameters[1].per_example
+        scaling, biases = (parameter.array(per_example, resolved) for parameter in parameters)
+        if per_example:
+            bound = back = self._bind(x, None, grouped=not given, per_example=True)
         if out is None:
             y = empty_like(x, result_dtype(x.dtype))
         else:
             y = writable(out, x, {"scaling": scaling, "biases": biases})
-        bound = self._bind(x, None if out is None else y, per_example, config)
-        # Weights and gradients are laid out as a new output would be.
-        back = bound if out is None else self._bind(x, None, per_example, config)
+            bound = self._bind(x, y, grouped=not given, per_example=per_example)
 
-        moments = None
-        if given_moments is not None:
-            bound.apply(x, y, *given_moments, scaling, biases)
+        moments: Array
+        if given:
+            held_moments = held(self._held, resolved)
+            bound.apply(x, y, bound.ordered(*held_moments), scaling, biases)
+            moments = back.ordered(*held_moments)
         elif weights is None:
-            kept = bound.normalize(x, y, scaling, biases, keep=keep or learns)
-            if kept is not None:
-                moments = self._moments(np.full(resolved.moments_shape, float(resolved.count)), *kept)
+            moments = bound.normalize(x, y, scaling, biases, keep=keep or learns)
         else:
-            moments = self._moments(*back.measure(x, weights))
-            bound.apply(x, y, *applicable(moments, resolved, self._config), scaling, biases)
-        found = None
-        if keep and moments is not None:
-            found = factors(self._config, moments, through=True)
-        elif keep and given_moments is not None:
-            biased = replace(self._config, unbiased=False)
-            found = factors(biased, Moments.from_variance(*given_moments), through=False)
-        if learns and moments is not None:
-            self._learn(moments, resolved)
-        return Forward(x, y, bound, back, given, scaling, biases, weights, found)
+            moments = back.measure(x, weights)
+            mean, variance = applicable(measured(back, moments), resolved, self._config)
+            bound.apply(x, y, bound.ordered(mean, variance), scaling, biases)
+        if learns:
+            self._learn(measured(bound if weights is None else back, moments), resolved)
+        kept = Kept.of(x, back, parameters, scaling, biases, weights, moments, given) if keep else None
+        return y, kept
 
     def _is_one(self, x: Any) -> bool:
         """Whether this is one example to a layer that knows the moments of batches: a batch of one."""
-        return (
-            self._config.statistics == "dataset" and isinstance(x, np.ndarray) and is_one_example(self._config, x.shape)
-        )
-
-    def _moments(self, count: Array, mean: Array, spread: Array) -> Moments:
-        """Moments of slices as the method has them."""
-        return Moments(count, mean if self._config.method == "Standardize" else None, spread)
+        if self._config.statistics != "dataset" or not isinstance(x, np.ndarray):
+            return False
+        return _key(x, None, False, False) not in self._bound and is_one_example(self._config, x.shape)
 
     def measure(self, x: Any, mask: Array | None = None) -> Moments:
         """Return the moments of the slices of an array: what the layer would normalize it by.
@@ -465,7 +448,8 @@ class NormalizationLayer:
         if self._is_one(x):
             return self.measure(x[None], mask)
         weights = None if mask is None else mask_for(mask, x)
-        return self._moments(*self._bind(x, None).measure(x, weights))
+        bound = self._bind(x, None)
+        return measured(bound, bound.measure(x, weights))
 
     def apply(self, x: Any, moments: Moments, *, out: Array | None = None) -> Any:
         """Normalize an array by moments that are given instead of its own.
@@ -502,11 +486,12 @@ class NormalizationLayer:
         if self._is_one(x):
             y = self.apply(x[None], moments, out=_of_one(out))
             return y[0] if out is None else out
-        resolved = resolve_config(self._config, x.shape)
+        resolved = self._bind(x, None).plan.resolved
         scaling, biases = (parameter.own for parameter in self._ready(resolved))
         mean, variance = applicable(moments, resolved, self._config)
         y = empty_like(x, result_dtype(x.dtype)) if out is None else writable(out, x, self._parameters)
-        self._bind(x, None if out is None else y).apply(x, y, mean, variance, scaling, biases)
+        bound = self._bind(x, None if out is None else y)
+        bound.apply(x, y, bound.ordered(mean, variance), scaling, biases)
         return y if out is None else out
 
     def inverse(self, y: Any, moments: Moments | None = None, *, out: Array | None = None) -> Any:
@@ -548,12 +533,13 @@ class NormalizationLayer:
         if self._is_one(y):
             x = self.inverse(y[None], moments, out=_of_one(out))
             return x[0] if out is None else out
-        config = self._config if moments is not None else ungrouped(self._config, y.shape)
-        resolved = resolve_config(config, y.shape)
+        grouped = moments is not None
+        resolved = self._bind(y, None, grouped=grouped).plan.resolved
         scaling, biases = (parameter.own for parameter in self._ready(resolved))
         mean, variance = held(self._held, resolved) if moments is None else applicable(moments, resolved, self._config)
         x = empty_like(y, result_dtype(y.dtype)) if out is None else writable(out, y, self._parameters)
-        self._bind(y, None if out is None else x, config=config).invert(y, x, mean, variance, scaling, biases)
+        bound = self._bind(y, None if out is None else x, grouped=grouped)
+        bound.invert(y, x, bound.ordered(mean, variance), scaling, biases)
         return x if out is None else out
 
     def plan(self, shape_or_array: Any, dtype: Any = None) -> Plan:
@@ -768,17 +754,14 @@ class NormalizationLayer:
             msg += f"{name} has the shape {array.shape}"
             raise ParameterError(msg, code="P011")
 
-    def _ready(self, resolved: Resolved, given: Mapping[str, Any] | None = None) -> tuple[Parameter, Parameter]:
+    def _ready(self, resolved: Resolved, scaling: Any = None, biases: Any = None) -> tuple[Parameter, Parameter]:
         """Scaling and biases for a call: those given for it, else the layer's own."""
         found = []
-        for name in PARAMETERS:
-            value = None if given is None else given[name]
-            if value is not None:
-                found.append(Parameter.given(name, value, resolved))
-                continue
-            if getattr(self._config, name) is not None and self._parameters[name] is None:
+        for name, value in zip(PARAMETERS, (scaling, biases), strict=True):
+            own = self._parameters[name]
+            if own is None and value is None and getattr(self._config, name) is not None:
                 configs.parameter_shape(self._config)  # raises, naming the level that is not known
-            found.append(Parameter(self._parameters[name], False))
+            found.append(Parameter(own, False) if value is None else Parameter.given(name, value, resolved))
         self._require_fitting(resolved)
         return found[0], found[1]
 
@@ -934,14 +917,14 @@ class NormalizationLayer:
 
     # Binding ---------------------------------------------------------------------------------------------------------
 
-    def _bind(self, x: Array, out: Array | None, per_example: bool = False, config: LayerConfig | None = None) -> Bound:
+    def _bind(self, x: Array, out: Array | None, *, grouped: bool = True, per_example: bool = False) -> Bound:
         """The plan for one shape, dtype and layout, with its kernels; made once and remembered."""
-        config = config or self._config
-        key = (x.shape, x.strides, x.dtype, None if out is None else out.strides, per_example, config.group_number)
+        key = _key(x, out, grouped, per_example)
         bound = self._bound.get(key)
         if bound is None:
             from gennorm.kernels import bind  # Numba is imported when something is first computed
 
+            config = self._config if grouped else ungrouped(self._config, x.shape)
             strides = (np.empty_like(x, result_dtype(x.dtype)) if out is None else out).strides
             bound = bind(config, x.shape, x.dtype.name, x.strides, strides, per_example=per_example)
             with self._lock:
@@ -950,8 +933,10 @@ class NormalizationLayer:
                 self._bound[key] = bound
         return bound
 
-    def _remember(self, x: Array, bound: Bound) -> None:
+    def _remember(self, x: Array) -> None:
         """Have the next call on such an array go straight to its kernel, where it is one kernel's work."""
+        x = real(x, "the input")
+        bound = self._bind(x, None)
         with self._lock:
             shortcut = bound.shortcut(self._parameters["scaling"], self._parameters["biases"])
             if len(self._shortcuts) >= REMEMBERED:
@@ -1228,3 +1213,8 @@ def _written(value: Any) -> str:
         inside = ", ".join("..." if item is ... else repr(item) for item in value)
         return f"({inside},)" if len(value) == 1 else f"({inside})"
     return repr(value)
+
+
+def _key(x: Array, out: Array | None, grouped: bool, per_example: bool) -> tuple[Any, ...]:
+    """What a plan depends on besides the layer's settings."""
+    return x.shape, x.strides, x.dtype, None if out is None else out.strides, grouped, per_example

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from gennorm.errors import (
 )
 from gennorm.moments import Moments
 
+if TYPE_CHECKING:
+    from gennorm.kernels import Bound
+
 __all__ = [
     "applicable",
     "checked",
@@ -28,6 +31,7 @@ __all__ = [
     "held_shape",
     "initial",
     "is_one_example",
+    "measured",
     "pooled",
     "require_dataset",
     "require_held",
@@ -114,6 +118,14 @@ def is_one_example(config: LayerConfig, shape: tuple[int, ...]) -> bool:
 
 
 # --------------------------------------------------------------------------------------------------------- their use
+
+
+def measured(bound: Bound, rows: Array) -> Moments:
+    """Moments as the method has them, from what a plan found: mean, second moment and perhaps count, in its order."""
+    mean, spread, *counted = bound.shaped(rows)
+    resolved = bound.plan.resolved
+    count = counted[0] if counted else np.full(resolved.moments_shape, float(resolved.count))
+    return Moments(count, mean if bound.plan.config.method == "Standardize" else None, spread)
 
 
 def applicable(moments: Any, resolved: Resolved, config: LayerConfig) -> tuple[Array, Array]:

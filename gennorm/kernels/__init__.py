@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ VIEWED: dict[str, np.dtype[Any]] = {
 }
 NEAR = 16 << 20  # bytes of slices that are measured before they are applied, still in the last-level cache by then
 NOTHING = np.empty(0)
+NOTHINGS = np.empty((2, 0))
 MODULES = {
     ("rows", "forward"): rows,
     ("columns", "forward"): columns,
@@ -41,8 +42,8 @@ MODULES = {
 SHARES = 16  # blocks of units that add up the parameters' gradients by themselves, at the most
 RECENT = 32  # terms of a parameter's gradient that are added up before they join the rest in float64
 # Bytes of output, or of gradients, from which rows are written past the caches. With layer norms of 1024 elements the
-# output of 16 MB takes 890 us with it and 720 without, that of 24 MB 1.12 ms and 1.25, that of 64 MB 3.8 and 4.1; terms
-# of parameters that are stored behind stores that wait for memory wait with them: 2.6 ms for a gradient of 16 MB, and 3.3.
+# output of 16 MB takes 890 us with it and 720 without, that of 24 MB 1.12 ms and 1.25, that of 64 MB 3.8 and 4.1. Terms
+# of parameters that are stored behind stores that wait for memory wait with them: a gradient of 16 MB 2.6 ms and 3.3.
 STREAMED = {"forward": 1 << 25, "backward": 1 << 23}
 SPARE = 1 << 26  # bytes their sums may take
 
@@ -72,7 +73,7 @@ def _kernel(family: str, step: str, dtypes: tuple[str, str, str], flags: frozens
         y = real if settings["WEIGHTED"] else result
         arrays = (storage, y, real, real, double, double, "int64", double, *space)
         return _jit.build(module.forward, settings, dtypes, arrays, 2)
-    arrays = (storage, result, result, real, real, double, double, double, "int64", *(space or (real,)))
+    arrays = (storage, result, result, real, real, double, double, double, "int64", double, *(space or (real,)))
     return _jit.build(module.backward, settings, dtypes, arrays, 5)
 
 
@@ -106,53 +107,84 @@ class Bound:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         config, resolved = plan.config, plan.resolved
-        count = max(resolved.count - config.unbiased, 1)
-        self.numbers = np.array([count, config.epsilon, PLACEMENTS[config.epsilon_placement]], np.float64)
+        degrees, center = max(resolved.count - config.unbiased, 1), config.method == "Standardize"
+        epsilon = config.epsilon, PLACEMENTS[config.epsilon_placement]
+        # As steps.DIVISOR and those after it say: of the input's statistics, of its weighted ones, and of given ones.
+        self.numbers = np.array([degrees, *epsilon, resolved.count, config.unbiased, 1, center], np.float64)
+        self.given_numbers = np.array([1, *epsilon, 1, 0, 0, center], np.float64)
         self.geometry = np.array(plan.geometry, np.int64)
         self.compute = np.dtype(plan.compute)
-        self.center = config.method == "Standardize"
+        self.center = center
         self.dtypes = (plan.dtype, plan.result, plan.compute)
         if plan.family == "columns":
             self.tile = plan.geometry[columns.TILE]
+        self._kernels: dict[Any, Kernel] = {}
+        self._sweeps: dict[Any, _Sweep] = {}
         self._parameter_steps = self._prepared_steps()
         kept = [axis for axis, _ in plan.moments_cells]
         self._moments_order = sorted(range(len(kept)), key=lambda i: kept[i])
         self._moments_sizes = [size for _, size in plan.moments_cells]
+        self._moments_plain = self._moments_order == list(range(len(kept)))
 
     # What the layer asks for -----------------------------------------------------------------------------------------
 
     def normalize(
         self, x: Array, y: Array, scaling: Array | None, biases: Array | None, *, keep: bool = False
-    ) -> tuple[Array, Array] | None:
+    ) -> Array:
         """Write the layer's output for ``x`` into ``y``, from the moments of ``x``; return them if they are to be kept.
 
-        They are mean and second moment of every slice, shaped as the layer's moments.
+        They are the mean and the second moment of every slice, one row of an array each, in the kernel's order.
         """
-        mean, spread = (np.zeros(self.plan.slices) if keep else NOTHING for _ in range(2))
-        if self.plan.tasks:
-            with _Copies(self.plan, x, y) as (source, target):
-                gains, shifts = self.parameter(scaling), self.parameter(biases)
-                if self.plan.cut.units == 1:
-                    self._run(
-                        source, target, gains, shifts, mean, spread, self.numbers, MEASURE=1, KEEP=int(keep), APPLY=1
-                    )
-                else:
-                    mean, spread = self._normalize_in_two(source, target, gains, shifts)
-        return (self._shaped(mean), self._shaped(spread)) if keep else None
+        plan = self.plan
+        moments = np.empty((2, plan.slices)) if keep else NOTHINGS
+        if plan.tasks == 0:
+            moments[:] = 0.0
+            return moments
+        source, target = self._source(x), self._target(y)
+        gains, shifts = self.parameter(scaling), self.parameter(biases)
+        if plan.cut.units == 1:
+            mean, spread = moments
+            self._run(
+                _flat(source, plan.dtype), _flat(target, plan.result), gains, shifts, mean, spread, self.numbers,
+                MEASURE=1, KEEP=int(keep), APPLY=1,
+            )  # fmt: skip
+        else:
+            moments = self._normalize_in_two(_flat(source, plan.dtype), _flat(target, plan.result), gains, shifts)
+        _deliver(target, y)
+        return moments
 
-    def measure(self, x: Array, weights: Array | None = None) -> tuple[Array, Array, Array]:
-        """Return count, mean and second moment of every slice of ``x``, shaped as the layer's moments.
+    def measure(self, x: Array, weights: Array | None = None) -> Array:
+        """Return mean, second moment and count of every slice of ``x``: rows of an array, in the kernel's order.
 
         The weights, or a mask, broadcast to ``x``; without them every element counts once.
         """
-        plan, slices = self.plan, self.plan.slices
-        count = np.full(slices, 0.0 if weights is not None else float(plan.resolved.count))
-        mean, spread = np.zeros(slices), np.zeros(slices)
+        plan = self.plan
+        moments = np.zeros((3, plan.slices))
+        if weights is None:
+            moments[2] = plan.resolved.count
         if plan.tasks:
-            with _Copies(plan, x, None) as (source, _):
-                laid = NOTHING if weights is None else _flat(self._laid_out(weights), plan.compute)
-                self._measure(source, count, mean, spread, laid)
-        return self._shaped(count), self._shaped(mean), self._shaped(spread)
+            laid = NOTHING if weights is None else _flat(self._laid_out(weights), plan.compute)
+            self._measure(_flat(self._source(x), plan.dtype), moments, laid)
+        return moments
+
+    def shaped(self, moments: Array) -> list[Array]:
+        """From rows in the order in which the kernel counts slices to arrays of the shape of the layer's moments."""
+        shape = self.plan.resolved.moments_shape
+        if self._moments_plain:
+            return [row.reshape(shape) for row in moments]
+        return [
+            np.ascontiguousarray(row.reshape(self._moments_sizes).transpose(self._moments_order)).reshape(shape)
+            for row in moments
+        ]
+
+    def ordered(self, *moments: Array) -> Array:
+        """From arrays of the shape of the layer's moments to rows in the order in which the kernel counts slices."""
+        sizes = [self._moments_sizes[i] for i in self._moments_order]
+        back = sorted(range(len(sizes)), key=lambda i: self._moments_order[i])
+        rows_ = [np.broadcast_to(array, self.plan.resolved.moments_shape) for array in moments]
+        return np.stack([row.reshape(sizes).transpose(back).reshape(-1) for row in rows_]).astype(
+            np.float64, copy=False
+        )
 
     def _laid_out(self, values: Array) -> Array:
         """Values that broadcast to the input, as an array of the output's layout in the type of the arithmetic."""
@@ -160,16 +192,18 @@ class Bound:
         np.copyto(laid, values, casting="unsafe")
         return laid
 
-    def apply(
-        self, x: Array, y: Array, mean: Array, variance: Array, scaling: Array | None, biases: Array | None
-    ) -> None:
-        """Write the output for ``x`` into ``y``, from a mean and a variance shaped as the layer's moments."""
-        if self.plan.tasks == 0:
+    def apply(self, x: Array, y: Array, moments: Array, scaling: Array | None, biases: Array | None) -> None:
+        """Write the output for ``x`` into ``y``, from mean and variance of every slice, in the kernel's order."""
+        plan = self.plan
+        if plan.tasks == 0:
             return
-        with _Copies(self.plan, x, y) as (source, target):
-            numbers = np.array([1.0, *self.numbers[1:]])
-            means, spreads = self._ordered(mean), self._ordered(variance)
-            self._run(source, target, self.parameter(scaling), self.parameter(biases), means, spreads, numbers, APPLY=1)
+        source, target = self._source(x), self._target(y)
+        mean, variance = moments
+        self._run(
+            _flat(source, plan.dtype), _flat(target, plan.result), self.parameter(scaling), self.parameter(biases),
+            mean, variance, self.given_numbers, APPLY=1,
+        )  # fmt: skip
+        _deliver(target, y)
 
     def shortcut(self, scaling: Array | None, biases: Array | None) -> Callable[[Array], Array] | None:
         """Return a function that does what `normalize` does, if that is one kernel call; else None.
@@ -188,8 +222,9 @@ class Bound:
             return None
         kind, tasks = plan.parameter_kind, plan.tasks
         kernel = self._kernel(
-            "forward", MEASURE=1, APPLY=1, SCALING=0 if gains is None else kind, BIASES=0 if shifts is None else kind
-        )
+            "forward", MEASURE=1, KEEP=0, APPLY=1,
+            SCALING=0 if gains is None else kind, BIASES=0 if shifts is None else kind,
+        )  # fmt: skip
         unused = NOTHING_REAL[plan.compute]
         gains, shifts = unused if gains is None else gains, unused if shifts is None else shifts
         geometry, numbers, nothing, shape, empty = self.geometry, self.numbers, NOTHING, plan.resolved.shape, np.empty
@@ -217,55 +252,62 @@ class Bound:
 
         return normalize
 
-    def invert(
-        self, y: Array, x: Array, mean: Array, variance: Array, scaling: Array | None, biases: Array | None
-    ) -> None:
-        """Write into ``x`` the input whose output is ``y``, given its mean and variance and a scaling without zeros."""
-        if self.plan.tasks == 0:
+    def invert(self, y: Array, x: Array, moments: Array, scaling: Array | None, biases: Array | None) -> None:
+        """Write into ``x`` the input whose output is ``y``, given mean and variance and a scaling without zeros."""
+        plan = self.plan
+        if plan.tasks == 0:
             return
-        with _Copies(self.plan, y, x) as (source, target):
-            numbers = np.array([1.0, *self.numbers[1:]])
-            gains = None if scaling is None else self.parameter(1.0 / scaling.astype(np.float64))
-            means, spreads = self._ordered(mean), self._ordered(variance)
-            self._run(
-                source, target, gains, self.parameter(biases), means, spreads, numbers, CENTER=1, INVERT=1, APPLY=1
-            )
+        source, target = self._source(y), self._target(x)
+        gains = None if scaling is None else self.parameter(1.0 / scaling.astype(np.float64))
+        mean, variance = moments
+        self._run(
+            _flat(source, plan.dtype), _flat(target, plan.result), gains, self.parameter(biases),
+            mean, variance, self.given_numbers, CENTER=1, INVERT=1, APPLY=1,
+        )  # fmt: skip
+        _deliver(target, x)
 
     def backward(
         self,
         x: Array,
         dy: Array,
         dx: Array,
-        factors: tuple[Array, Array, Array, Array],
+        moments: Array,
         scaling: Array | None,
         biases: Array | None,
         weights: Array | None = None,
         *,
+        given: bool = False,
         tangent: bool = False,
     ) -> tuple[Array | None, Array | None]:
         """Write the input's gradient into ``dx``; return those of scaling and biases, in float64.
 
-        The factors of the slices, shaped as the layer's moments, are their mean, the inverse deviation, and what the
-        sums of ``g`` and of ``g`` times the deviations are multiplied by; see ``row_gradients``. With ``tangent``,
-        ``dy`` is a direction of the input and ``dx`` the output's derivative along it.
+        The moments are rows in the kernel's order: what `normalize` kept, or `measure` found with these weights, or
+        mean and variance, if they were ``given`` and the gradient does not go through them. With ``tangent``, ``dy`` is
+        a direction of the input and ``dx`` the output's derivative along it.
         """
         plan = self.plan
-        shape = plan.resolved.parameter_shape
-        wanted = (None if array is None or tangent else np.zeros(shape) for array in (scaling, biases))
         if plan.tasks == 0:
-            to_scaling, to_biases = wanted
-            return to_scaling, to_biases
-        with _Copies(plan, x, dx) as (source, target):
-            given = dy
-            if dy.strides != dx.strides or plan.copies == "both":
-                given = _dense(plan, dy.dtype)
-                np.copyto(given, dy)
-            laid = NOTHING_REAL[plan.compute] if weights is None else _flat(self._laid_out(weights), plan.compute)
-            summed = self._backward(
-                source, _flat(given, plan.result), target, laid,
-                np.concatenate([self._ordered(array) for array in factors]), self.parameter(scaling),
-                biases is not None and not tangent, (2 if tangent else 1) if weights is not None else 0, tangent,
-            )  # fmt: skip
+            shape = plan.resolved.parameter_shape
+            found = [None if array is None or tangent else np.zeros(shape) for array in (scaling, biases)]
+            return found[0], found[1]
+        source, target, slopes = self._source(x), self._target(dx), dy
+        if dy.strides != target.strides:
+            slopes = _dense(plan, dy.dtype)
+            np.copyto(slopes, dy)
+        weighted = 0 if weights is None else 2 if tangent else 1
+        sweep = self._sweep(scaling is not None, biases is not None and not tangent, weighted, tangent, given)
+        unused = NOTHING_REAL[plan.compute]
+        gains = self.parameter(scaling)
+        summed = self._backward(
+            sweep,
+            _flat(source, plan.dtype),
+            _flat(slopes, plan.result),
+            _flat(target, plan.result),
+            unused if weights is None else _flat(self._laid_out(weights), plan.compute),
+            unused if gains is None else gains,
+            moments.reshape(-1),
+        )
+        _deliver(target, dx)
         if tangent:
             return None, None
         return (
@@ -276,11 +318,16 @@ class Bound:
     # Kernels ---------------------------------------------------------------------------------------------------------
 
     def _kernel(self, step: str, /, **flags: int) -> Kernel:
-        if step == "forward":  # going back, the method is in the factors
-            flags.setdefault("CENTER", self.center)
-            if self.plan.family == "rows" and "APPLY" in flags:
-                flags["STREAM"] = int(self.plan.size * ITEMSIZE[self.plan.result] >= STREAMED["forward"])
-        return _kernel(self.plan.family, step, self.dtypes, frozenset(flags.items()))
+        key = (step, *flags.items())
+        kernel = self._kernels.get(key)
+        if kernel is None:
+            plan = self.plan
+            large = plan.family == "rows" and plan.size * ITEMSIZE[plan.result] >= STREAMED[step]
+            flags["STREAM"] = int(large and "APPLY" in flags)
+            if step == "forward":  # going back, the method is in the numbers
+                flags.setdefault("CENTER", self.center)
+            kernel = self._kernels[key] = _kernel(plan.family, step, self.dtypes, frozenset(flags.items()))
+        return kernel
 
     def _run(
         self,
@@ -305,6 +352,9 @@ class Bound:
         gains, shifts = (unused if array is None else array for array in (scaling, biases))
         geometry = self.geometry
         hi = plan.tasks if hi is None else hi
+        if lo == 0 and not shared(plan.size):
+            kernel(x, y, gains, shifts, means, spreads, geometry, numbers, *self._space(6, 3), 0, hi)
+            return
 
         def work(first: int, last: int) -> None:
             kernel(x, y, gains, shifts, means, spreads, geometry, numbers, *self._space(6, 3), lo + first, lo + last)
@@ -319,16 +369,16 @@ class Bound:
         new = np.empty if _jit.JIT else np.zeros
         return new(doubles * self.tile), new(reals * self.tile, self.compute)
 
-    def _measure(self, x: Array, count: Array, mean: Array, spread: Array, weights: Array = NOTHING) -> None:
-        """Fill in the moments of every slice, in the kernel's order; the count where there are weights."""
+    def _measure(self, x: Array, moments: Array, weights: Array) -> None:
+        """Fill in the moments of every slice; the count where there are weights."""
         units, slices = self.plan.cut.units, self.plan.slices
         weighted = weights is not NOTHING
         means, spreads = np.zeros((units, slices)), np.zeros(((1 + weighted) * units, slices))
         self._measure_units(x, means, spreads, 0, self.plan.tasks, weights)
         counts = spreads[units:] if weighted else self._counts()[:, None]
         if weighted:
-            count[:] = counts.sum(0)
-        mean[:], spread[:] = self._merged(counts, means, spreads[:units])
+            moments[2] = counts.sum(0)
+        moments[0], moments[1] = self._merged(counts, means, spreads[:units])
 
     def _measure_units(
         self, x: Array, means: Array, spreads: Array, lo: int, hi: int, weights: Array = NOTHING
@@ -350,55 +400,54 @@ class Bound:
         mean = nearby + (counts * (means - nearby)).sum(0) / np.maximum(counts.sum(0), steps.NOTHING)
         return mean, spreads.sum(0) + (counts * (means - mean) ** 2).sum(0)
 
-    def _backward(
-        self,
-        x: Array,
-        dy: Array,
-        dx: Array,
-        weights: Array,
-        factors: Array,
-        scaling: Array | None,
-        biased: bool,
-        weighted: int,
-        tangent: bool,
-    ) -> Array:
-        """Run the backward kernel, in two steps where slices are larger than the cache; gradients by parameter."""
-        plan, units, slices = self.plan, self.plan.cut.units, self.plan.slices
-        kind = plan.parameter_kind
-        parameters = math.prod(size for _, _, size in plan.parameter_cells) if scaling is not None or biased else 0
+    def _sweep(self, scaled: bool, biased: bool, weighted: int, tangent: bool, given: bool) -> _Sweep:
+        """How the backward kernel is run for some settings, made once and remembered."""
+        key = (scaled, biased, weighted, tangent, given)
+        sweep = self._sweeps.get(key)
+        if sweep is not None:
+            return sweep
+        plan, kind = self.plan, self.plan.parameter_kind
+        parameters = math.prod(size for _, _, size in plan.parameter_cells) if scaled or biased else 0
         parameters = 0 if tangent else parameters
         blocks = max(1, min(SHARES, plan.tasks, SPARE // max(16 * parameters, 1), plan.size // max(32 * parameters, 1)))
         block = -(-plan.tasks // blocks)
-        blocks = -(-plan.tasks // block)
-        gradients = np.zeros((blocks, 2, parameters))
-        gains = NOTHING_REAL[plan.compute] if scaling is None else scaling
-        flags = {"SCALING": 0 if scaling is None else kind, "BIASES": kind if biased else 0}
-        flags.update(WEIGHTED=weighted, TANGENT=int(tangent))
-        flags["STREAM"] = int(plan.family == "rows" and plan.size * dx.itemsize >= STREAMED["backward"])
+        flags = {"SCALING": kind * scaled, "BIASES": kind * biased, "WEIGHTED": weighted, "TANGENT": int(tangent)}
+        phases = [{"SUMS": 1, "APPLY": 1}] if plan.cut.units == 1 else [{"SUMS": 1}, {"APPLY": 1}]
         varying = plan.family == "rows" and not tangent and 2 in (flags["SCALING"], flags["BIASES"])
-        often = max(RECENT * parameters * plan.tasks // plan.size, 1)
-        geometry, flat = self.geometry, gradients.reshape(-1)
+        sweep = self._sweeps[key] = _Sweep(
+            tuple(self._kernel("backward", **flags, **phase) for phase in phases),
+            self.given_numbers if given else self.numbers,
+            parameters,
+            -(-plan.tasks // block),
+            block,
+            max(RECENT * parameters * plan.tasks // plan.size, 1),
+            2 * parameters * varying,
+        )
+        return sweep
 
-        def step(sums: Array, **phase: int) -> None:
-            kernel = self._kernel("backward", **flags, **phase)
+    def _backward(
+        self, sweep: _Sweep, x: Array, dy: Array, dx: Array, weights: Array, scaling: Array, moments: Array
+    ) -> Array:
+        """Run the backward kernel, in two steps where slices are larger than the cache; gradients by parameter."""
+        plan, units, slices = self.plan, self.plan.cut.units, self.plan.slices
+        blocks, block, parameters, often = sweep.blocks, sweep.block, sweep.parameters, sweep.often
+        gradients = np.zeros((blocks, 2, parameters))
+        geometry, flat, numbers = self.geometry, gradients.reshape(-1), sweep.numbers
+        sums = NOTHING if units == 1 else np.zeros((units, 2 * slices))
+        for kernel in sweep.kernels:
+            read = sums.reshape(-1)
 
-            def work(first: int, last: int) -> None:
-                space = self._space(4, 5) or (np.zeros(2 * parameters * varying, self.compute),)
+            def work(first: int, last: int, kernel: Kernel = kernel, sums: Array = read) -> None:
+                space = self._space(6, 5) or (np.zeros(sweep.recent, self.compute),)
                 kernel(
-                    x, dy, dx, weights, gains, factors, sums, flat, geometry, *space,
+                    x, dy, dx, weights, scaling, moments, sums, flat, geometry, numbers, *space,
                     block, parameters, often, first, last,
                 )  # fmt: skip
 
             run(work, blocks, plan.size)
-
-        if units == 1:
-            step(NOTHING, SUMS=1, APPLY=1)
-        else:
-            sums = np.zeros((units, 2 * slices))
-            step(sums.reshape(-1), SUMS=1)
-            step(np.ascontiguousarray(sums.sum(0)), APPLY=1)
-        summed: Array = gradients.sum(0)
-        return summed
+            if units > 1:
+                sums = sums.sum(0)
+        return gradients[0] if blocks == 1 else gradients.sum(0)
 
     def _counts(self) -> Array:
         """Elements that each unit of a slice contributes to it."""
@@ -409,10 +458,11 @@ class Bound:
         sizes *= geometry[columns.FOLD] if self.plan.family == "columns" else 1
         return np.add.reduceat(np.tile(sizes, repeats), np.arange(0, repeats * cut.pieces, cut.portion))
 
-    def _normalize_in_two(self, x: Array, y: Array, scaling: Array | None, biases: Array | None) -> tuple[Array, Array]:
+    def _normalize_in_two(self, x: Array, y: Array, scaling: Array | None, biases: Array | None) -> Array:
         """Measure slices that are larger than the cache, then apply; a few at a time, for the cache behind it."""
         plan, units, slices = self.plan, self.plan.cut.units, self.plan.slices
-        mean, spread = np.zeros(slices), np.zeros(slices)
+        moments = np.zeros((2, slices))
+        mean, spread = moments
         means, spreads = np.zeros((units, slices)), np.zeros((units, slices))
         counts = self._counts()[:, None]
         blocks = plan.tasks // units
@@ -424,7 +474,7 @@ class Bound:
             part = slice(self._first_slice(block), self._first_slice(following))
             mean[part], spread[part] = self._merged(counts, means[:, part], spreads[:, part])
             self._run(x, y, scaling, biases, mean, spread, self.numbers, lo, hi, APPLY=1)
-        return mean, spread
+        return moments
 
     def _first_slice(self, block: int) -> int:
         """The first slice of a block of the kernel's units: a slice, or a tile of columns."""
@@ -474,36 +524,36 @@ class Bound:
         summed = array.reshape(spread).sum(axes, keepdims=True)
         return np.ascontiguousarray(summed.reshape([split[i] for i in order]).transpose(back)).reshape(shape)
 
-    def _shaped(self, moments: Array) -> Array:
-        """From the order in which the kernel counts slices to the shape of the layer's moments."""
-        ordered = moments.reshape(self._moments_sizes).transpose(self._moments_order)
-        return np.ascontiguousarray(ordered).reshape(self.plan.resolved.moments_shape)
+    # Arrays as the kernels take them ----------------------------------------------------------------------------------
 
-    def _ordered(self, moments: Array) -> Array:
-        """From the shape of the layer's moments to the order in which the kernel counts slices."""
-        sizes = [self._moments_sizes[i] for i in self._moments_order]
-        back = sorted(range(len(sizes)), key=lambda i: self._moments_order[i])
-        return np.ascontiguousarray(moments.reshape(sizes).transpose(back), np.float64).reshape(-1)
+    def _source(self, x: Array) -> Array:
+        """The array itself, or a copy without gaps where the plan says so."""
+        if self.plan.copies == "nothing":
+            return x
+        copy = _dense(self.plan, x.dtype)
+        np.copyto(copy, x)
+        return copy
+
+    def _target(self, y: Array) -> Array:
+        """The array itself, or one without gaps that `_deliver` copies into it."""
+        return y if self.plan.copies != "both" else _dense(self.plan, y.dtype)
 
 
-class _Copies:
-    """The flat views that kernels take, of the arrays themselves or, where a plan says so, of copies."""
+class _Sweep(NamedTuple):
+    """How a backward kernel goes over the units of a plan."""
 
-    def __init__(self, plan: Plan, x: Array, y: Array | None) -> None:
-        self.plan, self.x, self.y, self.target = plan, x, y, y
+    kernels: tuple[Kernel, ...]  # one, or where slices are larger than the cache one that sums and one that applies
+    numbers: Array
+    parameters: int  # of each kind
+    blocks: int  # each of which adds up the parameters' gradients by itself
+    block: int  # units in one
+    often: int  # units after which recent terms join the rest
+    recent: int  # room for them
 
-    def __enter__(self) -> tuple[Array, Array]:
-        plan, source = self.plan, self.x
-        if plan.copies != "nothing":
-            source = _dense(plan, self.x.dtype)
-            np.copyto(source, self.x)
-        if plan.copies == "both" and self.y is not None:
-            self.target = _dense(plan, self.y.dtype)
-        return _flat(source, plan.dtype), NOTHING if self.target is None else _flat(self.target, plan.result)
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None and self.y is not None and self.target is not None and self.target is not self.y:
-            np.copyto(self.y, self.target)
+def _deliver(target: Array, y: Array) -> None:
+    if target is not y:
+        np.copyto(y, target)
 
 
 def _dense(plan: Plan, dtype: np.dtype[Any]) -> Array:

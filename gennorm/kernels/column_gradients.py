@@ -1,6 +1,6 @@
 """Columns, backwards: from the gradient of the output to those of the input and of the parameters.
 
-What ``row_gradients`` does for one slice, for a tile of neighbouring ones. The workspace holds four numbers a lane in
+What ``row_gradients`` does for one slice, for a tile of neighbouring ones. The workspace holds six numbers a lane in
 float64, and the last array five in the type of the arithmetic.
 """
 
@@ -30,7 +30,7 @@ from .columns import (
     along,
     share,
 )
-from .steps import offsets
+from .steps import COUNT, THROUGH, factors, offsets
 from .vector import (
     LANES,
     Array,
@@ -62,10 +62,11 @@ def backward(
     dx: Array,
     weights: Array,
     scaling: Array,
-    factors: Array,
+    moments: Array,
     sums: Array,
     gradients: Array,
     geometry: Array,
+    numbers: Array,
     work: Array,
     lanes: Array,
     block: int,
@@ -81,7 +82,7 @@ def backward(
     tile, tiles, fold, p_lane = geometry[TILE], geometry[TILES], geometry[FOLD], geometry[P_LANE]
     x_line, y_line, p_line = geometry[X_LINE], geometry[Y_LINE], geometry[P_LINE]
     outer_runs = RUNS + 4 * kept
-    squared_at, mean_at, inverse_at = tile, 2 * tile, 3 * tile
+    squared_at, mean_at, inverse_at, by_sum_at, by_product_at = tile, 2 * tile, 3 * tile, 4 * tile, 5 * tile
     tasks = units * tiles * (slices // (geometry[WIDTH] // fold))
     for unit in range(lo * block, min(hi * block, tasks)):
         place = unit // units
@@ -99,12 +100,16 @@ def backward(
         index = slice_
         for folded in range(0, width, fold):
             for lane in range(folded, folded + fold):
-                work[mean_at + lane] = factors[index]
-                work[inverse_at + lane] = factors[slices + index]
+                work[mean_at + lane] = moments[index]
+                work[inverse_at + lane] = moments[slices + index]
+                work[by_sum_at + lane] = moments[2 * slices + index] if WEIGHTED else numbers[COUNT]
             index += 1
         for lane in range(0, width, LANES):
             mean = load(work, mean_at + lane)
-            inverse = load(work, inverse_at + lane)
+            inverse, by_sum, by_product = factors(load(work, inverse_at + lane), load(work, by_sum_at + lane), numbers)
+            store(work, inverse_at + lane, inverse)
+            store(work, by_sum_at + lane, by_sum)
+            store(work, by_product_at + lane, by_product)
             centre = narrow(mean)
             store(lanes, lane, centre)
             store(lanes, tile + lane, narrow(inverse))
@@ -157,16 +162,13 @@ def backward(
                 index += 1
 
         if APPLY:
-            index = slice_
-            for folded in range(0, width, fold):
-                for lane in range(folded, folded + fold):
-                    work[lane] *= factors[2 * slices + index]
-                    work[squared_at + lane] *= factors[3 * slices + index]
-                index += 1
             for lane in range(0, width, LANES):
-                slope = load(work, squared_at + lane)
-                rest = widen(load(lanes, lane)) - load(work, mean_at + lane)
-                shift = load(work, lane) + slope * rest
+                slope = splat(0.0)
+                shift = splat(0.0)
+                if numbers[THROUGH]:
+                    rest = widen(load(lanes, lane)) - load(work, mean_at + lane)
+                    slope = load(work, squared_at + lane) * load(work, by_product_at + lane)
+                    shift = load(work, lane) * load(work, by_sum_at + lane) + slope * rest
                 gain = load(work, inverse_at + lane)
                 if SCALING == 1:
                     scale = widen(along(scaling, p_tile, p_lane, left + lane, width - lane))

@@ -13,7 +13,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from .steps import NOTHING, cancelled, inverse_deviation, moments, offsets, transformed
+from .steps import (
+    DIVISOR,
+    EPSILON,
+    NOTHING,
+    PLACEMENT,
+    cancelled,
+    inverse_deviation,
+    moments,
+    offsets,
+    transformed,
+)
 from .vector import (
     LANES,
     WIDE,
@@ -171,7 +181,8 @@ def forward(
         if APPLY:
             for lane in range(0, width, LANES):
                 mean = load(work, mean_at + lane)
-                gain = inverse_deviation(load(work, spread_at + lane) / numbers[0], numbers[1], numbers[2])
+                variance = load(work, spread_at + lane) / numbers[DIVISOR]
+                gain = inverse_deviation(variance, numbers[EPSILON], numbers[PLACEMENT])
                 centre = narrow(mean)
                 shift = (widen(centre) - mean) * gain  # what rounding the mean lost
                 if INVERT:

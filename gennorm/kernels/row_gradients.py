@@ -1,8 +1,8 @@
 """Rows, backwards: from the gradient of the output to those of the input and of the parameters.
 
 With ``g = scaling * dy`` and the deviations ``d`` of a slice from its mean, the gradient of its elements is ``inverse *
-g + added * sum(g) + squared * sum(g * d) * d``. The four factors of a slice, its mean, ``inverse``, ``added`` and
-``squared``, are all that this needs of the forward pass.
+g + by_sum * sum(g) + by_product * sum(g * d) * d``; see ``factors``. The mean and the second moment of each slice, and
+its count where it has one of its own, are all that this needs of the forward pass.
 
 The geometry is that of ``rows``. What it says of the output holds for its gradient, the input's, and the weights,
 which share one layout. Units are taken in blocks, and each block adds up the gradients of the parameters by itself,
@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from .rows import KEPT, LENGTH, OUTER, PIECE, PIECES, PORTION, ROWS, RUNS, SLICES, UNITS
-from .steps import offsets
+from .steps import COUNT, THROUGH, factors, offsets
 from .vector import (
     LANES,
     Array,
@@ -50,10 +50,11 @@ def backward(
     dx: Array,
     weights: Array,
     scaling: Array,
-    factors: Array,
+    moments: Array,
     sums: Array,
     gradients: Array,
     geometry: Array,
+    numbers: Array,
     recent: Array,
     block: int,
     parameters: int,
@@ -72,7 +73,9 @@ def backward(
         first = (unit - number * units) * portion
         last = min(first + portion, rows * pieces)
         x_slice, y_slice, p_slice = offsets(geometry, RUNS, kept, number)
-        mean, inverse = factors[number], factors[slices + number]
+        mean = moments[number]
+        count = moments[2 * slices + number] if WEIGHTED else numbers[COUNT]
+        inverse, by_sum, by_product = factors(moments[slices + number], count, numbers)
         centre = real(mean)
         rest = np.float64(centre) - mean  # what rounding the mean lost
         to_scaling = 2 * parameters * (unit // block)
@@ -112,8 +115,11 @@ def backward(
                 squared += rest * added
             else:
                 added, squared = sums[number], sums[slices + number]
-            slope = factors[3 * slices + number] * squared
-            shift = factors[2 * slices + number] * added + slope * rest
+            slope = 0.0
+            shift = 0.0
+            if numbers[THROUGH]:
+                slope = by_product * squared
+                shift = by_sum * added + slope * rest
             for part in range(first, last):
                 row = part // pieces if pieces > 1 else part
                 start = (part - row * pieces) * piece

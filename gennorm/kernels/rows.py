@@ -5,8 +5,7 @@ batch normalization with channels first has one row an example.
 
 The geometry of a call is one array of integers, the fields below and then two lists of runs, each from the innermost
 run outwards: the kept ones that tell slices apart, and the aggregated ones outside the row. A run has a size and its
-strides in the input, the output and the parameters. The numbers are the divisor of the second moment (the elements of
-a slice, or one fewer), epsilon, and where epsilon goes.
+strides in the input, the output and the parameters. What the numbers are stands in ``steps``.
 
 A call works on the units ``lo`` to ``hi`` and writes nothing that belongs to others, so calls may run side by side.
 """
@@ -17,7 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from .steps import NOTHING, cancelled, inverse_deviation, moments, offsets, transformed
+from .steps import (
+    DIVISOR,
+    EPSILON,
+    NOTHING,
+    PLACEMENT,
+    cancelled,
+    inverse_deviation,
+    moments,
+    offsets,
+    transformed,
+)
 from .vector import (
     LANES,
     Array,
@@ -124,7 +133,7 @@ def forward(
             spread = spreads[number]
 
         if APPLY:
-            factor = inverse_deviation(spread / numbers[0], numbers[1], numbers[2])
+            factor = inverse_deviation(spread / numbers[DIVISOR], numbers[EPSILON], numbers[PLACEMENT])
             centre = real(mean)
             remainder = (np.float64(centre) - mean) * factor  # what rounding the mean lost
             if INVERT:
