@@ -30,7 +30,7 @@ from .columns import (
     along,
     share,
 )
-from .steps import COUNT, THROUGH, factors, offsets
+from .steps import MEAN, PER_COUNT, PER_DEGREE, VARIANCE, offsets, slopes
 from .vector import (
     LANES,
     Array,
@@ -62,7 +62,7 @@ def backward(
     dx: Array,
     weights: Array,
     scaling: Array,
-    moments: Array,
+    factors: Array,
     sums: Array,
     gradients: Array,
     geometry: Array,
@@ -100,13 +100,16 @@ def backward(
         index = slice_
         for folded in range(0, width, fold):
             for lane in range(folded, folded + fold):
-                work[mean_at + lane] = moments[index]
-                work[inverse_at + lane] = moments[slices + index]
-                work[by_sum_at + lane] = moments[2 * slices + index] if WEIGHTED else numbers[COUNT]
+                work[mean_at + lane] = factors[MEAN * slices + index]
+                work[inverse_at + lane] = factors[VARIANCE * slices + index]
+                work[by_sum_at + lane] = factors[PER_COUNT * slices + index]
+                work[by_product_at + lane] = factors[PER_DEGREE * slices + index]
             index += 1
         for lane in range(0, width, LANES):
             mean = load(work, mean_at + lane)
-            inverse, by_sum, by_product = factors(load(work, inverse_at + lane), load(work, by_sum_at + lane), numbers)
+            inverse, by_sum, by_product = slopes(
+                load(work, inverse_at + lane), load(work, by_sum_at + lane), load(work, by_product_at + lane), numbers
+            )
             store(work, inverse_at + lane, inverse)
             store(work, by_sum_at + lane, by_sum)
             store(work, by_product_at + lane, by_product)
@@ -163,12 +166,11 @@ def backward(
 
         if APPLY:
             for lane in range(0, width, LANES):
-                slope = splat(0.0)
-                shift = splat(0.0)
-                if numbers[THROUGH]:
-                    rest = widen(load(lanes, lane)) - load(work, mean_at + lane)
-                    slope = load(work, squared_at + lane) * load(work, by_product_at + lane)
-                    shift = load(work, lane) * load(work, by_sum_at + lane) + slope * rest
+                # A term that is not there stays 0 where its sum is NaN.
+                by_sum, by_product, zero = load(work, by_sum_at + lane), load(work, by_product_at + lane), splat(0.0)
+                slope = choose(by_product, load(work, squared_at + lane) * by_product, zero)
+                shift = choose(by_sum, load(work, lane) * by_sum, zero)
+                shift += slope * (widen(load(lanes, lane)) - load(work, mean_at + lane))
                 gain = load(work, inverse_at + lane)
                 if SCALING == 1:
                     scale = widen(along(scaling, p_tile, p_lane, left + lane, width - lane))

@@ -1,8 +1,8 @@
 """Rows, backwards: from the gradient of the output to those of the input and of the parameters.
 
 With ``g = scaling * dy`` and the deviations ``d`` of a slice from its mean, the gradient of its elements is ``inverse *
-g + by_sum * sum(g) + by_product * sum(g * d) * d``; see ``factors``. The mean and the second moment of each slice, and
-its count where it has one of its own, are all that this needs of the forward pass.
+g + by_sum * sum(g) + by_product * sum(g * d) * d``; see ``slopes``. Four factors of each slice, in this order, are all
+that this needs of the forward pass; ``steps`` says which.
 
 The geometry is that of ``rows``. What it says of the output holds for its gradient, the input's, and the weights,
 which share one layout. Units are taken in blocks, and each block adds up the gradients of the parameters by itself,
@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from .rows import KEPT, LENGTH, OUTER, PIECE, PIECES, PORTION, ROWS, RUNS, SLICES, UNITS
-from .steps import COUNT, THROUGH, factors, offsets
+from .steps import MEAN, PER_COUNT, PER_DEGREE, VARIANCE, offsets, slopes
 from .vector import (
     LANES,
     Array,
@@ -50,7 +50,7 @@ def backward(
     dx: Array,
     weights: Array,
     scaling: Array,
-    moments: Array,
+    factors: Array,
     sums: Array,
     gradients: Array,
     geometry: Array,
@@ -73,9 +73,9 @@ def backward(
         first = (unit - number * units) * portion
         last = min(first + portion, rows * pieces)
         x_slice, y_slice, p_slice = offsets(geometry, RUNS, kept, number)
-        mean = moments[number]
-        count = moments[2 * slices + number] if WEIGHTED else numbers[COUNT]
-        inverse, by_sum, by_product = factors(moments[slices + number], count, numbers)
+        mean = factors[MEAN * slices + number]
+        per_count, per_degree = factors[PER_COUNT * slices + number], factors[PER_DEGREE * slices + number]
+        inverse, by_sum, by_product = slopes(factors[VARIANCE * slices + number], per_count, per_degree, numbers)
         centre = real(mean)
         rest = np.float64(centre) - mean  # what rounding the mean lost
         to_scaling = 2 * parameters * (unit // block)
@@ -115,11 +115,10 @@ def backward(
                 squared += rest * added
             else:
                 added, squared = sums[number], sums[slices + number]
-            slope = 0.0
-            shift = 0.0
-            if numbers[THROUGH]:
-                slope = by_product * squared
-                shift = by_sum * added + slope * rest
+            # A term that is not there stays 0 where its sum is NaN.
+            slope = by_product * squared if by_product != 0.0 else 0.0
+            shift = by_sum * added if by_sum != 0.0 else 0.0
+            shift += slope * rest
             for part in range(first, last):
                 row = part // pieces if pieces > 1 else part
                 start = (part - row * pieces) * piece

@@ -15,14 +15,13 @@ EXACT = 1  # the squares of the input are exact in float64: one pass is enough u
 
 INSIDE, FLOOR, OUTSIDE = 0, 1, 2
 
-# The numbers of a call. Those after the first three are what a gradient needs.
-DIVISOR = 0  # of the second moment: the elements of a slice, or one fewer
-EPSILON = 1
-PLACEMENT = 2  # where epsilon goes: one of the three above
-COUNT = 3  # elements of a slice, where they are not counted one by one
-LOST = 4  # 1 where the variance is unbiased
-THROUGH = 5  # 1 where the statistics are the input's, so that the gradient goes through them too
-CENTERED = 6  # 1 where the mean is one of them
+# The numbers of a call: what the second moment of a slice is divided by (its elements, or one fewer), epsilon, and where
+# that goes, one of the three above.
+DIVISOR, EPSILON, PLACEMENT = 0, 1, 2
+
+# What a gradient is told of a slice: its mean, its variance, and one over the elements that the mean and the variance
+# are taken over, 0 where the gradient does not go through them.
+MEAN, VARIANCE, PER_COUNT, PER_DEGREE = 0, 1, 2, 3
 
 # One pass loses log2(mean square / variance) bits of 53 to cancellation. Where it would lose more than 10, a second
 # pass is made about the mean of the first; constant slices, whose spread is all cancellation, become exactly 0 by it.
@@ -72,7 +71,7 @@ def inverse_deviation(variance: Any, epsilon: float, placement: float) -> Any:
     return inverse(root(variance) + epsilon)
 
 
-def factors(spread: Any, count: Any, numbers: Array) -> tuple[Any, Any, Any]:
+def slopes(variance: Any, per_count: Any, per_degree: Any, numbers: Array) -> tuple[Any, Any, Any]:
     r"""The inverse deviation of a slice, and what two sums over it are multiplied by in its gradient.
 
     With the deviation :math:`\delta(v)` that is divided by, :math:`r = 1 / \delta`, :math:`n` elements counted and the
@@ -82,8 +81,6 @@ def factors(spread: Any, count: Any, numbers: Array) -> tuple[Any, Any, Any]:
 
     where the last two terms come through the statistics, and only then. The method RMS has no middle term.
     """
-    per_degree = inverse(larger(count - numbers[LOST], 0.0))
-    variance = spread * per_degree
     deviation = root(variance)
     factor = inverse_deviation(variance, numbers[EPSILON], numbers[PLACEMENT])
     slope = factor * factor * factor
@@ -91,7 +88,7 @@ def factors(spread: Any, count: Any, numbers: Array) -> tuple[Any, Any, Any]:
         slope = slope * exceeds(deviation, numbers[EPSILON])
     if numbers[PLACEMENT] == OUTSIDE:
         slope = factor * factor * inverse(deviation)
-    return factor, factor * inverse(count) * -numbers[CENTERED], slope * per_degree * -1.0
+    return factor, factor * per_count * -1.0, slope * per_degree * -1.0
 
 
 def standardized(vector: Vector, centre: Vector, gain: Vector, shift: Vector) -> Vector:
