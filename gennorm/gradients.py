@@ -16,9 +16,10 @@ from gennorm.parameters import Parameter
 if TYPE_CHECKING:
     from gennorm.kernels import Bound
 
-__all__ = ["Forward", "Gradients", "Pullback", "factors"]
+__all__ = ["Forward", "Gradients", "Merge", "Pullback", "factors"]
 
 Array = npt.NDArray[Any]
+Merge = Callable[[Array], Array]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +55,8 @@ class Forward:
     """A call that was made, and what its derivatives need of it.
 
     The plan `back` is that of a new output, as which gradients are laid out; it is `bound` where the output is new.
-    The factors are those of `factors`, None where no derivative was asked for.
+    The moments are those that it measured or was given, None where the layer holds them. The factors are those of
+    `factors`, None where no derivative was asked for.
 
     Examples
     --------
@@ -70,6 +72,7 @@ class Forward:
     scaling: Array | None
     biases: Array | None
     weights: Array | None
+    moments: Moments | None
     factors: Any
 
     def kept(self) -> Forward:
@@ -94,6 +97,10 @@ class Pullback:
         Does the work, for a gradient whose shape and dtype are right.
     checked : callable
         Brings a gradient to that shape and dtype, or says what is wrong with it.
+    factors : ndarray
+        All that it keeps of the slices: what `NormalizationLayer.pullback` makes it anew from.
+    moments : Moments or None
+        What the input was normalized by, unless that was held by the layer.
 
     Examples
     --------
@@ -105,16 +112,26 @@ class Pullback:
     array(3., dtype=float32)
     """
 
-    def __init__(self, pull: Callable[[Array], Gradients], checked: Callable[[Any], Array]) -> None:
+    def __init__(
+        self,
+        pull: Callable[[Array, Merge | None], Gradients],
+        checked: Callable[[Any], Array],
+        factors: Array,
+        moments: Moments | None,
+    ) -> None:
         self._pull, self._checked = pull, checked
+        self.factors, self.moments = factors, moments
 
-    def __call__(self, dy: Any) -> Gradients:
+    def __call__(self, dy: Any, *, merge: Merge | None = None) -> Gradients:
         """Return the gradients for the gradient ``dy`` of the output.
 
         Parameters
         ----------
         dy : ndarray
             Of the output's shape.
+        merge : callable, optional
+            Where moments are shared with other arrays: from an array of this one's sums to that of everybody's. Called
+            once, with two sums for each slice, of shape ``(2, *shape of the moments)``, in float64.
 
         Returns
         -------
@@ -125,10 +142,10 @@ class Pullback:
         ShapeError, InputError, DtypeError
             It is not an array of real numbers of that shape.
         """
-        return self._pull(self._checked(dy))
+        return self._pull(self._checked(dy), merge)
 
 
-def factors(config: LayerConfig, moments: Moments, *, through: bool) -> tuple[Array, Array, Array, Array]:
+def factors(config: LayerConfig, moments: Moments, *, through: bool) -> Array:
     r"""Return what the gradient of a slice needs of it: mean, inverse deviation, and the factors of two sums.
 
     With the deviation :math:`\delta(v)` that is divided by, :math:`r = 1 / \delta`, :math:`n` elements counted and the
@@ -158,8 +175,8 @@ def factors(config: LayerConfig, moments: Moments, *, through: bool) -> tuple[Ar
         slope = np.where(divisor == 0, 0.0, slope)
         if not through:
             nothing = np.zeros_like(inverse)
-            return mean, inverse, nothing, nothing
+            return np.stack([mean, inverse, nothing, nothing])
         degrees = count - config.unbiased
         added = np.where(count > 0, -inverse / count, 0.0) if center else np.zeros_like(inverse)
         squared = np.where(degrees > 0, 2 * slope / degrees, 0.0)
-    return mean, inverse, added, squared
+    return np.stack([mean, inverse, added, squared])

@@ -38,7 +38,7 @@ from gennorm.errors import (
     shown,
     suggest,
 )
-from gennorm.gradients import Forward, Gradients, Pullback, factors
+from gennorm.gradients import Forward, Gradients, Merge, Pullback, factors
 from gennorm.moments import Moments
 from gennorm.parameters import Parameter
 from gennorm.plan import Plan, make_plan
@@ -206,6 +206,7 @@ class NormalizationLayer:
         mask: Array | None = None,
         scaling: Any = None,
         biases: Any = None,
+        moments: Moments | None = None,
         out: Array | None = None,
     ) -> Any:
         """Normalize an example, or every example of a batch as if it were alone.
@@ -221,6 +222,8 @@ class NormalizationLayer:
         scaling, biases : array_like, optional
             For this call instead of the layer's own: of the shape of the parameters, or with an axis for the examples
             of the batch before it.
+        moments : Moments, optional
+            What to normalize by instead of anything else, as in `apply`; groups of the batch have no part in them.
         out : ndarray, optional
             Where to write the output; `x` itself will do. It has the shape and the dtype of the output.
 
@@ -251,7 +254,7 @@ class NormalizationLayer:
         >>> layer(np.array([1.0, 2.0, 3.0]), mask=np.array([True, False, True]))
         array([-1.,  0.,  1.])
         """
-        plain = mask is None and scaling is None and biases is None and out is None
+        plain = mask is None and scaling is None and biases is None and moments is None and out is None
         try:
             shortcut = self._shortcuts[x.shape, x.strides, x.dtype] if plain and type(x) is np.ndarray else None
         except KeyError:
@@ -260,14 +263,14 @@ class NormalizationLayer:
             return shortcut(x)
         if isinstance(x, (list, tuple)) and all(isinstance(example, np.ndarray) for example in x):
             if not plain:
-                msg = "out, mask, scaling and biases cannot be given for a list of arrays\n"
+                msg = "out, mask, scaling, biases and moments cannot be given for a list of arrays\n"
                 msg += "call the layer on one array at a time"
                 raise OutputError(msg, code="O001")
             return [self(example, training=training) for example in x]
         if self._is_one(x):
-            y = self(x[None], mask=mask, scaling=scaling, biases=biases, out=_of_one(out))
+            y = self(x[None], mask=mask, scaling=scaling, biases=biases, moments=moments, out=_of_one(out))
             return y[0] if out is None else out
-        done = self._forward(x, training, mask, scaling, biases, out)
+        done = self._forward(x, training, mask, scaling, biases, out, moments=moments)
         if plain and self._config.statistics == "input":
             self._remember(done.x, done.bound)
         return done.y if out is None else out
@@ -280,6 +283,8 @@ class NormalizationLayer:
         mask: Array | None = None,
         scaling: Any = None,
         biases: Any = None,
+        moments: Moments | None = None,
+        shared: bool = False,
     ) -> tuple[Array, Pullback]:
         """Return the output, and a function from its gradient to those of the input and the parameters.
 
@@ -289,6 +294,11 @@ class NormalizationLayer:
             An example or a batch.
         training, mask, scaling, biases
             As in a call.
+        moments : Moments, optional
+            What to normalize by instead of anything else, as in `apply`; groups of the batch have no part in them.
+        shared : bool, default False
+            Whether `moments` are those of `x` and of other arrays together, so that the derivative goes through them;
+            they are constants otherwise. The pullback is then told how to `merge` its sums with those of the others.
 
         Returns
         -------
@@ -314,18 +324,59 @@ class NormalizationLayer:
         array([1., 0., 0., 0.], dtype=float32)
         """
         one = self._is_one(x)
-        done = self._forward(x[None] if one else x, training, mask, scaling, biases, None, keep=True)
-        y, kept = done.y[0] if one else done.y, done.kept()
-        shape, dtype = y.shape, y.dtype
+        done = self._forward(
+            x[None] if one else x, training, mask, scaling, biases, None, keep=True, moments=moments, shared=shared
+        )
+        return done.y[0] if one else done.y, _pullback(done.kept(), one=one)
 
-        def pull(dy: Array) -> Gradients:
-            dx = empty_like(kept.x, dtype)
-            given = dy[None] if one else dy
-            found = kept.back.backward(kept.x, given, dx, kept.factors, kept.scaling, kept.biases, kept.weights)
-            to_scaling, to_biases = (own.gradient(array) for own, array in zip(kept.given, found, strict=True))
-            return Gradients(dx[0] if one else dx, to_scaling, to_biases)
+    def pullback(
+        self, x: Any, factors: Array, *, mask: Array | None = None, scaling: Any = None, biases: Any = None
+    ) -> Pullback:
+        """Return the pullback of an earlier `vjp` on the same array again, from what it kept of the slices.
 
-        return y, Pullback(pull, lambda dy: like_output(dy, "the gradient of the output", shape, dtype))
+        For those who keep inputs themselves, or let go of them and make them anew, as frameworks do.
+
+        Parameters
+        ----------
+        x : ndarray
+            What `vjp` was called on.
+        factors : ndarray
+            The `factors` of the pullback that it returned.
+        mask, scaling, biases
+            What it was given; kept as they are, not copied.
+
+        Returns
+        -------
+        Pullback
+
+        Raises
+        ------
+        GennormError
+            As in a call.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import gennorm as gn
+        >>> layer, x = gn.layer_norm(4), np.array([[1.0, 2.0, 4.0, 8.0]])
+        >>> y, pullback = layer.vjp(x)
+        >>> again = layer.pullback(x.copy(), pullback.factors)
+        >>> bool(np.array_equal(again(y).input, pullback(y).input))
+        True
+        """
+        x = real(x, "the input")
+        weights = None if mask is None else mask_for(mask, x)
+        config = _given(self._config, x.shape)
+        resolved = resolve_config(config, x.shape)
+        if factors.shape[1:] != resolved.moments_shape:  # each group of the batch had moments of its own
+            config = self._config
+            resolved = resolve_config(config, x.shape)
+        given = self._ready(resolved, {"scaling": scaling, "biases": biases})
+        per_example = any(parameter.per_example for parameter in given)
+        scaling, biases = (parameter.array(per_example, resolved) for parameter in given)
+        back = self._bind(x, None, per_example, config)
+        y = np.empty(0, result_dtype(x.dtype))
+        return _pullback(Forward(x, y, back, back, given, scaling, biases, weights, None, factors))
 
     def jvp(
         self,
@@ -382,16 +433,23 @@ class NormalizationLayer:
         out: Array | None,
         *,
         keep: bool = False,
+        moments: Moments | None = None,
+        shared: bool = False,
     ) -> Forward:
         """Compute the output, with what its derivatives need if that is to be kept."""
         x = real(x, "the input")
         weights = None if mask is None else mask_for(mask, x)
-        learns, holds = self._learns(training), self._config.statistics != "input"
-        config = ungrouped(self._config, x.shape) if holds and not learns else self._config
+        learns = moments is None and self._learns(training)
+        measures = moments is None and (learns or self._config.statistics == "input")
+        config = self._config if measures else _given(self._config, x.shape)
         resolved = resolve_config(config, x.shape)
         if learns:
             self._require_learnable(resolved)
-        given_moments = held(self._held, resolved) if holds and not learns else None
+        given_moments = None
+        if moments is not None:
+            given_moments = applicable(moments, resolved, self._config)
+        elif not measures:
+            given_moments = held(self._held, resolved)
         given = self._ready(resolved, {"scaling": scaling, "biases": biases})
         per_example = any(parameter.per_example for parameter in given)
         scaling, biases = (parameter.array(per_example, resolved) for parameter in given)
@@ -403,7 +461,6 @@ class NormalizationLayer:
         # Weights and gradients are laid out as a new output would be.
         back = bound if out is None else self._bind(x, None, per_example, config)
 
-        moments = None
         if given_moments is not None:
             bound.apply(x, y, *given_moments, scaling, biases)
         elif weights is None:
@@ -414,14 +471,14 @@ class NormalizationLayer:
             moments = self._moments(*back.measure(x, weights))
             bound.apply(x, y, *applicable(moments, resolved, self._config), scaling, biases)
         found = None
-        if keep and moments is not None:
+        if keep and moments is not None and (shared or given_moments is None):
             found = factors(self._config, moments, through=True)
         elif keep and given_moments is not None:
             biased = replace(self._config, unbiased=False)
             found = factors(biased, Moments.from_variance(*given_moments), through=False)
         if learns and moments is not None:
             self._learn(moments, resolved)
-        return Forward(x, y, bound, back, given, scaling, biases, weights, found)
+        return Forward(x, y, bound, back, given, scaling, biases, weights, moments, found)
 
     def _is_one(self, x: Any) -> bool:
         """Whether this is one example to a layer that knows the moments of batches: a batch of one."""
@@ -708,6 +765,41 @@ class NormalizationLayer:
         self._fill(resolved.parameter_shape)
         return self
 
+    def adopt(self, *, scaling: Array | None = None, biases: Array | None = None) -> NormalizationLayer:
+        """Take arrays as the parameters themselves, in place of copies, whoever else has them.
+
+        Parameters
+        ----------
+        scaling, biases : ndarray, optional
+            Of the shape of the parameters, and of any floating dtype. One that is not given stays what it is.
+
+        Returns
+        -------
+        NormalizationLayer
+            The layer itself.
+
+        Raises
+        ------
+        ParameterError
+            An array has another shape.
+        DtypeError, InputError
+            It is no array of real numbers.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import gennorm as gn
+        >>> ours = np.ones(3, np.float32)
+        >>> layer = gn.layer_norm(3).adopt(scaling=ours)
+        >>> ours *= 2
+        >>> layer.scaling
+        array([2., 2., 2.], dtype=float32)
+        """
+        for name, array in (("scaling", scaling), ("biases", biases)):
+            if array is not None:
+                self._set(name, array, adopt=True)
+        return self
+
     def _known_shape(self) -> tuple[int, ...]:
         """The shape of the parameters, from one that is there or from the declared input shape."""
         for array in self._parameters.values():
@@ -725,12 +817,12 @@ class NormalizationLayer:
         array = self._parameters[name]
         return getattr(self._config, name) if array is None else array
 
-    def _set(self, name: str, value: Any) -> None:
+    def _set(self, name: str, value: Any, *, adopt: bool = False) -> None:
         if value is self._parameters[name] and value is not None:
             return  # `layer.scaling -= step` has written into the array already
         mode = _mode(name, value)
         config = _with_mode(self._config, name, mode)
-        array = self._checked(name, value) if mode == "explicit" else None
+        array = self._checked(name, value, adopt=adopt) if mode == "explicit" else None
         with self._lock:
             self._config, self._bound, self._shortcuts = config, {}, {}
             self._parameters[name] = array
@@ -738,19 +830,22 @@ class NormalizationLayer:
             with suppress(InitializationError):
                 self._fill(self._known_shape())
 
-    def _checked(self, name: str, value: Any) -> Array:
-        """The layer's own copy of a parameter that was given, once its shape is known to be right."""
-        given = in_range(name, parameter_values(name, value), dtype_named(self._config.dtype))
+    def _checked(self, name: str, value: Any, *, adopt: bool = False) -> Array:
+        """A parameter that was given, or the layer's own copy of it, once its shape is known to be right."""
+        given = parameter_values(name, value)
+        if not adopt:
+            given = in_range(name, given, dtype_named(self._config.dtype))
+        own = given if adopt else copied(given, given.dtype)
         try:
             expected = self._known_shape()
         except InitializationError:
-            return copied(given, given.dtype)
+            return own
         if given.shape != expected:
             msg = f"{name} has the shape {given.shape}, and the parameters of this layer {expected}\n"
             msg += f"the scaling levels are {levels.format(self._config.scaling_levels)}; their sizes, in that order, "
             msg += "are the shape of the parameters"
             raise ParameterError(msg, code="P010")
-        return copied(given, given.dtype)
+        return own
 
     def _require_fitting(self, resolved: Resolved) -> None:
         """Refuse an array whose scaling levels have other sizes than the parameters."""
@@ -1207,6 +1302,28 @@ def _mode(name: str, value: Any) -> Any:
 
 def _with_mode(config: LayerConfig, name: str, mode: Any) -> LayerConfig:
     return replace(config, scaling=mode) if name == "scaling" else replace(config, biases=mode)
+
+
+def _given(config: LayerConfig, shape: tuple[int, ...]) -> LayerConfig:
+    """The config of a call whose moments are not those of its input: groups of the batch have no part in them."""
+    return replace(ungrouped(config, shape), statistics="dataset")
+
+
+def _pullback(kept: Forward, *, one: bool = False) -> Pullback:
+    """The pullback of a call that was made, perhaps on one example as a batch of one."""
+    shape, dtype = kept.x.shape[1:] if one else kept.x.shape, kept.y.dtype
+
+    def pull(dy: Array, merge: Merge | None) -> Gradients:
+        dx = empty_like(kept.x, dtype)
+        dy = dy[None] if one else dy
+        found = kept.back.backward(kept.x, dy, dx, kept.factors, kept.scaling, kept.biases, kept.weights, merge=merge)
+        to_scaling, to_biases = (own.gradient(array) for own, array in zip(kept.given, found, strict=True))
+        return Gradients(dx[0] if one else dx, to_scaling, to_biases)
+
+    def checked(dy: Any) -> Array:
+        return like_output(dy, "the gradient of the output", shape, dtype)
+
+    return Pullback(pull, checked, kept.factors, kept.moments)
 
 
 def _constant(array: Array, value: Any) -> bool:

@@ -53,7 +53,7 @@ INSIDE = {
     "cli": BELOW_LAYER | {"presets", "layer", "", *FRONTS},
     "__main__": {"cli"},
     "": BELOW_LAYER - {"kernels"} | {"layer", "presets"},
-    **{front: {"", "errors", "config", "moments", "layer", "presets"} for front in FRONTS},
+    **{front: {"", "errors", "config", "moments", "statistics", "layer", "presets"} for front in FRONTS},
 }
 # What each may import from elsewhere, the standard library apart.
 OUTSIDE = {
@@ -70,7 +70,7 @@ OUTSIDE = {
     "layer": {"numpy"},
     "presets": {"numpy"},
     "cli": {"numpy", "ml_dtypes", "typer", "rich", "PIL", "torch"},
-    **{front: {"numpy", framework} for front, framework in FRONTS.items()},
+    **{front: {"numpy", "ml_dtypes", framework} for front, framework in FRONTS.items()},
 }
 
 

@@ -236,23 +236,27 @@ class Bound:
         x: Array,
         dy: Array,
         dx: Array,
-        factors: tuple[Array, Array, Array, Array],
+        factors: Array,
         scaling: Array | None,
         biases: Array | None,
         weights: Array | None = None,
         *,
         tangent: bool = False,
+        merge: Callable[[Array], Array] | None = None,
     ) -> tuple[Array | None, Array | None]:
         """Write the input's gradient into ``dx``; return those of scaling and biases, in float64.
 
         The factors of the slices, shaped as the layer's moments, are their mean, the inverse deviation, and what the
         sums of ``g`` and of ``g`` times the deviations are multiplied by; see ``row_gradients``. With ``tangent``,
-        ``dy`` is a direction of the input and ``dx`` the output's derivative along it.
+        ``dy`` is a direction of the input and ``dx`` the output's derivative along it. ``merge`` makes of the two sums
+        of every slice, shaped as the moments behind an axis of two, those of a larger slice that they are part of.
         """
         plan = self.plan
         shape = plan.resolved.parameter_shape
         wanted = (None if array is None or tangent else np.zeros(shape) for array in (scaling, biases))
         if plan.tasks == 0:
+            if merge is not None:
+                merge(np.zeros((2, *plan.resolved.moments_shape)))
             to_scaling, to_biases = wanted
             return to_scaling, to_biases
         with _Copies(plan, x, dx) as (source, target):
@@ -264,7 +268,7 @@ class Bound:
             summed = self._backward(
                 source, _flat(given, plan.result), target, laid,
                 np.concatenate([self._ordered(array) for array in factors]), self.parameter(scaling),
-                biases is not None and not tangent, (2 if tangent else 1) if weights is not None else 0, tangent,
+                biases is not None and not tangent, (2 if tangent else 1) if weights is not None else 0, tangent, merge,
             )  # fmt: skip
         if tangent:
             return None, None
@@ -361,8 +365,12 @@ class Bound:
         biased: bool,
         weighted: int,
         tangent: bool,
+        merge: Callable[[Array], Array] | None,
     ) -> Array:
-        """Run the backward kernel, in two steps where slices are larger than the cache; gradients by parameter."""
+        """Run the backward kernel, in two steps where slices are larger than the cache; gradients by parameter.
+
+        In two steps as well where others have a part in the sums.
+        """
         plan, units, slices = self.plan, self.plan.cut.units, self.plan.slices
         kind = plan.parameter_kind
         parameters = math.prod(size for _, _, size in plan.parameter_cells) if scaling is not None or biased else 0
@@ -391,12 +399,16 @@ class Bound:
 
             run(work, blocks, plan.size)
 
-        if units == 1:
+        if units == 1 and merge is None:
             step(NOTHING, SUMS=1, APPLY=1)
         else:
             sums = np.zeros((units, 2 * slices))
             step(sums.reshape(-1), SUMS=1)
-            step(np.ascontiguousarray(sums.sum(0)), APPLY=1)
+            sums = sums.sum(0)
+            if merge is not None:
+                merged = merge(np.stack([self._shaped(part) for part in sums.reshape(2, slices)]))
+                sums = np.concatenate([self._ordered(part) for part in merged])
+            step(np.ascontiguousarray(sums), APPLY=1)
         summed: Array = gradients.sum(0)
         return summed
 
