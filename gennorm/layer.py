@@ -387,15 +387,26 @@ class NormalizationLayer:
         mask: Array | None = None,
         scaling: Any = None,
         biases: Any = None,
+        dscaling: Any = None,
+        dbiases: Any = None,
+        moments: Moments | None = None,
+        shared: bool = False,
+        merge: Merge | None = None,
     ) -> tuple[Array, Array]:
-        """Return the output, and its derivative along a direction of the input.
+        """Return the output, and its derivative along a direction of the input and of the parameters.
 
         Parameters
         ----------
         x, dx : ndarray
-            An example or a batch, and a direction of its shape.
+            An example or a batch, and a direction of its shape; None for one that stays what it is.
         training, mask, scaling, biases
             As in a call.
+        dscaling, dbiases : array_like, optional
+            Directions of the parameters, of their shape.
+        moments, shared
+            As in `vjp`.
+        merge : callable, optional
+            As for a pullback.
 
         Returns
         -------
@@ -416,12 +427,119 @@ class NormalizationLayer:
         True
         """
         one = self._is_one(x)
-        done = self._forward(x[None] if one else x, training, mask, scaling, biases, None, keep=True)
-        direction = like_output(dx, "the direction", x.shape, done.y.dtype)
-        direction = direction[None] if one else direction
+        done = self._forward(
+            x[None] if one else x, training, mask, scaling, biases, None, keep=True, moments=moments, shared=shared
+        )
         dy = empty_like(done.x, done.y.dtype)
-        done.back.backward(done.x, direction, dy, done.factors, done.scaling, done.biases, done.weights, tangent=True)
+        direction = np.zeros_like(dy) if dx is None else like_output(dx, "the direction", x.shape, dy.dtype)
+        done.back.backward(
+            done.x, direction[None] if one and dx is not None else direction, dy, done.factors, done.scaling, done.biases,
+            done.weights, tangent=True, merge=merge,
+        )  # fmt: skip
+        if dscaling is not None or dbiases is not None:
+            dy += self._along_parameters(done, dscaling, dbiases)
         return (done.y[0], dy[0]) if one else (done.y, dy)
+
+    def _along_parameters(self, done: Forward, dscaling: Any, dbiases: Any) -> Array:
+        """What directions of the parameters add to the output's: it is linear in them, so the output that they give."""
+        config = done.back.plan.config
+        resolved = resolve_config(config, done.x.shape)
+        dscaling = np.zeros(np.shape(dbiases)) if dscaling is None else dscaling
+        given = [Parameter.given("dscaling", dscaling, resolved)]
+        given.append(Parameter(None, False) if dbiases is None else Parameter.given("dbiases", dbiases, resolved))
+        per_example = any(parameter.per_example for parameter in given)
+        gains, shifts = (parameter.array(per_example, resolved) for parameter in given)
+        if done.moments is None:
+            mean, variance = held(self._held, resolved)
+        else:
+            mean, variance = applicable(done.moments, resolved, self._config)
+        added = np.empty_like(done.x, done.y.dtype)
+        self._bind(done.x, None, per_example, config).apply(done.x, added, mean, variance, gains, shifts)
+        return added
+
+    def second(
+        self,
+        x: Any,
+        dy: Any,
+        along: Gradients,
+        *,
+        training: bool = False,
+        mask: Array | None = None,
+        scaling: Any = None,
+        biases: Any = None,
+        moments: Moments | None = None,
+        shared: bool = False,
+        merge: Merge | None = None,
+    ) -> tuple[Array, Gradients]:
+        """Differentiate what a pullback gives: a second derivative, as a penalty on a gradient needs it.
+
+        Parameters
+        ----------
+        x, dy : ndarray
+            What `vjp` is called on, and the gradient its pullback is.
+        along : Gradients
+            The gradient of whatever is differentiated by the three gradients of the pullback; None for one that has no
+            part in it.
+        training, mask, scaling, biases, moments, shared
+            As in `vjp`; nothing is learned from the input once more.
+        merge : callable, optional
+            As for a pullback; here it is given seven sums for each slice.
+
+        Returns
+        -------
+        ddy : ndarray
+            The gradient by `dy`.
+        gradients : Gradients
+            Those by the input and the scaling; the biases have no part in it, and theirs is None.
+
+        Raises
+        ------
+        GennormError
+            As in a call.
+
+        Examples
+        --------
+        How the squared length of a gradient changes with the input, beside a small step:
+
+        >>> import numpy as np
+        >>> import gennorm as gn
+        >>> layer, x, dy = gn.layer_norm(3), np.array([1.0, 2.0, 4.0]), np.array([1.0, 0.0, 0.0])
+        >>> def length(x):
+        ...     return (layer.vjp(x)[1](dy).input ** 2).sum()
+        >>> found = layer.vjp(x)[1](dy)
+        >>> _, gradients = layer.second(x, dy, gn.gradients.Gradients(2 * found.input, None, None))
+        >>> step = np.array([0.0, 1e-6, 0.0])
+        >>> abs((length(x + step) - length(x - step)) / 2e-6 - gradients.input[1]) < 1e-8
+        True
+        """
+        from gennorm.second import second
+
+        if self._is_one(x):
+            along = along if along.input is None else replace(along, input=along.input[None])
+            ddy, found = self.second(x[None], dy[None], along, mask=mask, scaling=scaling, biases=biases, moments=moments)
+            return ddy[0], replace(found, input=found.input[0])
+        x = real(x, "the input")
+        result = result_dtype(x.dtype)
+        dy = like_output(dy, "the gradient of the output", x.shape, result)
+        if along.input is not None:
+            along = replace(along, input=like_output(along.input, "the direction", x.shape, result))
+        weights = None if mask is None else mask_for(mask, x)
+        measures = self._learns(training) or self._config.statistics == "input"
+        config, through = self._config, shared or (moments is None and measures)
+        if shared or not through:
+            config = _given(config, x.shape)
+        resolved = resolve_config(config, x.shape)
+        own, _ = self._ready(resolved, {"scaling": scaling, "biases": biases})
+        if not through:
+            given = held(self._held, resolved) if moments is None else applicable(moments, resolved, self._config)
+            config, moments = replace(config, unbiased=False), Moments.from_variance(*given)
+        elif moments is None:
+            moments = self.measure(x, mask)
+        ddy, dx, to_scaling = second(
+            config, resolved, moments, x, dy, along, own.own, weights, through=through, merge=merge
+        )  # fmt: skip
+        ddy, dx = (np.asarray(array, result) for array in (ddy, dx))
+        return ddy, Gradients(dx, own.gradient(to_scaling), None)
 
     def _forward(
         self,

@@ -32,6 +32,7 @@ BELOW_LAYER = {
     "files",
     "parameters",
     "gradients",
+    "second",
 }
 INSIDE = {
     "errors": set(),
@@ -48,12 +49,13 @@ INSIDE = {
     "files": {"errors", "config", "moments", "arrays", "statistics"},
     "parameters": {"errors", "config", "arrays"},
     "gradients": {"config", "moments", "kernels", "parameters"},
+    "second": {"config", "moments", "gradients"},
     "layer": BELOW_LAYER,
     "presets": {"errors", "levels", "config", "moments", "layer"},
     "cli": BELOW_LAYER | {"presets", "layer", "", *FRONTS},
     "__main__": {"cli"},
     "": BELOW_LAYER - {"kernels"} | {"layer", "presets"},
-    **{front: {"", "errors", "config", "moments", "statistics", "layer", "presets"} for front in FRONTS},
+    **{front: {"", "errors", "config", "moments", "gradients", "statistics", "layer", "presets"} for front in FRONTS},
 }
 # What each may import from elsewhere, the standard library apart.
 OUTSIDE = {
@@ -67,6 +69,7 @@ OUTSIDE = {
     "files": {"numpy", "safetensors"},
     "parameters": {"numpy"},
     "gradients": {"numpy"},
+    "second": {"numpy"},
     "layer": {"numpy"},
     "presets": {"numpy"},
     "cli": {"numpy", "ml_dtypes", "typer", "rich", "PIL", "torch"},
