@@ -55,7 +55,7 @@ INSIDE = {
     "cli": BELOW_LAYER | {"presets", "layer", "", *FRONTS},
     "__main__": {"cli"},
     "": BELOW_LAYER - {"kernels"} | {"layer", "presets"},
-    **{front: {"", "errors", "config", "moments", "gradients", "statistics", "layer", "presets"} for front in FRONTS},
+    **{front: (BELOW_LAYER - {"kernels"}) | {"", "layer", "presets"} for front in FRONTS},
 }
 # What each may import from elsewhere, the standard library apart.
 OUTSIDE = {

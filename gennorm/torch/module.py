@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -9,15 +10,20 @@ import torch
 from torch import Tensor, nn
 
 import gennorm
+from gennorm import levels
 from gennorm.config import LayerConfig, kept_shape, parameter_shape, resolve_config
-from gennorm.errors import InitializationError
-from gennorm.statistics import folded, initial, is_one_example, required
-from gennorm.torch.functional import differentiates, normalize, normalize_and_measure
-from gennorm.torch.tensors import array_of, held, moments_of, require_parameter, tensor_of
+from gennorm.errors import ConfigError, InitializationError
+from gennorm.statistics import initial, is_one_example, required
+from gennorm.torch import functional, operators
+from gennorm.torch.distributed import group_name
+from gennorm.torch.functional import Job, differentiates, threads_for
+from gennorm.torch.tensors import HALVES, array_of, held, require_parameter, tensor_of
 
 __all__ = ["Normalization", "NormalizationLayer"]
 
 PARAMETERS = {"scaling": "weight", "biases": "bias"}  # the core's names and torch's
+BUFFERS = ("mean", "variance")
+DERIVED = {"core", "_job", "_text", "_adopted", "_taken"}  # what a module makes of its config, and anew in a copy
 
 
 class Normalization(nn.Module):
@@ -51,12 +57,16 @@ class Normalization(nn.Module):
         }
         config = replace(self.config, statistics="input", **modes)
         self.core = gennorm.NormalizationLayer.from_config(config.to_dict())
+        self._job = Job(self.core)
+        self._text = json.dumps(replace(self.config, **modes).to_dict())
         self._adopted: tuple[Any, ...] | None = None
         self._taken: set[torch.dtype] = set()
 
     def normalize(self, x: Tensor, *, mask: Tensor | None = None, moments: Tensor | None = None) -> Tensor:
         """Normalize a tensor by its own moments, or by given ones; see `gennorm.torch.functional.normalize`."""
         weight, bias = self._parameters["weight"], self._parameters["bias"]
+        if operators.traced(x):
+            return operators.normalize(x, weight, bias, mask, moments, self._text, None)[0]
         if mask is None and moments is None and type(x) is Tensor and not differentiates(x, weight, bias):
             try:
                 array = x.numpy()
@@ -64,13 +74,24 @@ class Normalization(nn.Module):
                 pass  # no memory that an array can have, or a dtype that NumPy lacks: another way, or an error there
             else:
                 if x.dtype in self._taken and self._lie(weight, bias) == self._adopted:
-                    return torch.from_numpy(self.core(array))
+                    with threads_for(x):
+                        return torch.from_numpy(self.core(array))
                 self._adopt(x, weight, bias)
-        return normalize(self.core, x, weight, bias, mask=mask, moments=moments)
+        return functional.normalize(self._job, x, weight, bias, mask=mask, moments=moments)
 
-    def normalize_and_measure(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Normalize a tensor by its own moments and return them; see the function of this name."""
-        return normalize_and_measure(self.core, x, self.weight, self.bias, mask=mask)
+    def normalize_and_measure(
+        self, x: Tensor, *, mask: Tensor | None = None, group: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Normalize a tensor by its own moments and return them; see the function of this name.
+
+        With a `group` of processes, by the moments of the inputs of all of them.
+        """
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        if operators.traced(x):
+            y, _, measured = operators.normalize(x, weight, bias, mask, None, self._text, group)
+            return y, measured
+        job = self._job if group is None else Job(self.core, group)
+        return functional.normalize_and_measure(job, x, weight, bias, mask=mask)
 
     @staticmethod
     def _lie(weight: Tensor | None, bias: Tensor | None) -> tuple[Any, ...]:
@@ -97,7 +118,7 @@ class Normalization(nn.Module):
         return repr(gennorm.NormalizationLayer.from_config(config.to_dict())).removeprefix("NormalizationLayer(")[:-1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in {"core", "_adopted", "_taken"}}
+        return {name: value for name, value in self.__dict__.items() if name not in DERIVED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -112,17 +133,25 @@ class NormalizationLayer(Normalization):
 
     With ``statistics="moving"`` the buffers ``mean`` and ``variance`` hold the moving moments: in training the module
     normalizes by the moments of its input and folds them in, in evaluation it normalizes by the buffers.
-    With ``statistics="dataset"`` the same buffers are those of the data that `adapt` was given.
+    With ``statistics="dataset"`` the same buffers are those of the data that `adapt` was given. Buffers are float64 where
+    the parameters are, and else float32, whatever half type the module is taken to.
 
     Parameters
     ----------
     aggregation_levels, scaling_levels, group_number, method, unbiased, epsilon, **keywords
         As those of `gennorm.NormalizationLayer`. Arrays may be tensors, and ``dtype`` a `torch.dtype`.
+    synchronized : bool, default False
+        Whether the batch is spread over the processes of `torch.distributed`. Where level 0 is aggregated, the moments
+        are those of all processes together, and so are the gradients; where it is not, only what is folded is.
+    process_group : ProcessGroup, optional
+        Of which processes; of all, if not given. It needs a backend for tensors on the CPU, such as gloo.
 
     Raises
     ------
     InitializationError
         The size of a scaling level, or of a level that moving moments keep, is not known.
+    ConfigError
+        There is nothing to synchronize.
     GennormError
         As `gennorm.NormalizationLayer`.
 
@@ -145,6 +174,9 @@ class NormalizationLayer(Normalization):
         method: str = "Standardize",
         unbiased: bool = False,
         epsilon: float = 1e-3,
+        *,
+        synchronized: bool = False,
+        process_group: Any = None,
         **keywords: Any,
     ) -> None:
         for name in PARAMETERS:
@@ -161,10 +193,16 @@ class NormalizationLayer(Normalization):
         arrays = (made.scaling, made.biases)
         super().__init__(config, *(None if array is None else tensor_of(array.copy()) for array in arrays))
         self.requires_grad_(config.trainable)
+        self.synchronized, self.process_group = synchronized, process_group
+        self._across = levels.uses_batch(config.aggregation_levels)
+        if synchronized and (config.statistics == "dataset" or (config.statistics == "input" and not self._across)):
+            msg = "there is nothing to synchronize: "
+            msg += "every example is normalized by itself" if config.statistics == "input" else "the moments are given"
+            msg += "\naggregate level 0, the batch, or leave out synchronized=True"
+            raise ConfigError(msg, code="C120")
         shape = kept_shape(config)
         if config.statistics == "moving" and shape is None:
-            msg = "the sizes of the levels that moving moments keep are not known\n"
-            msg += "declare them in input_shape"
+            msg = "the sizes of the levels that moving moments keep are not known\ndeclare them in input_shape"
             raise InitializationError(msg, code="I020")
         self.register_buffer("mean", None)
         self.register_buffer("variance", None)
@@ -193,11 +231,14 @@ class NormalizationLayer(Normalization):
             As a call of `gennorm.NormalizationLayer`.
         """
         statistics = self.config.statistics
-        if statistics == "input":
+        if statistics == "input" and not self.synchronized:
             return self.normalize(x, mask=mask)
+        if statistics == "input":
+            return self.normalize_and_measure(x, mask=mask, group=self._group(x))[0]
         if statistics == "moving" and self.training and self.config.trainable:
-            y, measured = self.normalize_and_measure(x, mask=mask)
-            self._fold(x, measured)
+            group = self._group(x)
+            y, measured = self.normalize_and_measure(x, mask=mask, group=group if self._across else None)
+            self._fold(x, measured, None if self._across else group)
             return y
         if self.variance is None:
             required(None)
@@ -206,25 +247,98 @@ class NormalizationLayer(Normalization):
             return self.normalize(x[None], mask=mask, moments=moments)[0]
         return self.normalize(x, mask=mask, moments=moments)
 
-    def _fold(self, x: Tensor, measured: Tensor) -> None:
+    def adapt(self, data: Any, *, mask: Any = None) -> NormalizationLayer:
+        """Take the moments of a data set, in one pass.
+
+        Parameters
+        ----------
+        data : Tensor, or iterable of Tensor
+            A batch of everything, or batches of any sizes, from a `DataLoader` or a generator.
+        mask : Tensor of bool, or iterable of them, optional
+            True counts.
+
+        Returns
+        -------
+        NormalizationLayer
+            The module itself.
+
+        Raises
+        ------
+        GennormError
+            As `gennorm.NormalizationLayer.adapt`.
+
+        Examples
+        --------
+        >>> layer = NormalizationLayer(
+        ...     "{0, 1;;-2}", batched=True, statistics="dataset", scaling=None, biases=None, epsilon_placement="floor"
+        ... )
+        >>> layer.adapt([torch.tensor([[0.0, 10.0]]), torch.tensor([[2.0, 30.0]])]).mean
+        tensor([ 1., 20.])
+        >>> layer(torch.tensor([[0.0, 30.0]]))
+        tensor([[-1.,  1.]])
+        """
+        config = replace(self.config, scaling=None, biases=None)
+        core = gennorm.NormalizationLayer.from_config(config.to_dict())
+        self._hold(core.adapt(_batches(data), mask=_batches(mask)).moments)
+        return self
+
+    def extra_repr(self) -> str:
+        """Return the arguments that make the module."""
+        return super().extra_repr() + (", synchronized=True" if self.synchronized else "")
+
+    def _group(self, x: Tensor) -> str | None:
+        """The name of the group of processes to synchronize with, if there are others."""
+        if not self.synchronized:
+            return None
+        if self._across:
+            resolved = resolve_config(self.config, tuple(x.shape))
+            if resolved.groups[0] > 1:
+                msg = f"level 0, the batch, is split into {resolved.groups[0]} groups, and processes hold parts of it\n"
+                msg += "leave out its groups or synchronized=True: every process is a group then"
+                raise ConfigError(msg, code="C121")
+        return group_name(self.process_group)
+
+    def _fold(self, x: Tensor, measured: Tensor, group: str | None) -> None:
         """Fold the moments of a batch into the moving ones."""
-        method = self.config.method
-        moving = moments_of(held(self.mean, self.variance), method)
-        resolved = resolve_config(self.config, tuple(x.shape))
-        self._hold(folded(moving, moments_of(measured, method), resolved, self.config))
+        now = (self.mean, self.variance, measured)
+        if operators.traced(x):
+            found = operators.fold(*now, list(x.shape), self._text, group)
+        else:
+            found = functional.fold(self.config, *now, tuple(x.shape), group)
+        for buffer, value in zip(now[:2], found, strict=True):
+            if buffer is not None:
+                buffer.copy_(value)
 
     def _hold(self, moments: gennorm.Moments | None) -> None:
         """Let the buffers have these values."""
         if moments is None:
-            self.mean = self.variance = None
             return
-        dtype = torch.float64 if self.config.dtype == "float64" else torch.float32
         spread = moments.mean_square() if moments.mean is None else moments.variance()
         for name, array in (("mean", moments.mean), ("variance", spread)):
-            buffer = self._buffers[name]
-            if array is None:
-                continue
-            if buffer is None or buffer.shape != array.shape:
+            if array is not None:
+                dtype = torch.float64 if self.config.dtype == "float64" else torch.float32
                 self._buffers[name] = torch.tensor(array, dtype=dtype)
-            else:
-                buffer.copy_(torch.tensor(array))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> NormalizationLayer:
+        # Moving moments in half precision stand still: what a batch adds to them is less than their rounding.
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in self._buffers.items():
+            if buffer is not None and buffer.dtype in HALVES:
+                self._buffers[name] = before[name].to(buffer.device, torch.float32)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        # What a data set has told another module can be loaded into one that has not seen it.
+        for name in BUFFERS:
+            found = state_dict.get(prefix + name)
+            if found is not None and self._buffers[name] is None and self.config.statistics == "dataset":
+                self._buffers[name] = torch.empty_like(found)
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+
+def _batches(data: Any) -> Any:
+    """Tensors as arrays, one by one."""
+    if data is None or isinstance(data, Tensor):
+        return None if data is None else array_of(data)
+    return (array_of(batch) if isinstance(batch, Tensor) else batch for batch in data)
