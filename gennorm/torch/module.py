@@ -89,7 +89,7 @@ class Normalization(nn.Module):
         weight, bias = self._parameters["weight"], self._parameters["bias"]
         if operators.traced(x):
             y, _, measured = operators.normalize(x, weight, bias, mask, None, self._text, group)
-            return y, measured
+            return y, measured.detach()
         job = self._job if group is None else Job(self.core, group)
         return functional.normalize_and_measure(job, x, weight, bias, mask=mask)
 
