@@ -17,7 +17,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch.autograd import forward_ad
 
 import gennorm
 from gennorm._threads import shared, using
@@ -38,6 +39,9 @@ from gennorm.torch.tensors import (
 )
 
 __all__ = ["Job", "Normalize", "Pullback", "Second", "Tangent", "differentiates", "fold", "normalize", "normalize_and_measure", "require", "threads_for"]
+
+
+transforms = torch._C._are_functorch_transforms_active  # of torch.func
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -207,14 +211,16 @@ def require(x: Tensor, scaling: Tensor | None, biases: Tensor | None, mask: Tens
 
 def differentiates(*tensors: Tensor | None) -> bool:
     """Whether a derivative may be asked for of what is computed from these tensors now, in any way that torch has."""
-    if _transformed():
-        return True
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    if is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return _transformed()
 
 
 def _transformed() -> bool:
     """Whether torch.func, or forward mode, is at work."""
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    return transforms() or forward_ad._current_level >= 0
 
 
 def threads_for(x: Tensor) -> AbstractContextManager[None]:
@@ -231,14 +237,14 @@ class _Function(torch.autograd.Function):
     @classmethod
     def apply(cls, *args: Any) -> Any:
         # Function.apply looks the signature up at each call, 11 of 17 microseconds, and only torch.func makes use of it.
-        if torch._C._are_functorch_transforms_active():
+        if transforms():
             return super().apply(*args)
         return super(torch.autograd.Function, cls).apply(*args)
 
     @classmethod
     def again(cls, *args: Any) -> Any:
         """Call it from a derivative, whose own derivative may be asked for or not."""
-        if torch.is_grad_enabled() or _transformed():
+        if is_grad_enabled() or _transformed():
             return cls.apply(*args)
         return cls.forward(*args)
 

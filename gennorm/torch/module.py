@@ -7,23 +7,24 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, from_numpy, nn
 
 import gennorm
 from gennorm import levels
+from gennorm._threads import shared
 from gennorm.config import LayerConfig, kept_shape, parameter_shape, resolve_config
 from gennorm.errors import ConfigError, InitializationError
 from gennorm.statistics import initial, is_one_example, required
 from gennorm.torch import functional, operators
 from gennorm.torch.distributed import group_name
-from gennorm.torch.functional import Job, differentiates, threads_for
-from gennorm.torch.tensors import HALVES, array_of, held, require_parameter, tensor_of
+from gennorm.torch.functional import Job, differentiates, require, threads_for
+from gennorm.torch.tensors import HALVES, array_of, held, require_tensor, tensor_of
 
 __all__ = ["Normalization", "NormalizationLayer"]
 
 PARAMETERS = {"scaling": "weight", "biases": "bias"}  # the core's names and torch's
 BUFFERS = ("mean", "variance")
-DERIVED = {"core", "_job", "_text", "_adopted", "_taken"}  # what a module makes of its config, and anew in a copy
+DERIVED = {"core", "_job", "_text", "_taken"}  # what a module makes of its config, and anew in a copy
 
 
 class Normalization(nn.Module):
@@ -59,24 +60,36 @@ class Normalization(nn.Module):
         self.core = gennorm.NormalizationLayer.from_config(config.to_dict())
         self._job = Job(self.core)
         self._text = json.dumps(replace(self.config, **modes).to_dict())
-        self._adopted: tuple[Any, ...] | None = None
-        self._taken: set[torch.dtype] = set()
+        self._taken: torch.dtype | None = None  # the dtype of inputs that the core has the right parameters for
+        self._weight_at = self._bias_at = 0
+        self._weight_steps: tuple[int, ...] = ()
+        self._bias_steps: tuple[int, ...] = ()
 
     def normalize(self, x: Tensor, *, mask: Tensor | None = None, moments: Tensor | None = None) -> Tensor:
         """Normalize a tensor by its own moments, or by given ones; see `gennorm.torch.functional.normalize`."""
-        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        parameters = self._parameters
+        weight, bias = parameters["weight"], parameters["bias"]
+        if type(x) is not Tensor and not isinstance(x, Tensor):
+            require_tensor(x, "the input")
         if operators.traced(x):
             return operators.normalize(x, weight, bias, mask, moments, self._text, None)[0]
-        if mask is None and moments is None and type(x) is Tensor and not differentiates(x, weight, bias):
+        if mask is None and moments is None and not differentiates(x, weight, bias):
+            # A small call is mostly Python, and this is all of it that torch's own layers do not have to do.
+            if not (
+                x.dtype is self._taken
+                and (weight is None or (weight.data_ptr() == self._weight_at and weight.stride() == self._weight_steps))
+                and (bias is None or (bias.data_ptr() == self._bias_at and bias.stride() == self._bias_steps))
+            ):
+                self._adopt(x, weight, bias)
             try:
                 array = x.numpy()
-            except (TypeError, RuntimeError):
-                pass  # no memory that an array can have, or a dtype that NumPy lacks: another way, or an error there
+            except (TypeError, RuntimeError):  # bfloat16, which NumPy lacks, or a gradient; or memory it cannot have
+                array = array_of(require_tensor(x, "the input"))
             else:
-                if x.dtype in self._taken and self._lie(weight, bias) == self._adopted:
-                    with threads_for(x):
-                        return torch.from_numpy(self.core(array))
-                self._adopt(x, weight, bias)
+                if not shared(array.size):
+                    return from_numpy(self.core(array))
+            with threads_for(x):
+                return tensor_of(self.core(array))
         return functional.normalize(self._job, x, weight, bias, mask=mask, moments=moments)
 
     def normalize_and_measure(
@@ -93,24 +106,17 @@ class Normalization(nn.Module):
         job = self._job if group is None else Job(self.core, group)
         return functional.normalize_and_measure(job, x, weight, bias, mask=mask)
 
-    @staticmethod
-    def _lie(weight: Tensor | None, bias: Tensor | None) -> tuple[Any, ...]:
-        """Where the parameters lie in memory, and how."""
-        return (
-            None if weight is None else (weight.data_ptr(), weight.stride(), weight.dtype),
-            None if bias is None else (bias.data_ptr(), bias.stride(), bias.dtype),
-        )
-
     def _adopt(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
-        """Hand the parameters' memory to the core, if they can be taken with such an input."""
-        self._taken = set()
-        for name, value in (("weight", weight), ("bias", bias)):
-            if value is not None:
-                require_parameter(value, name, x)
-        self.core.adopt(
-            scaling=None if weight is None else array_of(weight), biases=None if bias is None else array_of(bias)
-        )
-        self._adopted, self._taken = self._lie(weight, bias), {x.dtype}
+        """Hand the parameters' memory to the core, and remember where it is; for inputs of this dtype."""
+        self._taken = None
+        require(x, weight, bias, None)
+        scaling, biases = (None if value is None else array_of(value) for value in (weight, bias))
+        self.core.adopt(scaling=scaling, biases=biases)
+        if weight is not None:
+            self._weight_at, self._weight_steps = weight.data_ptr(), weight.stride()
+        if bias is not None:
+            self._bias_at, self._bias_steps = bias.data_ptr(), bias.stride()
+        self._taken = x.dtype
 
     def extra_repr(self) -> str:
         """Return the arguments that make the layer."""

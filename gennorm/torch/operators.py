@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 import gennorm
 from gennorm.config import LayerConfig, resolve_config
@@ -22,14 +23,15 @@ from gennorm.torch.functional import Job, Normalize, Pullback, require
 __all__ = ["fold", "normalize", "traced"]
 
 
+_modes = torch._C._len_torch_dispatch_stack
+_state = torch._C._get_tracing_state
+
+
 def traced(x: Any) -> bool:
     """Whether somebody looks at what is computed from this tensor, without being autograd or torch.func."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-        or type(x) not in {Tensor, torch.nn.Parameter}
-    )
+    if is_dynamo_compiling() or _modes() > 0 or _state() is not None:
+        return True
+    return type(x) is not Tensor and isinstance(x, Tensor) and type(x) is not torch.nn.Parameter
 
 
 @functools.lru_cache(1024)
