@@ -516,7 +516,9 @@ class NormalizationLayer:
 
         if self._is_one(x):
             along = along if along.input is None else replace(along, input=along.input[None])
-            ddy, found = self.second(x[None], dy[None], along, mask=mask, scaling=scaling, biases=biases, moments=moments)
+            ddy, found = self.second(
+                x[None], dy[None], along, mask=mask, scaling=scaling, biases=biases, moments=moments
+            )
             return ddy[0], replace(found, input=found.input[0])
         x = real(x, "the input")
         result = result_dtype(x.dtype)

@@ -173,4 +173,3 @@ def second(
         ddy = s * tangent + p * z * f + q
         to_scaling = None if scaling is None else levels.total(dy * tangent)
     return ddy, dx, to_scaling
-

@@ -38,7 +38,19 @@ from gennorm.torch.tensors import (
     tensor_of,
 )
 
-__all__ = ["Job", "Normalize", "Pullback", "Second", "Tangent", "differentiates", "fold", "normalize", "normalize_and_measure", "require", "threads_for"]
+__all__ = [
+    "Job",
+    "Normalize",
+    "Pullback",
+    "Second",
+    "Tangent",
+    "differentiates",
+    "fold",
+    "normalize",
+    "normalize_and_measure",
+    "require",
+    "threads_for",
+]
 
 
 transforms = torch._C._are_functorch_transforms_active  # of torch.func
@@ -305,7 +317,14 @@ class Pullback(_Function):
 
     @staticmethod
     def forward(
-        job: Any, x: Any, scaling: Any, biases: Any, mask: Any, moments: Any, factors: Any, dy: Any  # noqa: ARG004
+        job: Any,
+        x: Any,
+        scaling: Any,
+        biases: Any,
+        mask: Any,
+        moments: Any,
+        factors: Any,
+        dy: Any,  # noqa: ARG004
     ) -> Any:
         array, gains, shifts, counted, kept, gradient = _arrays(x, scaling, biases, mask, factors, dy)
         with threads_for(x):

@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, from_numpy, nn
+from torch import Tensor, from_numpy, is_grad_enabled, nn
+from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 
 import gennorm
 from gennorm import levels
@@ -17,14 +19,15 @@ from gennorm.errors import ConfigError, InitializationError
 from gennorm.statistics import initial, is_one_example, required
 from gennorm.torch import functional, operators
 from gennorm.torch.distributed import group_name
-from gennorm.torch.functional import Job, differentiates, require, threads_for
+from gennorm.torch.functional import Job, require, threads_for, transforms
+from gennorm.torch.operators import modes, tracing
 from gennorm.torch.tensors import HALVES, array_of, held, require_tensor, tensor_of
 
 __all__ = ["Normalization", "NormalizationLayer"]
 
 PARAMETERS = {"scaling": "weight", "biases": "bias"}  # the core's names and torch's
 BUFFERS = ("mean", "variance")
-DERIVED = {"core", "_job", "_text", "_taken"}  # what a module makes of its config, and anew in a copy
+DERIVED = {"core", "_job"}  # what a module makes of its config, and anew in a copy
 
 
 class Normalization(nn.Module):
@@ -53,32 +56,54 @@ class Normalization(nn.Module):
         self._begin()
 
     def _begin(self) -> None:
+        """Make what is derived from the config and from which parameters there are."""
+        present = [self._parameters[key] is not None for key in PARAMETERS.values()]
         modes: dict[str, Any] = {
-            name: None if self._parameters[key] is None else "Automatic" for name, key in PARAMETERS.items()
+            name: "Automatic" if there else None for name, there in zip(PARAMETERS, present, strict=True)
         }
-        config = replace(self.config, statistics="input", **modes)
-        self.core = gennorm.NormalizationLayer.from_config(config.to_dict())
+        config = replace(self.config, **modes)
+        self._present = tuple(present)
+        self._text = json.dumps(config.to_dict())
+        self.core = gennorm.NormalizationLayer.from_config(replace(config, statistics="input").to_dict())
         self._job = Job(self.core)
-        self._text = json.dumps(replace(self.config, **modes).to_dict())
         self._taken: torch.dtype | None = None  # the dtype of inputs that the core has the right parameters for
-        self._weight_at = self._bias_at = 0
+        self._weight_at: int | None = None
+        self._bias_at: int | None = None
         self._weight_steps: tuple[int, ...] = ()
         self._bias_steps: tuple[int, ...] = ()
 
     def normalize(self, x: Tensor, *, mask: Tensor | None = None, moments: Tensor | None = None) -> Tensor:
         """Normalize a tensor by its own moments, or by given ones; see `gennorm.torch.functional.normalize`."""
+        # A small call is mostly Python: what comes before the core is written out here, without a call of our own.
         parameters = self._parameters
         weight, bias = parameters["weight"], parameters["bias"]
-        if type(x) is not Tensor and not isinstance(x, Tensor):
-            require_tensor(x, "the input")
-        if operators.traced(x):
-            return operators.normalize(x, weight, bias, mask, moments, self._text, None)[0]
-        if mask is None and moments is None and not differentiates(x, weight, bias):
-            # A small call is mostly Python, and this is all of it that torch's own layers do not have to do.
+        if (
+            mask is None
+            and moments is None
+            and type(x) is Tensor
+            and not (is_dynamo_compiling() or modes() or tracing() is not None)
+            and not (transforms() or forward_ad._current_level >= 0)
+            and not (
+                is_grad_enabled()
+                and (
+                    x.requires_grad
+                    or (weight is not None and weight.requires_grad)
+                    or (bias is not None and bias.requires_grad)
+                )
+            )
+        ):
             if not (
                 x.dtype is self._taken
-                and (weight is None or (weight.data_ptr() == self._weight_at and weight.stride() == self._weight_steps))
-                and (bias is None or (bias.data_ptr() == self._bias_at and bias.stride() == self._bias_steps))
+                and (
+                    self._weight_at is None
+                    if weight is None
+                    else weight.data_ptr() == self._weight_at and weight.stride() == self._weight_steps
+                )
+                and (
+                    self._bias_at is None
+                    if bias is None
+                    else bias.data_ptr() == self._bias_at and bias.stride() == self._bias_steps
+                )
             ):
                 self._adopt(x, weight, bias)
             try:
@@ -90,6 +115,11 @@ class Normalization(nn.Module):
                     return from_numpy(self.core(array))
             with threads_for(x):
                 return tensor_of(self.core(array))
+        if not isinstance(x, Tensor):
+            require_tensor(x, "the input")
+        self._require_present(weight, bias)
+        if operators.traced(x):
+            return operators.normalize(x, weight, bias, mask, moments, self._text, None)[0]
         return functional.normalize(self._job, x, weight, bias, mask=mask, moments=moments)
 
     def normalize_and_measure(
@@ -100,6 +130,9 @@ class Normalization(nn.Module):
         With a `group` of processes, by the moments of the inputs of all of them.
         """
         weight, bias = self._parameters["weight"], self._parameters["bias"]
+        if not isinstance(x, Tensor):
+            require_tensor(x, "the input")
+        self._require_present(weight, bias)
         if operators.traced(x):
             y, _, measured = operators.normalize(x, weight, bias, mask, None, self._text, group)
             return y, measured.detach()
@@ -110,6 +143,7 @@ class Normalization(nn.Module):
         """Hand the parameters' memory to the core, and remember where it is; for inputs of this dtype."""
         self._taken = None
         require(x, weight, bias, None)
+        self._require_present(weight, bias)
         scaling, biases = (None if value is None else array_of(value) for value in (weight, bias))
         self.core.adopt(scaling=scaling, biases=biases)
         if weight is not None:
@@ -118,10 +152,15 @@ class Normalization(nn.Module):
             self._bias_at, self._bias_steps = bias.data_ptr(), bias.stride()
         self._taken = x.dtype
 
+    def _require_present(self, weight: Tensor | None, bias: Tensor | None) -> None:
+        """Make the core anew where a parameter has been taken away or put there since."""
+        if self._present != (weight is not None, bias is not None):
+            self._begin()
+
     def extra_repr(self) -> str:
         """Return the arguments that make the layer."""
-        config = replace(self.config, scaling=self.core.to_config()["scaling"], biases=self.core.to_config()["biases"])
-        return repr(gennorm.NormalizationLayer.from_config(config.to_dict())).removeprefix("NormalizationLayer(")[:-1]
+        layer = gennorm.NormalizationLayer.from_config(json.loads(self._text))
+        return repr(layer).removeprefix("NormalizationLayer(")[:-1]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in DERIVED}

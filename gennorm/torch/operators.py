@@ -20,16 +20,16 @@ from gennorm.config import LayerConfig, resolve_config
 from gennorm.torch import functional
 from gennorm.torch.functional import Job, Normalize, Pullback, require
 
-__all__ = ["fold", "normalize", "traced"]
+__all__ = ["fold", "modes", "normalize", "pullback", "traced", "tracing"]
 
 
-_modes = torch._C._len_torch_dispatch_stack
-_state = torch._C._get_tracing_state
+modes = torch._C._len_torch_dispatch_stack  # how many look at every operator
+tracing = torch._C._get_tracing_state  # of torch.jit
 
 
 def traced(x: Any) -> bool:
     """Whether somebody looks at what is computed from this tensor, without being autograd or torch.func."""
-    if is_dynamo_compiling() or _modes() > 0 or _state() is not None:
+    if is_dynamo_compiling() or modes() > 0 or tracing() is not None:
         return True
     return type(x) is not Tensor and isinstance(x, Tensor) and type(x) is not torch.nn.Parameter
 
