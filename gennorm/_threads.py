@@ -10,12 +10,13 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 
 from gennorm.errors import ConfigError, shown
 
-__all__ = ["get_num_threads", "run", "set_num_threads"]
+__all__ = ["get_num_threads", "run", "set_num_threads", "shared", "using"]
 
 # Waking another thread costs about 50 microseconds, the time one needs for some 100,000 elements.
 WORTH_SHARING = 1 << 17
@@ -23,7 +24,9 @@ RANGES_EACH = 4  # more ranges than threads, so that one that is held up does no
 
 _lock = threading.Lock()  # held while the pool is in use: a nested or second caller works alone
 _pool: ThreadPoolExecutor | None = None
+_workers = 0  # in the pool
 _threads: int | None = None
+_here = threading.local()  # .number: how many threads calls from this one use, where `using` says so
 
 
 def get_num_threads() -> int:
@@ -44,6 +47,9 @@ def get_num_threads() -> int:
     1
     >>> gn.set_num_threads(before)
     """
+    here: int | None = getattr(_here, "number", None)
+    if here is not None:
+        return here
     if _threads is not None:
         return _threads
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -84,6 +90,24 @@ def set_num_threads(number: int) -> None:
         _threads = number
 
 
+@contextmanager
+def using(number: int) -> Iterator[None]:
+    """Use so many threads for the calls that this thread makes meanwhile, whatever was set.
+
+    Examples
+    --------
+    >>> with using(3):
+    ...     get_num_threads()
+    3
+    """
+    before = getattr(_here, "number", None)
+    _here.number = number
+    try:
+        yield
+    finally:
+        _here.number = before
+
+
 def shared(elements: int) -> bool:
     """Return whether work on so many elements is worth more than one thread, however many there are."""
     return elements >= 2 * WORTH_SHARING
@@ -112,7 +136,7 @@ def run(work: Callable[[int, int], None], tasks: int, elements: int) -> None:
 
 
 def _shared(work: Callable[[int, int], None], tasks: int, threads: int) -> None:
-    global _pool  # noqa: PLW0603
+    global _pool, _workers  # noqa: PLW0603
     ranges = min(tasks, threads * RANGES_EACH)
     bounds = [tasks * i // ranges for i in range(ranges + 1)]
     following = itertools.count()  # next() on it is one step of the interpreter, hence safe to share
@@ -123,8 +147,11 @@ def _shared(work: Callable[[int, int], None], tasks: int, threads: int) -> None:
 
     futures = []
     try:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(get_num_threads() - 1, thread_name_prefix="gennorm")
+        if _pool is None or _workers < threads - 1:
+            if _pool is not None:
+                _pool.shutdown(wait=False)
+            _workers = get_num_threads() - 1
+            _pool = ThreadPoolExecutor(_workers, thread_name_prefix="gennorm")
         futures = [_pool.submit(take) for _ in range(threads - 1)]
     except RuntimeError:  # the interpreter is shutting down and starts no more threads: the caller does it all
         _pool = None

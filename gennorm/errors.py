@@ -26,6 +26,7 @@ __all__ = [
     "OutputError",
     "ParameterError",
     "ShapeError",
+    "TensorError",
     "point",
     "shown",
     "suggest",
@@ -116,6 +117,10 @@ class InputError(GennormError, TypeError):
 
 class OutputError(GennormError, ValueError):
     """``out`` has a wrong shape or dtype, is read-only, or overlaps the input (O0xx)."""
+
+
+class TensorError(GennormError, RuntimeError):
+    """A tensor that the layer cannot take: its device, layout or dtype (T0xx)."""
 
 
 class FileError(GennormError, ValueError):

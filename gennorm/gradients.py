@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,14 +11,17 @@ import numpy.typing as npt
 
 from gennorm._memory import empty_like
 from gennorm.arrays import like_output
+from gennorm.moments import Moments
 from gennorm.parameters import Parameter
+from gennorm.statistics import measured
 
 if TYPE_CHECKING:
     from gennorm.kernels import Bound
 
-__all__ = ["Gradients", "Kept", "Pullback"]
+__all__ = ["Gradients", "Kept", "Merge", "Pullback"]
 
 Array = npt.NDArray[Any]
+Merge = Callable[[Array], Array]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +55,7 @@ class Gradients:
 class Kept(NamedTuple):
     """What the derivatives of a call need of it; nobody else changes what it refers to, the input excepted.
 
-    The moments are rows in the order of the plan `bound`, which is that of a new output.
+    The plan `bound` is that of a new output. `found` is what it measured: rows in its order, or moments it was given.
 
     Examples
     --------
@@ -65,36 +69,36 @@ class Kept(NamedTuple):
     scaling: Array | None
     biases: Array | None
     weights: Array | None
-    moments: Array
-    given: bool  # the moments are not the input's
+    factors: Array
+    found: Any
 
-    @classmethod
-    def of(
-        cls, x: Array, bound: Bound, parameters: tuple[Parameter, Parameter], scaling: Array | None,
-        biases: Array | None, weights: Array | None, moments: Array, given: bool,
-    ) -> Kept:  # fmt: skip
-        """Keep parameters and a mask of its own, and the input itself."""
+    @property
+    def grouped(self) -> bool:
+        """Whether groups of the batch had a part in the moments."""
+        return self.bound.plan.config.statistics != "dataset"
+
+    def own(self) -> Kept:
+        """The same with a scaling and a mask of its own."""
+        weights = self.weights
         if weights is not None:  # what broadcasts to the input is copied before it is broadcast
             once = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in weights.strides)
             weights = np.broadcast_to(weights[once].copy(), weights.shape)
-        if scaling is not None:
-            scaling = scaling.copy()
-        return cls(x, bound, parameters, scaling, biases, weights, moments, given)
+        return self._replace(scaling=None if self.scaling is None else self.scaling.copy(), weights=weights)
 
-    def pull(self, dy: Array) -> Gradients:
+    def pull(self, dy: Array, merge: Merge | None) -> Gradients:
         """The gradients for one of the output."""
         dx = empty_like(self.x, dy.dtype)
         to_scaling, to_biases = self.bound.backward(
-            self.x, dy, dx, self.moments, self.scaling, self.biases, self.weights, given=self.given
+            self.x, dy, dx, self.factors, self.scaling, self.biases, self.weights, merge=merge
         )
         scaling, biases = self.parameters
         return Gradients(dx, scaling.gradient(to_scaling), biases.gradient(to_biases))
 
-    def push(self, dx: Array) -> Array:
+    def push(self, dx: Array, merge: Merge | None) -> Array:
         """The derivative of the output along a direction of the input."""
         dy = empty_like(self.x, dx.dtype)
         self.bound.backward(
-            self.x, dx, dy, self.moments, self.scaling, self.biases, self.weights, given=self.given, tangent=True
+            self.x, dx, dy, self.factors, self.scaling, self.biases, self.weights, tangent=True, merge=merge
         )
         return dy
 
@@ -102,7 +106,7 @@ class Kept(NamedTuple):
 class Pullback:
     """From the gradient of an output to the gradients of what it was made of.
 
-    Keeps the input itself, not a copy of it, and the moments of its slices; no normalized copy. It can be called any
+    Keeps the input itself, not a copy of it, and four numbers for each slice; no normalized copy. It can be called any
     number of times and from any thread, as long as nobody writes into the input.
 
     Parameters
@@ -127,13 +131,27 @@ class Pullback:
     def __init__(self, kept: Kept, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self._kept, self._shape, self._dtype = kept, shape, dtype
 
-    def __call__(self, dy: Any) -> Gradients:
+    @property
+    def factors(self) -> Array:
+        """All that it keeps of the slices: what `NormalizationLayer.pullback` makes it anew from."""
+        return self._kept.factors
+
+    @property
+    def moments(self) -> Moments | None:
+        """What the input was normalized by, unless that was held by the layer."""
+        found = self._kept.found
+        return measured(self._kept.bound, found) if isinstance(found, np.ndarray) else found
+
+    def __call__(self, dy: Any, *, merge: Merge | None = None) -> Gradients:
         """Return the gradients for the gradient ``dy`` of the output.
 
         Parameters
         ----------
         dy : ndarray
             Of the output's shape.
+        merge : callable, optional
+            Where moments are shared with other arrays: from an array of this one's sums to that of everybody's. Called
+            once, with two sums for each slice, of shape ``(2, *shape of the moments)``, in float64.
 
         Returns
         -------
@@ -146,6 +164,6 @@ class Pullback:
         """
         dy = like_output(dy, "the gradient of the output", self._shape, self._dtype)
         if len(self._shape) == self._kept.x.ndim:
-            return self._kept.pull(dy)
-        found = self._kept.pull(dy[None])  # one example was a batch of one
+            return self._kept.pull(dy, merge)
+        found = self._kept.pull(dy[None], merge)  # one example was a batch of one
         return Gradients(found.input[0], found.scaling, found.biases)

@@ -38,9 +38,9 @@ from gennorm.errors import (
     shown,
     suggest,
 )
-from gennorm.gradients import Kept, Pullback
+from gennorm.gradients import Gradients, Kept, Merge, Pullback
 from gennorm.moments import Moments
-from gennorm.parameters import Parameter
+from gennorm.parameters import Parameter, together
 from gennorm.plan import Plan, make_plan
 from gennorm.statistics import (
     applicable,
@@ -207,6 +207,7 @@ class NormalizationLayer:
         mask: Array | None = None,
         scaling: Any = None,
         biases: Any = None,
+        moments: Moments | None = None,
         out: Array | None = None,
     ) -> Any:
         """Normalize an example, or every example of a batch as if it were alone.
@@ -222,6 +223,8 @@ class NormalizationLayer:
         scaling, biases : array_like, optional
             For this call instead of the layer's own: of the shape of the parameters, or with an axis for the examples
             of the batch before it.
+        moments : Moments, optional
+            What to normalize by instead of anything else, as in `apply`; groups of the batch have no part in them.
         out : ndarray, optional
             Where to write the output; `x` itself will do. It has the shape and the dtype of the output.
 
@@ -252,7 +255,7 @@ class NormalizationLayer:
         >>> layer(np.array([1.0, 2.0, 3.0]), mask=np.array([True, False, True]))
         array([-1.,  0.,  1.])
         """
-        plain = mask is None and scaling is None and biases is None and out is None
+        plain = mask is None and scaling is None and biases is None and moments is None and out is None
         try:
             shortcut = self._shortcuts[x.shape, x.strides, x.dtype] if plain and type(x) is np.ndarray else None
         except KeyError:
@@ -261,14 +264,14 @@ class NormalizationLayer:
             return shortcut(x)
         if isinstance(x, (list, tuple)) and all(isinstance(example, np.ndarray) for example in x):
             if not plain:
-                msg = "out, mask, scaling and biases cannot be given for a list of arrays\n"
+                msg = "out, mask, scaling, biases and moments cannot be given for a list of arrays\n"
                 msg += "call the layer on one array at a time"
                 raise OutputError(msg, code="O001")
             return [self(example, training=training) for example in x]
         if self._is_one(x):
-            y = self(x[None], mask=mask, scaling=scaling, biases=biases, out=_of_one(out))
+            y = self(x[None], mask=mask, scaling=scaling, biases=biases, moments=moments, out=_of_one(out))
             return y[0] if out is None else out
-        y, _ = self._forward(x, training, mask, scaling, biases, out)
+        y, _ = self._forward(x, training, mask, scaling, biases, out, moments=moments)
         if plain and self._config.statistics == "input":
             self._remember(x)
         return y if out is None else out
@@ -281,6 +284,8 @@ class NormalizationLayer:
         mask: Array | None = None,
         scaling: Any = None,
         biases: Any = None,
+        moments: Moments | None = None,
+        shared: bool = False,
     ) -> tuple[Array, Pullback]:
         """Return the output, and a function from its gradient to those of the input and the parameters.
 
@@ -290,6 +295,11 @@ class NormalizationLayer:
             An example or a batch.
         training, mask, scaling, biases
             As in a call.
+        moments : Moments, optional
+            What to normalize by instead of anything else, as in `apply`; groups of the batch have no part in them.
+        shared : bool, default False
+            Whether `moments` are those of `x` and of other arrays together, so that the derivative goes through them;
+            they are constants otherwise. The pullback is then told how to `merge` its sums with those of the others.
 
         Returns
         -------
@@ -315,9 +325,61 @@ class NormalizationLayer:
         array([1., 0., 0., 0.], dtype=float32)
         """
         one = self._is_one(x)
-        y, kept = self._forward(x[None] if one else x, training, mask, scaling, biases, None, keep=True)
+        y, kept = self._forward(
+            x[None] if one else x, training, mask, scaling, biases, None, keep=True, moments=moments, shared=shared
+        )
         y = y[0] if one else y
-        return y, Pullback(kept, y.shape, y.dtype)
+        return y, Pullback(kept.own(), y.shape, y.dtype)
+
+    def pullback(
+        self, x: Any, factors: Array, *, mask: Array | None = None, scaling: Any = None, biases: Any = None
+    ) -> Pullback:
+        """Return the pullback of an earlier `vjp` on the same array again, from what it kept of the slices.
+
+        For those who keep inputs themselves, or let go of them and make them anew, as frameworks do.
+
+        Parameters
+        ----------
+        x : ndarray
+            What `vjp` was called on.
+        factors : ndarray
+            The `factors` of the pullback that it returned.
+        mask, scaling, biases
+            What it was given; kept as they are, not copied.
+
+        Returns
+        -------
+        Pullback
+
+        Raises
+        ------
+        GennormError
+            As in a call.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import gennorm as gn
+        >>> layer, x = gn.layer_norm(4), np.array([[1.0, 2.0, 4.0, 8.0]])
+        >>> y, pullback = layer.vjp(x)
+        >>> again = layer.pullback(x.copy(), pullback.factors)
+        >>> bool(np.array_equal(again(y).input, pullback(y).input))
+        True
+        """
+        x = real(x, "the input")
+        weights = None if mask is None else mask_for(mask, x)
+        grouped = True
+        bound = self._bind(x, None)
+        if (
+            factors.shape[1:] != bound.plan.resolved.moments_shape
+        ):  # of moments in which groups of the batch had no part
+            grouped = False
+            bound = self._bind(x, None, grouped=False)
+        parameters = self._ready(bound.plan.resolved, scaling, biases)
+        per_example, *arrays = together(parameters, bound.plan.resolved)
+        if per_example:
+            bound = self._bind(x, None, grouped=grouped, per_example=True)
+        return Pullback(Kept(x, bound, parameters, *arrays, weights, factors, None), x.shape, result_dtype(x.dtype))
 
     def jvp(
         self,
@@ -328,15 +390,26 @@ class NormalizationLayer:
         mask: Array | None = None,
         scaling: Any = None,
         biases: Any = None,
+        dscaling: Any = None,
+        dbiases: Any = None,
+        moments: Moments | None = None,
+        shared: bool = False,
+        merge: Merge | None = None,
     ) -> tuple[Array, Array]:
-        """Return the output, and its derivative along a direction of the input.
+        """Return the output, and its derivative along a direction of the input and of the parameters.
 
         Parameters
         ----------
         x, dx : ndarray
-            An example or a batch, and a direction of its shape.
+            An example or a batch, and a direction of its shape; None for one that stays what it is.
         training, mask, scaling, biases
             As in a call.
+        dscaling, dbiases : array_like, optional
+            Directions of the parameters, of their shape.
+        moments, shared
+            As in `vjp`.
+        merge : callable, optional
+            As for a pullback.
 
         Returns
         -------
@@ -357,10 +430,111 @@ class NormalizationLayer:
         True
         """
         one = self._is_one(x)
-        y, kept = self._forward(x[None] if one else x, training, mask, scaling, biases, None, keep=True)
-        direction = like_output(dx, "the direction", x.shape, y.dtype)
-        dy = kept.push(direction[None] if one else direction)
+        y, kept = self._forward(
+            x[None] if one else x, training, mask, scaling, biases, None, keep=True, moments=moments, shared=shared
+        )
+        direction = np.zeros_like(y) if dx is None else like_output(dx, "the direction", x.shape, y.dtype)
+        dy = kept.push(direction[None] if one and dx is not None else direction, merge)
+        if dscaling is not None or dbiases is not None:
+            dy += self._along_parameters(kept, dscaling, dbiases, y.dtype)
         return (y[0], dy[0]) if one else (y, dy)
+
+    def _along_parameters(self, kept: Kept, dscaling: Any, dbiases: Any, dtype: np.dtype[Any]) -> Array:
+        """What directions of the parameters add to the output's: it is linear in them, so the output that they give."""
+        resolved, x = kept.bound.plan.resolved, kept.x
+        given = [
+            Parameter.given("dscaling", np.zeros(np.shape(dbiases)) if dscaling is None else dscaling, resolved),
+            Parameter(None, False) if dbiases is None else Parameter.given("dbiases", dbiases, resolved),
+        ]
+        per_example, gains, shifts = together(given, resolved)
+        added = empty_like(x, dtype)
+        bound = self._bind(x, None, grouped=kept.grouped, per_example=per_example)
+        bound.apply(x, added, bound.ordered(kept.factors[:2]), gains, shifts)
+        return added
+
+    def second(
+        self,
+        x: Any,
+        dy: Any,
+        along: Gradients,
+        *,
+        training: bool = False,
+        mask: Array | None = None,
+        scaling: Any = None,
+        biases: Any = None,
+        moments: Moments | None = None,
+        shared: bool = False,
+        merge: Merge | None = None,
+    ) -> tuple[Array, Gradients]:
+        """Differentiate what a pullback gives: a second derivative, as a penalty on a gradient needs it.
+
+        Parameters
+        ----------
+        x, dy : ndarray
+            What `vjp` is called on, and the gradient its pullback is.
+        along : Gradients
+            The gradient of whatever is differentiated by the three gradients of the pullback; None for one that has no
+            part in it.
+        training, mask, scaling, biases, moments, shared
+            As in `vjp`; nothing is learned from the input once more.
+        merge : callable, optional
+            As for a pullback; here it is given seven sums for each slice.
+
+        Returns
+        -------
+        ddy : ndarray
+            The gradient by `dy`.
+        gradients : Gradients
+            Those by the input and the scaling; the biases have no part in it, and theirs is None.
+
+        Raises
+        ------
+        GennormError
+            As in a call.
+
+        Examples
+        --------
+        How the squared length of a gradient changes with the input, beside a small step:
+
+        >>> import numpy as np
+        >>> import gennorm as gn
+        >>> layer, x, dy = gn.layer_norm(3), np.array([1.0, 2.0, 4.0]), np.array([1.0, 0.0, 0.0])
+        >>> def length(x):
+        ...     return (layer.vjp(x)[1](dy).input ** 2).sum()
+        >>> found = layer.vjp(x)[1](dy)
+        >>> _, gradients = layer.second(x, dy, gn.gradients.Gradients(2 * found.input, None, None))
+        >>> step = np.array([0.0, 1e-6, 0.0])
+        >>> abs((length(x + step) - length(x - step)) / 2e-6 - gradients.input[1]) < 1e-8
+        True
+        """
+        from gennorm.second import second
+
+        if self._is_one(x):
+            along = along if along.input is None else replace(along, input=along.input[None])
+            ddy, found = self.second(
+                x[None], dy[None], along, mask=mask, scaling=scaling, biases=biases, moments=moments
+            )
+            return ddy[0], replace(found, input=found.input[0])
+        x = real(x, "the input")
+        result = result_dtype(x.dtype)
+        dy = like_output(dy, "the gradient of the output", x.shape, result)
+        if along.input is not None:
+            along = replace(along, input=like_output(along.input, "the direction", x.shape, result))
+        weights = None if mask is None else mask_for(mask, x)
+        through = shared or (moments is None and (self._learns(training) or self._config.statistics == "input"))
+        resolved = self._bind(x, None, grouped=through and not shared).plan.resolved
+        own, _ = self._ready(resolved, scaling, biases)
+        config = self._config
+        if not through:
+            given = held(self._held, resolved) if moments is None else applicable(moments, resolved, config)
+            config, moments = replace(config, unbiased=False), Moments.from_variance(*given)
+        elif moments is None:
+            moments = self.measure(x, mask)
+        ddy, dx, to_scaling = second(
+            config, resolved, moments, x, dy, along, own.own, weights, through=through, merge=merge
+        )
+        ddy, dx = (np.asarray(array, result) for array in (ddy, dx))
+        return ddy, Gradients(dx, own.gradient(to_scaling), None)
 
     def _forward(
         self,
@@ -372,43 +546,60 @@ class NormalizationLayer:
         out: Array | None,
         *,
         keep: bool = False,
+        moments: Moments | None = None,
+        shared: bool = False,
     ) -> tuple[Array, Any]:
         """Compute the output, and what its derivatives need if that is to be kept."""
         x = real(x, "the input")
         weights = None if mask is None else mask_for(mask, x)
-        learns, holds = self._learns(training), self._config.statistics != "input"
-        given = holds and not learns
+        learns = moments is None and self._learns(training)
+        grouped = moments is None and (learns or self._config.statistics == "input")
         # Weights and gradients are laid out as a new output would be.
-        bound = back = self._bind(x, None, grouped=not given)
+        bound = back = self._bind(x, None, grouped=grouped)
         resolved = back.plan.resolved
         if learns:
             self._require_learnable(resolved)
+        given = None if grouped else self._instead(moments, resolved)
         parameters = self._ready(resolved, scaling, biases)
-        per_example = parameters[0].per_example or parameters[1].per_example
-        scaling, biases = (parameter.array(per_example, resolved) for parameter in parameters)
+        per_example, scaling, biases = together(parameters, resolved)
         if per_example:
-            bound = back = self._bind(x, None, grouped=not given, per_example=True)
+            bound = back = self._bind(x, None, grouped=grouped, per_example=True)
         if out is None:
             y = empty_like(x, result_dtype(x.dtype))
         else:
             y = writable(out, x, {"scaling": scaling, "biases": biases})
-            bound = self._bind(x, y, grouped=not given, per_example=per_example)
+            bound = self._bind(x, y, grouped=grouped, per_example=per_example)
 
-        moments: Array
-        if given:
-            held_moments = held(self._held, resolved)
-            bound.apply(x, y, bound.ordered(*held_moments), scaling, biases)
-            moments = back.ordered(*held_moments)
+        rows: Array
+        if given is not None:
+            rows = back.ordered(given)
+            bound.apply(x, y, rows if bound is back else bound.ordered(given), scaling, biases)
         elif weights is None:
-            moments = bound.normalize(x, y, scaling, biases, keep=keep or learns)
+            rows = bound.normalize(x, y, scaling, biases, keep=keep or learns)
         else:
-            moments = back.measure(x, weights)
-            mean, variance = applicable(measured(back, moments), resolved, self._config)
-            bound.apply(x, y, bound.ordered(mean, variance), scaling, biases)
+            rows = back.measure(x, weights)
+            given = np.stack(applicable(measured(back, rows), resolved, self._config))
+            bound.apply(x, y, bound.ordered(given), scaling, biases)
+        kept = None
+        if keep:
+            if shared and moments is not None:
+                mean = np.zeros(moments.shape) if moments.mean is None else moments.mean
+                shape = (3, *resolved.moments_shape)
+                factors = back.factors(
+                    back.ordered(np.broadcast_to(np.stack([mean, moments.m2, moments.count]), shape))
+                )
+            else:
+                factors = back.factors(rows, given=not grouped)
+            found = rows if grouped else moments
+            kept = Kept(x, back, parameters, scaling, biases, weights, factors, found)
         if learns:
-            self._learn(measured(bound if weights is None else back, moments), resolved)
-        kept = Kept.of(x, back, parameters, scaling, biases, weights, moments, given) if keep else None
+            self._learn(measured(bound if weights is None else back, rows), resolved)
         return y, kept
+
+    def _instead(self, moments: Moments | None, resolved: Resolved) -> Array:
+        """Mean and variance to normalize by instead of the input's: those given, else those that the layer holds."""
+        found = held(self._held, resolved) if moments is None else applicable(moments, resolved, self._config)
+        return np.stack(found)
 
     def _is_one(self, x: Any) -> bool:
         """Whether this is one example to a layer that knows the moments of batches: a batch of one."""
@@ -491,7 +682,7 @@ class NormalizationLayer:
         mean, variance = applicable(moments, resolved, self._config)
         y = empty_like(x, result_dtype(x.dtype)) if out is None else writable(out, x, self._parameters)
         bound = self._bind(x, None if out is None else y)
-        bound.apply(x, y, bound.ordered(mean, variance), scaling, biases)
+        bound.apply(x, y, bound.ordered(np.stack([mean, variance])), scaling, biases)
         return y if out is None else out
 
     def inverse(self, y: Any, moments: Moments | None = None, *, out: Array | None = None) -> Any:
@@ -539,7 +730,7 @@ class NormalizationLayer:
         mean, variance = held(self._held, resolved) if moments is None else applicable(moments, resolved, self._config)
         x = empty_like(y, result_dtype(y.dtype)) if out is None else writable(out, y, self._parameters)
         bound = self._bind(y, None if out is None else x, grouped=grouped)
-        bound.invert(y, x, bound.ordered(mean, variance), scaling, biases)
+        bound.invert(y, x, bound.ordered(np.stack([mean, variance])), scaling, biases)
         return x if out is None else out
 
     def plan(self, shape_or_array: Any, dtype: Any = None) -> Plan:
@@ -694,6 +885,41 @@ class NormalizationLayer:
         self._fill(resolved.parameter_shape)
         return self
 
+    def adopt(self, *, scaling: Array | None = None, biases: Array | None = None) -> NormalizationLayer:
+        """Take arrays as the parameters themselves, in place of copies, whoever else has them.
+
+        Parameters
+        ----------
+        scaling, biases : ndarray, optional
+            Of the shape of the parameters, and of any floating dtype. One that is not given stays what it is.
+
+        Returns
+        -------
+        NormalizationLayer
+            The layer itself.
+
+        Raises
+        ------
+        ParameterError
+            An array has another shape.
+        DtypeError, InputError
+            It is no array of real numbers.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import gennorm as gn
+        >>> ours = np.ones(3, np.float32)
+        >>> layer = gn.layer_norm(3).adopt(scaling=ours)
+        >>> ours *= 2
+        >>> layer.scaling
+        array([2., 2., 2.], dtype=float32)
+        """
+        for name, array in (("scaling", scaling), ("biases", biases)):
+            if array is not None:
+                self._set(name, array, adopt=True)
+        return self
+
     def _known_shape(self) -> tuple[int, ...]:
         """The shape of the parameters, from one that is there or from the declared input shape."""
         for array in self._parameters.values():
@@ -711,12 +937,12 @@ class NormalizationLayer:
         array = self._parameters[name]
         return getattr(self._config, name) if array is None else array
 
-    def _set(self, name: str, value: Any) -> None:
+    def _set(self, name: str, value: Any, *, adopt: bool = False) -> None:
         if value is self._parameters[name] and value is not None:
             return  # `layer.scaling -= step` has written into the array already
         mode = _mode(name, value)
         config = _with_mode(self._config, name, mode)
-        array = self._checked(name, value) if mode == "explicit" else None
+        array = self._checked(name, value, adopt=adopt) if mode == "explicit" else None
         with self._lock:
             self._config, self._bound, self._shortcuts = config, {}, {}
             self._parameters[name] = array
@@ -724,19 +950,22 @@ class NormalizationLayer:
             with suppress(InitializationError):
                 self._fill(self._known_shape())
 
-    def _checked(self, name: str, value: Any) -> Array:
-        """The layer's own copy of a parameter that was given, once its shape is known to be right."""
-        given = in_range(name, parameter_values(name, value), dtype_named(self._config.dtype))
+    def _checked(self, name: str, value: Any, *, adopt: bool = False) -> Array:
+        """A parameter that was given, or the layer's own copy of it, once its shape is known to be right."""
+        given = parameter_values(name, value)
+        if not adopt:
+            given = in_range(name, given, dtype_named(self._config.dtype))
+        own = given if adopt else copied(given, given.dtype)
         try:
             expected = self._known_shape()
         except InitializationError:
-            return copied(given, given.dtype)
+            return own
         if given.shape != expected:
             msg = f"{name} has the shape {given.shape}, and the parameters of this layer {expected}\n"
             msg += f"the scaling levels are {levels.format(self._config.scaling_levels)}; their sizes, in that order, "
             msg += "are the shape of the parameters"
             raise ParameterError(msg, code="P010")
-        return copied(given, given.dtype)
+        return own
 
     def _require_fitting(self, resolved: Resolved) -> None:
         """Refuse an array whose scaling levels have other sizes than the parameters."""
@@ -924,7 +1153,7 @@ class NormalizationLayer:
         if bound is None:
             from gennorm.kernels import bind  # Numba is imported when something is first computed
 
-            config = self._config if grouped else ungrouped(self._config, x.shape)
+            config = self._config if grouped else _given(self._config, x.shape)
             strides = (np.empty_like(x, result_dtype(x.dtype)) if out is None else out).strides
             bound = bind(config, x.shape, x.dtype.name, x.strides, strides, per_example=per_example)
             with self._lock:
@@ -1192,6 +1421,11 @@ def _mode(name: str, value: Any) -> Any:
 
 def _with_mode(config: LayerConfig, name: str, mode: Any) -> LayerConfig:
     return replace(config, scaling=mode) if name == "scaling" else replace(config, biases=mode)
+
+
+def _given(config: LayerConfig, shape: tuple[int, ...]) -> LayerConfig:
+    """The config of a call whose moments are not those of its input: groups of the batch have no part in them."""
+    return replace(ungrouped(config, shape), statistics="dataset")
 
 
 def _constant(array: Array, value: Any) -> bool:

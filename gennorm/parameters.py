@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from gennorm.arrays import parameter_values
 from gennorm.config import Resolved
 from gennorm.errors import ParameterError
 
-__all__ = ["Parameter"]
+__all__ = ["Parameter", "together"]
 
 Array = npt.NDArray[Any]
 
@@ -64,3 +65,17 @@ class Parameter:
             return None
         summed = found.sum(0) if found.ndim > self.own.ndim else found
         return np.asarray(summed, self.own.dtype if self.own.dtype.kind in "fV" else np.float64)
+
+
+def together(parameters: Sequence[Parameter], resolved: Resolved) -> tuple[bool, Array | None, Array | None]:
+    """Whether one of them has an axis for the examples, and the arrays of both, which then have it both.
+
+    Examples
+    --------
+    >>> together([Parameter(np.ones(3), False), Parameter(None, False)], None)
+    (False, array([1., 1., 1.]), None)
+    """
+    scaling, biases = parameters
+    if not (scaling.per_example or biases.per_example):
+        return False, scaling.own, biases.own
+    return True, scaling.array(True, resolved), biases.array(True, resolved)

@@ -122,7 +122,7 @@ def is_one_example(config: LayerConfig, shape: tuple[int, ...]) -> bool:
 
 def measured(bound: Bound, rows: Array) -> Moments:
     """Moments as the method has them, from what a plan found: mean, second moment and perhaps count, in its order."""
-    mean, spread, *counted = bound.shaped(rows)
+    mean, spread, *counted = bound.shaped(rows.copy())
     resolved = bound.plan.resolved
     count = counted[0] if counted else np.full(resolved.moments_shape, float(resolved.count))
     return Moments(count, mean if bound.plan.config.method == "Standardize" else None, spread)

@@ -32,6 +32,7 @@ BELOW_LAYER = {
     "files",
     "parameters",
     "gradients",
+    "second",
 }
 INSIDE = {
     "errors": set(),
@@ -47,13 +48,14 @@ INSIDE = {
     "adapting": {"errors", "levels", "config", "moments", "plan", "kernels", "arrays", "statistics"},
     "files": {"errors", "config", "moments", "arrays", "statistics"},
     "parameters": {"errors", "config", "arrays"},
-    "gradients": {"_memory", "arrays", "kernels", "parameters"},
+    "gradients": {"_memory", "arrays", "kernels", "moments", "parameters", "statistics"},
+    "second": {"config", "moments", "gradients"},
     "layer": BELOW_LAYER,
     "presets": {"errors", "levels", "config", "moments", "layer"},
     "cli": BELOW_LAYER | {"presets", "layer", "", *FRONTS},
     "__main__": {"cli"},
     "": BELOW_LAYER - {"kernels"} | {"layer", "presets"},
-    **{front: {"", "errors", "config", "moments", "layer", "presets"} for front in FRONTS},
+    **{front: (BELOW_LAYER - {"kernels"}) | {"", "layer", "presets"} for front in FRONTS},
 }
 # What each may import from elsewhere, the standard library apart.
 OUTSIDE = {
@@ -67,10 +69,11 @@ OUTSIDE = {
     "files": {"numpy", "safetensors"},
     "parameters": {"numpy"},
     "gradients": {"numpy"},
+    "second": {"numpy"},
     "layer": {"numpy"},
     "presets": {"numpy"},
     "cli": {"numpy", "ml_dtypes", "typer", "rich", "PIL", "torch"},
-    **{front: {"numpy", framework} for front, framework in FRONTS.items()},
+    **{front: {"numpy", "ml_dtypes", framework} for front, framework in FRONTS.items()},
 }
 
 

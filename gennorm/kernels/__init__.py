@@ -107,14 +107,12 @@ class Bound:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         config, resolved = plan.config, plan.resolved
-        degrees, center = max(resolved.count - config.unbiased, 1), config.method == "Standardize"
         epsilon = config.epsilon, PLACEMENTS[config.epsilon_placement]
-        # As steps.DIVISOR and those after it say: of the input's statistics, of its weighted ones, and of given ones.
-        self.numbers = np.array([degrees, *epsilon, resolved.count, config.unbiased, 1, center], np.float64)
-        self.given_numbers = np.array([1, *epsilon, 1, 0, 0, center], np.float64)
+        self.numbers = np.array([max(resolved.count - config.unbiased, 1), *epsilon], np.float64)
+        self.given = np.array([1, *epsilon], np.float64)  # for variances instead of second moments
         self.geometry = np.array(plan.geometry, np.int64)
         self.compute = np.dtype(plan.compute)
-        self.center = center
+        self.center = config.method == "Standardize"
         self.dtypes = (plan.dtype, plan.result, plan.compute)
         if plan.family == "columns":
             self.tile = plan.geometry[columns.TILE]
@@ -122,9 +120,9 @@ class Bound:
         self._sweeps: dict[Any, _Sweep] = {}
         self._parameter_steps = self._prepared_steps()
         kept = [axis for axis, _ in plan.moments_cells]
-        self._moments_order = sorted(range(len(kept)), key=lambda i: kept[i])
         self._moments_sizes = [size for _, size in plan.moments_cells]
-        self._moments_plain = self._moments_order == list(range(len(kept)))
+        order = sorted(range(len(kept)), key=kept.__getitem__)
+        self._moments_order = order if order != list(range(len(kept))) else []  # none: it is the kernel's
 
     # What the layer asks for -----------------------------------------------------------------------------------------
 
@@ -167,24 +165,43 @@ class Bound:
             self._measure(_flat(self._source(x), plan.dtype), moments, laid)
         return moments
 
-    def shaped(self, moments: Array) -> list[Array]:
-        """From rows in the order in which the kernel counts slices to arrays of the shape of the layer's moments."""
-        shape = self.plan.resolved.moments_shape
-        if self._moments_plain:
-            return [row.reshape(shape) for row in moments]
-        return [
-            np.ascontiguousarray(row.reshape(self._moments_sizes).transpose(self._moments_order)).reshape(shape)
-            for row in moments
-        ]
+    def factors(self, rows: Array, *, given: bool = False) -> Array:
+        """What a gradient is told of every slice, shaped as the layer's moments behind an axis of four.
 
-    def ordered(self, *moments: Array) -> Array:
+        The rows are what `normalize` kept, or `measure` found; or mean and variance that were given, which a gradient
+        does not go through. What the four are stands in ``steps``.
+        """
+        factors, plan = np.empty((4, self.plan.slices)), self.plan
+        factors[:2] = rows[:2]
+        if given:
+            factors[2:] = 0.0
+            return self.shaped(factors)
+        lost = plan.config.unbiased
+        if len(rows) == 2:
+            per_count, per_degree = (
+                1.0 / n if n > 0 else 0.0 for n in (plan.resolved.count, plan.resolved.count - lost)
+            )
+        else:
+            counts = rows[2], rows[2] - lost
+            per_count, per_degree = (np.divide(1.0, n, out=np.zeros_like(n), where=n > 0) for n in counts)
+        factors[2] = per_count if self.center else 0.0
+        factors[3] = per_degree
+        factors[1] *= per_degree
+        return self.shaped(factors)
+
+    def shaped(self, rows: Array) -> Array:
+        """From rows in the order in which the kernel counts slices to arrays of the shape of the layer's moments."""
+        if self._moments_order:
+            rows = rows.reshape(len(rows), *self._moments_sizes).transpose(0, *(1 + i for i in self._moments_order))
+        return rows.reshape(len(rows), *self.plan.resolved.moments_shape)
+
+    def ordered(self, moments: Array) -> Array:
         """From arrays of the shape of the layer's moments to rows in the order in which the kernel counts slices."""
-        sizes = [self._moments_sizes[i] for i in self._moments_order]
-        back = sorted(range(len(sizes)), key=lambda i: self._moments_order[i])
-        rows_ = [np.broadcast_to(array, self.plan.resolved.moments_shape) for array in moments]
-        return np.stack([row.reshape(sizes).transpose(back).reshape(-1) for row in rows_]).astype(
-            np.float64, copy=False
-        )
+        if self._moments_order:
+            sizes = [self._moments_sizes[i] for i in self._moments_order]
+            back = sorted(range(len(sizes)), key=self._moments_order.__getitem__)
+            moments = moments.reshape(len(moments), *sizes).transpose(0, *(1 + i for i in back))
+        return moments.reshape(len(moments), -1)
 
     def _laid_out(self, values: Array) -> Array:
         """Values that broadcast to the input, as an array of the output's layout in the type of the arithmetic."""
@@ -201,7 +218,7 @@ class Bound:
         mean, variance = moments
         self._run(
             _flat(source, plan.dtype), _flat(target, plan.result), self.parameter(scaling), self.parameter(biases),
-            mean, variance, self.given_numbers, APPLY=1,
+            mean, variance, self.given, APPLY=1,
         )  # fmt: skip
         _deliver(target, y)
 
@@ -262,7 +279,7 @@ class Bound:
         mean, variance = moments
         self._run(
             _flat(source, plan.dtype), _flat(target, plan.result), gains, self.parameter(biases),
-            mean, variance, self.given_numbers, CENTER=1, INVERT=1, APPLY=1,
+            mean, variance, self.given, CENTER=1, INVERT=1, APPLY=1,
         )  # fmt: skip
         _deliver(target, x)
 
@@ -271,22 +288,24 @@ class Bound:
         x: Array,
         dy: Array,
         dx: Array,
-        moments: Array,
+        factors: Array,
         scaling: Array | None,
         biases: Array | None,
         weights: Array | None = None,
         *,
-        given: bool = False,
         tangent: bool = False,
+        merge: Callable[[Array], Array] | None = None,
     ) -> tuple[Array | None, Array | None]:
         """Write the input's gradient into ``dx``; return those of scaling and biases, in float64.
 
-        The moments are rows in the kernel's order: what `normalize` kept, or `measure` found with these weights, or
-        mean and variance, if they were ``given`` and the gradient does not go through them. With ``tangent``, ``dy`` is
-        a direction of the input and ``dx`` the output's derivative along it.
+        The factors of the slices are those of `factors`. With ``tangent``, ``dy`` is a direction of the input and
+        ``dx`` the output's derivative along it. ``merge`` makes of the two sums of every slice, shaped as the moments
+        behind an axis of two, those of a larger slice that they are part of.
         """
         plan = self.plan
         if plan.tasks == 0:
+            if merge is not None:
+                merge(np.zeros((2, *plan.resolved.moments_shape)))
             shape = plan.resolved.parameter_shape
             found = [None if array is None or tangent else np.zeros(shape) for array in (scaling, biases)]
             return found[0], found[1]
@@ -295,7 +314,8 @@ class Bound:
             slopes = _dense(plan, dy.dtype)
             np.copyto(slopes, dy)
         weighted = 0 if weights is None else 2 if tangent else 1
-        sweep = self._sweep(scaling is not None, biases is not None and not tangent, weighted, tangent, given)
+        in_two = plan.cut.units > 1 or merge is not None
+        sweep = self._sweep(scaling is not None, biases is not None and not tangent, weighted, tangent, in_two)
         unused = NOTHING_REAL[plan.compute]
         gains = self.parameter(scaling)
         summed = self._backward(
@@ -305,7 +325,8 @@ class Bound:
             _flat(target, plan.result),
             unused if weights is None else _flat(self._laid_out(weights), plan.compute),
             unused if gains is None else gains,
-            moments.reshape(-1),
+            self.ordered(factors).reshape(-1),
+            merge,
         )
         _deliver(target, dx)
         if tangent:
@@ -400,9 +421,9 @@ class Bound:
         mean = nearby + (counts * (means - nearby)).sum(0) / np.maximum(counts.sum(0), steps.NOTHING)
         return mean, spreads.sum(0) + (counts * (means - mean) ** 2).sum(0)
 
-    def _sweep(self, scaled: bool, biased: bool, weighted: int, tangent: bool, given: bool) -> _Sweep:
+    def _sweep(self, scaled: bool, biased: bool, weighted: int, tangent: bool, in_two: bool) -> _Sweep:
         """How the backward kernel is run for some settings, made once and remembered."""
-        key = (scaled, biased, weighted, tangent, given)
+        key = (scaled, biased, weighted, tangent, in_two)
         sweep = self._sweeps.get(key)
         if sweep is not None:
             return sweep
@@ -412,11 +433,10 @@ class Bound:
         blocks = max(1, min(SHARES, plan.tasks, SPARE // max(16 * parameters, 1), plan.size // max(32 * parameters, 1)))
         block = -(-plan.tasks // blocks)
         flags = {"SCALING": kind * scaled, "BIASES": kind * biased, "WEIGHTED": weighted, "TANGENT": int(tangent)}
-        phases = [{"SUMS": 1, "APPLY": 1}] if plan.cut.units == 1 else [{"SUMS": 1}, {"APPLY": 1}]
+        phases = [{"SUMS": 1}, {"APPLY": 1}] if in_two else [{"SUMS": 1, "APPLY": 1}]
         varying = plan.family == "rows" and not tangent and 2 in (flags["SCALING"], flags["BIASES"])
         sweep = self._sweeps[key] = _Sweep(
             tuple(self._kernel("backward", **flags, **phase) for phase in phases),
-            self.given_numbers if given else self.numbers,
             parameters,
             -(-plan.tasks // block),
             block,
@@ -426,27 +446,41 @@ class Bound:
         return sweep
 
     def _backward(
-        self, sweep: _Sweep, x: Array, dy: Array, dx: Array, weights: Array, scaling: Array, moments: Array
+        self,
+        sweep: _Sweep,
+        x: Array,
+        dy: Array,
+        dx: Array,
+        weights: Array,
+        scaling: Array,
+        factors: Array,
+        merge: Callable[[Array], Array] | None,
     ) -> Array:
-        """Run the backward kernel, in two steps where slices are larger than the cache; gradients by parameter."""
+        """Run the backward kernels, with the sums of slices between two of them; gradients by parameter."""
         plan, units, slices = self.plan, self.plan.cut.units, self.plan.slices
         blocks, block, parameters, often = sweep.blocks, sweep.block, sweep.parameters, sweep.often
         gradients = np.zeros((blocks, 2, parameters))
-        geometry, flat, numbers = self.geometry, gradients.reshape(-1), sweep.numbers
-        sums = NOTHING if units == 1 else np.zeros((units, 2 * slices))
-        for kernel in sweep.kernels:
-            read = sums.reshape(-1)
+        geometry, flat, numbers = self.geometry, gradients.reshape(-1), self.numbers
 
-            def work(first: int, last: int, kernel: Kernel = kernel, sums: Array = read) -> None:
+        def step(kernel: Kernel, sums: Array) -> None:
+            def work(first: int, last: int) -> None:
                 space = self._space(6, 5) or (np.zeros(sweep.recent, self.compute),)
                 kernel(
-                    x, dy, dx, weights, scaling, moments, sums, flat, geometry, numbers, *space,
+                    x, dy, dx, weights, scaling, factors, sums, flat, geometry, numbers, *space,
                     block, parameters, often, first, last,
                 )  # fmt: skip
 
             run(work, blocks, plan.size)
-            if units > 1:
-                sums = sums.sum(0)
+
+        if len(sweep.kernels) == 1:
+            step(sweep.kernels[0], NOTHING)
+        else:
+            sums = np.zeros((units, 2 * slices))
+            step(sweep.kernels[0], sums.reshape(-1))
+            sums = sums.sum(0)
+            if merge is not None:
+                sums = self.ordered(merge(self.shaped(sums.reshape(2, slices)))).reshape(-1)
+            step(sweep.kernels[1], sums)
         return gradients[0] if blocks == 1 else gradients.sum(0)
 
     def _counts(self) -> Array:
@@ -543,7 +577,6 @@ class _Sweep(NamedTuple):
     """How a backward kernel goes over the units of a plan."""
 
     kernels: tuple[Kernel, ...]  # one, or where slices are larger than the cache one that sums and one that applies
-    numbers: Array
     parameters: int  # of each kind
     blocks: int  # each of which adds up the parameters' gradients by itself
     block: int  # units in one

@@ -15,8 +15,8 @@ EXACT = 1  # the squares of the input are exact in float64: one pass is enough u
 
 INSIDE, FLOOR, OUTSIDE = 0, 1, 2
 
-# The numbers of a call: what the second moment of a slice is divided by (its elements, or one fewer), epsilon, and where
-# that goes, one of the three above.
+# The numbers of a call: what the second moment of a slice is divided by (its elements, or one fewer), epsilon, and
+# where that goes, one of the three above.
 DIVISOR, EPSILON, PLACEMENT = 0, 1, 2
 
 # What a gradient is told of a slice: its mean, its variance, and one over the elements that the mean and the variance

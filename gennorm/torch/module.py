@@ -1,0 +1,389 @@
+"""The layer as a module: parameters, buffers, train and eval."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, from_numpy, is_grad_enabled, nn
+from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
+
+import gennorm
+from gennorm import levels
+from gennorm._threads import shared
+from gennorm.config import LayerConfig, kept_shape, parameter_shape, resolve_config
+from gennorm.errors import ConfigError, InitializationError
+from gennorm.statistics import initial, is_one_example, required
+from gennorm.torch import functional, operators
+from gennorm.torch.distributed import group_name
+from gennorm.torch.functional import Job, require, threads_for, transforms
+from gennorm.torch.operators import modes, tracing
+from gennorm.torch.tensors import HALVES, array_of, held, require_tensor, tensor_of
+
+__all__ = ["Normalization", "NormalizationLayer"]
+
+PARAMETERS = {"scaling": "weight", "biases": "bias"}  # the core's names and torch's
+BUFFERS = ("mean", "variance")
+DERIVED = {"core", "_job"}  # what a module makes of its config, and anew in a copy
+
+
+class Normalization(nn.Module):
+    """What every module of gennorm is: a config, the parameters `weight` and `bias`, and a core that computes.
+
+    A subclass calls `super().__init__(config, weight, bias)` and, in its `forward`, `normalize` or
+    `normalize_and_measure`. Everything else follows: the core is handed the parameters' own memory, and anew when they
+    lie elsewhere; it is made anew from the config where the module is copied or unpickled.
+
+    Parameters
+    ----------
+    config : LayerConfig
+        Says how to normalize. Its `statistics` are not looked at: moments are the input's, or given.
+    weight, bias : Tensor or None
+        Become the parameters; None for one that is absent.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(self, config: LayerConfig, weight: Tensor | None, bias: Tensor | None) -> None:
+        super().__init__()
+        self.config = config
+        self.register_parameter("weight", None if weight is None else nn.Parameter(weight))
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+        self._begin()
+
+    def _begin(self) -> None:
+        """Make what is derived from the config and from which parameters there are."""
+        present = [self._parameters[key] is not None for key in PARAMETERS.values()]
+        modes: dict[str, Any] = {
+            name: "Automatic" if there else None for name, there in zip(PARAMETERS, present, strict=True)
+        }
+        config = replace(self.config, **modes)
+        self._present = tuple(present)
+        self._text = json.dumps(config.to_dict())
+        self.core = gennorm.NormalizationLayer.from_config(replace(config, statistics="input").to_dict())
+        self._job = Job(self.core)
+        self._taken: torch.dtype | None = None  # the dtype of inputs that the core has the right parameters for
+        self._weight_at: int | None = None
+        self._bias_at: int | None = None
+        self._weight_steps: tuple[int, ...] = ()
+        self._bias_steps: tuple[int, ...] = ()
+
+    def normalize(self, x: Tensor, *, mask: Tensor | None = None, moments: Tensor | None = None) -> Tensor:
+        """Normalize a tensor by its own moments, or by given ones; see `gennorm.torch.functional.normalize`."""
+        # A small call is mostly Python: what comes before the core is written out here, without a call of our own.
+        parameters = self._parameters
+        weight, bias = parameters["weight"], parameters["bias"]
+        if (
+            mask is None
+            and moments is None
+            and type(x) is Tensor
+            and not (is_dynamo_compiling() or modes() or tracing() is not None)
+            and not (transforms() or forward_ad._current_level >= 0)
+            and not (
+                is_grad_enabled()
+                and (
+                    x.requires_grad
+                    or (weight is not None and weight.requires_grad)
+                    or (bias is not None and bias.requires_grad)
+                )
+            )
+        ):
+            if not (
+                x.dtype is self._taken
+                and (
+                    self._weight_at is None
+                    if weight is None
+                    else weight.data_ptr() == self._weight_at and weight.stride() == self._weight_steps
+                )
+                and (
+                    self._bias_at is None
+                    if bias is None
+                    else bias.data_ptr() == self._bias_at and bias.stride() == self._bias_steps
+                )
+            ):
+                self._adopt(x, weight, bias)
+            try:
+                array = x.numpy()
+            except (TypeError, RuntimeError):  # bfloat16, which NumPy lacks, or a gradient; or memory it cannot have
+                array = array_of(require_tensor(x, "the input"))
+            else:
+                if not shared(array.size):
+                    return from_numpy(self.core(array))
+            with threads_for(x):
+                return tensor_of(self.core(array))
+        if not isinstance(x, Tensor):
+            require_tensor(x, "the input")
+        self._require_present(weight, bias)
+        if operators.traced(x):
+            return operators.normalize(x, weight, bias, mask, moments, self._text, None)[0]
+        return functional.normalize(self._job, x, weight, bias, mask=mask, moments=moments)
+
+    def normalize_and_measure(
+        self, x: Tensor, *, mask: Tensor | None = None, group: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Normalize a tensor by its own moments and return them; see the function of this name.
+
+        With a `group` of processes, by the moments of the inputs of all of them.
+        """
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        if not isinstance(x, Tensor):
+            require_tensor(x, "the input")
+        self._require_present(weight, bias)
+        if operators.traced(x):
+            y, _, measured = operators.normalize(x, weight, bias, mask, None, self._text, group)
+            return y, measured.detach()
+        job = self._job if group is None else Job(self.core, group)
+        return functional.normalize_and_measure(job, x, weight, bias, mask=mask)
+
+    def _adopt(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+        """Hand the parameters' memory to the core, and remember where it is; for inputs of this dtype."""
+        self._taken = None
+        require(x, weight, bias, None)
+        self._require_present(weight, bias)
+        scaling, biases = (None if value is None else array_of(value) for value in (weight, bias))
+        self.core.adopt(scaling=scaling, biases=biases)
+        if weight is not None:
+            self._weight_at, self._weight_steps = weight.data_ptr(), weight.stride()
+        if bias is not None:
+            self._bias_at, self._bias_steps = bias.data_ptr(), bias.stride()
+        self._taken = x.dtype
+
+    def _require_present(self, weight: Tensor | None, bias: Tensor | None) -> None:
+        """Make the core anew where a parameter has been taken away or put there since."""
+        if self._present != (weight is not None, bias is not None):
+            self._begin()
+
+    def extra_repr(self) -> str:
+        """Return the arguments that make the layer."""
+        layer = gennorm.NormalizationLayer.from_config(json.loads(self._text))
+        return repr(layer).removeprefix("NormalizationLayer(")[:-1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in DERIVED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._begin()
+
+
+class NormalizationLayer(Normalization):
+    r"""A module that normalizes over any levels, with parameters on any levels.
+
+    The arguments are those of `gennorm.NormalizationLayer`, where they are explained; `scaling` is the parameter
+    ``weight`` and `biases` the parameter ``bias``. The sizes of the parameters have to be known from the arguments.
+
+    With ``statistics="moving"`` the buffers ``mean`` and ``variance`` hold the moving moments: in training the module
+    normalizes by the moments of its input and folds them in, in evaluation it normalizes by the buffers.
+    With ``statistics="dataset"`` the same buffers are those of the data that `adapt` was given. Buffers are float64 where
+    the parameters are, and else float32, whatever half type the module is taken to.
+
+    Parameters
+    ----------
+    aggregation_levels, scaling_levels, group_number, method, unbiased, epsilon, **keywords
+        As those of `gennorm.NormalizationLayer`. Arrays may be tensors, and ``dtype`` a `torch.dtype`.
+    synchronized : bool, default False
+        Whether the batch is spread over the processes of `torch.distributed`. Where level 0 is aggregated, the moments
+        are those of all processes together, and so are the gradients; where it is not, only what is folded is.
+    process_group : ProcessGroup, optional
+        Of which processes; of all, if not given. It needs a backend for tensors on the CPU, such as gloo.
+
+    Raises
+    ------
+    InitializationError
+        The size of a scaling level, or of a level that moving moments keep, is not known.
+    ConfigError
+        There is nothing to synchronize.
+    GennormError
+        As `gennorm.NormalizationLayer`.
+
+    Examples
+    --------
+    >>> layer = NormalizationLayer("All", 1, {1: 2}, input_shape=(4, None, None))
+    >>> y = layer(torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(0)))
+    >>> y.unflatten(1, (2, 2)).mean((2, 3, 4)).abs().max() < 1e-6
+    tensor(True)
+    """
+
+    mean: Tensor | None
+    variance: Tensor | None
+
+    def __init__(
+        self,
+        aggregation_levels: Any = "2;;All",
+        scaling_levels: Any = "Complement",
+        group_number: Any = None,
+        method: str = "Standardize",
+        unbiased: bool = False,
+        epsilon: float = 1e-3,
+        *,
+        synchronized: bool = False,
+        process_group: Any = None,
+        **keywords: Any,
+    ) -> None:
+        for name in PARAMETERS:
+            if isinstance(keywords.get(name), Tensor):
+                keywords[name] = array_of(keywords[name])
+        if isinstance(keywords.get("dtype"), torch.dtype):
+            keywords["dtype"] = str(keywords["dtype"]).removeprefix("torch.")
+        made = gennorm.NormalizationLayer(
+            aggregation_levels, scaling_levels, group_number, method, unbiased, epsilon, **keywords
+        )
+        config = LayerConfig.from_dict(made.to_config())
+        if not made.initialized:
+            parameter_shape(config)  # raises, naming the level whose size is not known
+        arrays = (made.scaling, made.biases)
+        super().__init__(config, *(None if array is None else tensor_of(array.copy()) for array in arrays))
+        self.requires_grad_(config.trainable)
+        self.synchronized, self.process_group = synchronized, process_group
+        self._across = levels.uses_batch(config.aggregation_levels)
+        if synchronized and (config.statistics == "dataset" or (config.statistics == "input" and not self._across)):
+            msg = "there is nothing to synchronize: "
+            msg += "every example is normalized by itself" if config.statistics == "input" else "the moments are given"
+            msg += "\naggregate level 0, the batch, or leave out synchronized=True"
+            raise ConfigError(msg, code="C120")
+        shape = kept_shape(config)
+        if config.statistics == "moving" and shape is None:
+            msg = "the sizes of the levels that moving moments keep are not known\ndeclare them in input_shape"
+            raise InitializationError(msg, code="I020")
+        self.register_buffer("mean", None)
+        self.register_buffer("variance", None)
+        self._hold(initial(config, shape))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Normalize an example, or every example of a batch.
+
+        Parameters
+        ----------
+        x : Tensor
+            Of `input_shape`, or with one axis more, a batch; of floats, in the memory of the CPU, however it lies.
+        mask : Tensor of bool, optional
+            Broadcasts to the input; what is True counts in the statistics. Everything is normalized.
+
+        Returns
+        -------
+        Tensor
+            Of the shape, dtype and memory order of `x`.
+
+        Raises
+        ------
+        TensorError
+            A tensor is on another device, sparse, or of a dtype that is not normalized.
+        GennormError
+            As a call of `gennorm.NormalizationLayer`.
+        """
+        statistics = self.config.statistics
+        if statistics == "input" and not self.synchronized:
+            return self.normalize(x, mask=mask)
+        if statistics == "input":
+            return self.normalize_and_measure(x, mask=mask, group=self._group(x))[0]
+        if statistics == "moving" and self.training and self.config.trainable:
+            group = self._group(x)
+            y, measured = self.normalize_and_measure(x, mask=mask, group=group if self._across else None)
+            self._fold(x, measured, None if self._across else group)
+            return y
+        if self.variance is None:
+            required(None)
+        moments = held(self.mean, self.variance, unbiased=self.config.unbiased)
+        if statistics == "dataset" and is_one_example(self.config, tuple(x.shape)):
+            return self.normalize(x[None], mask=mask, moments=moments)[0]
+        return self.normalize(x, mask=mask, moments=moments)
+
+    def adapt(self, data: Any, *, mask: Any = None) -> NormalizationLayer:
+        """Take the moments of a data set, in one pass.
+
+        Parameters
+        ----------
+        data : Tensor, or iterable of Tensor
+            A batch of everything, or batches of any sizes, from a `DataLoader` or a generator.
+        mask : Tensor of bool, or iterable of them, optional
+            True counts.
+
+        Returns
+        -------
+        NormalizationLayer
+            The module itself.
+
+        Raises
+        ------
+        GennormError
+            As `gennorm.NormalizationLayer.adapt`.
+
+        Examples
+        --------
+        >>> layer = NormalizationLayer(
+        ...     "{0, 1;;-2}", batched=True, statistics="dataset", scaling=None, biases=None, epsilon_placement="floor"
+        ... )
+        >>> layer.adapt([torch.tensor([[0.0, 10.0]]), torch.tensor([[2.0, 30.0]])]).mean
+        tensor([ 1., 20.])
+        >>> layer(torch.tensor([[0.0, 30.0]]))
+        tensor([[-1.,  1.]])
+        """
+        config = replace(self.config, scaling=None, biases=None)
+        core = gennorm.NormalizationLayer.from_config(config.to_dict())
+        self._hold(core.adapt(_batches(data), mask=_batches(mask)).moments)
+        return self
+
+    def extra_repr(self) -> str:
+        """Return the arguments that make the module."""
+        return super().extra_repr() + (", synchronized=True" if self.synchronized else "")
+
+    def _group(self, x: Tensor) -> str | None:
+        """The name of the group of processes to synchronize with, if there are others."""
+        if not self.synchronized:
+            return None
+        if self._across:
+            resolved = resolve_config(self.config, tuple(x.shape))
+            if resolved.groups[0] > 1:
+                msg = f"level 0, the batch, is split into {resolved.groups[0]} groups, and processes hold parts of it\n"
+                msg += "leave out its groups or synchronized=True: every process is a group then"
+                raise ConfigError(msg, code="C121")
+        return group_name(self.process_group)
+
+    def _fold(self, x: Tensor, measured: Tensor, group: str | None) -> None:
+        """Fold the moments of a batch into the moving ones."""
+        now = (self.mean, self.variance, measured)
+        if operators.traced(x):
+            found = operators.fold(*now, list(x.shape), self._text, group)
+        else:
+            found = functional.fold(self.config, *now, tuple(x.shape), group)
+        for buffer, value in zip(now[:2], found, strict=True):
+            if buffer is not None:
+                buffer.copy_(value)
+
+    def _hold(self, moments: gennorm.Moments | None) -> None:
+        """Let the buffers have these values."""
+        if moments is None:
+            return
+        spread = moments.mean_square() if moments.mean is None else moments.variance()
+        for name, array in (("mean", moments.mean), ("variance", spread)):
+            if array is not None:
+                dtype = torch.float64 if self.config.dtype == "float64" else torch.float32
+                self._buffers[name] = torch.tensor(array, dtype=dtype)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> NormalizationLayer:
+        # Moving moments in half precision stand still: what a batch adds to them is less than their rounding.
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in self._buffers.items():
+            if buffer is not None and buffer.dtype in HALVES:
+                self._buffers[name] = before[name].to(buffer.device, torch.float32)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        # What a data set has told another module can be loaded into one that has not seen it.
+        for name in BUFFERS:
+            found = state_dict.get(prefix + name)
+            if found is not None and self._buffers[name] is None and self.config.statistics == "dataset":
+                self._buffers[name] = torch.empty_like(found)
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+
+def _batches(data: Any) -> Any:
+    """Tensors as arrays, one by one."""
+    if data is None or isinstance(data, Tensor):
+        return None if data is None else array_of(data)
+    return (array_of(batch) if isinstance(batch, Tensor) else batch for batch in data)
