@@ -376,10 +376,11 @@ class NormalizationLayer:
             grouped = False
             bound = self._bind(x, None, grouped=False)
         parameters = self._ready(bound.plan.resolved, scaling, biases)
-        per_example, *arrays = together(parameters, bound.plan.resolved)
+        per_example, scaling, biases = together(parameters, bound.plan.resolved)
         if per_example:
             bound = self._bind(x, None, grouped=grouped, per_example=True)
-        return Pullback(Kept(x, bound, parameters, *arrays, weights, factors, None), x.shape, result_dtype(x.dtype))
+        kept = Kept(x, bound, parameters, scaling, biases, weights, factors, None)
+        return Pullback(kept, x.shape, result_dtype(x.dtype))
 
     def jvp(
         self,

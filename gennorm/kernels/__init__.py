@@ -475,9 +475,9 @@ class Bound:
         if len(sweep.kernels) == 1:
             step(sweep.kernels[0], NOTHING)
         else:
-            sums = np.zeros((units, 2 * slices))
-            step(sweep.kernels[0], sums.reshape(-1))
-            sums = sums.sum(0)
+            parts = np.zeros((units, 2 * slices))
+            step(sweep.kernels[0], parts.reshape(-1))
+            sums: Array = parts.sum(0)
             if merge is not None:
                 sums = self.ordered(merge(self.shaped(sums.reshape(2, slices)))).reshape(-1)
             step(sweep.kernels[1], sums)
