@@ -28,6 +28,8 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
+KNOWN: set[np.dtype[Any]] = set()  # dtypes that were let in before, for whose names NumPy takes a microsecond
+
 
 def dtype_named(name: str) -> np.dtype[Any]:
     """The dtype of a name, bfloat16 included."""
@@ -119,10 +121,14 @@ def real(x: Any, what: str) -> Array:
         if not isinstance(x, np.ndarray):
             raise _not_an_array(x, what)
         x = np.asarray(x)
-    if x.dtype.name not in ITEMSIZE:
-        dtype_name(x.dtype, what)
-    native: Array = x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
-    return native
+    array: Array = x
+    if array.dtype in KNOWN:
+        return array
+    dtype_name(array.dtype, what)
+    if not array.dtype.isnative:
+        return array.astype(array.dtype.newbyteorder("="))
+    KNOWN.add(array.dtype)
+    return array
 
 
 def _not_an_array(x: Any, what: str) -> InputError:

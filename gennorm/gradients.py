@@ -83,7 +83,8 @@ class Kept(NamedTuple):
         if weights is not None:  # what broadcasts to the input is copied before it is broadcast
             once = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in weights.strides)
             weights = np.broadcast_to(weights[once].copy(), weights.shape)
-        return self._replace(scaling=None if self.scaling is None else self.scaling.copy(), weights=weights)
+        scaling = None if self.scaling is None else self.scaling.copy()
+        return Kept(self.x, self.bound, self.parameters, scaling, self.biases, weights, self.factors, self.found)
 
     def pull(self, dy: Array, merge: Merge | None) -> Gradients:
         """The gradients for one of the output."""

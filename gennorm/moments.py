@@ -125,6 +125,23 @@ class Moments:
     # Making them -----------------------------------------------------------------------------------------------------
 
     @classmethod
+    def trusted(cls, count: Floats, mean: Floats | None, m2: Floats) -> Self:
+        """Moments of new float64 arrays of one shape that nobody else has, which are as the constructor wants them.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> Moments.trusted(np.ones(2), None, np.array([1.0, 4.0]))
+        Moments(count=[1., 1.], mean=None, m2=[1., 4.])
+        """
+        moments = cls.__new__(cls)
+        for name, array in (("count", count), ("mean", mean), ("m2", m2)):
+            if array is not None:
+                array.setflags(write=False)
+            object.__setattr__(moments, name, array)
+        return moments
+
+    @classmethod
     def from_variance(cls, mean: ArrayLike | None, variance: ArrayLike, count: ArrayLike = 1) -> Self:
         """Moments that have this mean and this biased variance.
 
@@ -449,6 +466,8 @@ def weights_for(shape: tuple[int, ...], mask: object, weights: ArrayLike | None)
 
 
 def _quotient(numerator: Floats, divisor: Floats) -> Floats:
+    if divisor.size and divisor.min() > 0:
+        return np.asarray(numerator / divisor)
     return np.asarray(np.where(divisor > 0, numerator, 0.0) / np.where(divisor > 0, divisor, 1.0))
 
 

@@ -125,7 +125,7 @@ def measured(bound: Bound, rows: Array) -> Moments:
     mean, spread, *counted = bound.shaped(rows.copy())
     resolved = bound.plan.resolved
     count = counted[0] if counted else np.full(resolved.moments_shape, float(resolved.count))
-    return Moments(count, mean if bound.plan.config.method == "Standardize" else None, spread)
+    return Moments.trusted(count, mean if bound.plan.config.method == "Standardize" else None, spread)
 
 
 def applicable(moments: Any, resolved: Resolved, config: LayerConfig) -> tuple[Array, Array]:
@@ -277,20 +277,20 @@ def folded(moving: Moments, batch: Moments, resolved: Resolved, config: LayerCon
     (array([2.]), array([2.]))
     """
     require_held(moving, resolved)
-    counted = (batch.count > 0).astype(np.float64)
     with np.errstate(all="ignore"):
-        variance = batch.mean_square() if batch.mean is None else batch.variance()
-        news = [variance, batch.mean]
-        if _keeps_batch(resolved):
-            number = counted.sum(axis=0)
-            news = [None if new is None else (new * counted).sum(axis=0) / np.maximum(number, 1.0) for new in news]
-            counted = number
-        olds = [moving.mean_square() if moving.mean is None else moving.variance(), moving.mean]
-        spread, mean = (
-            None if old is None or new is None else np.where(counted == 0, old, _step(old, new, config.momentum))
-            for old, new in zip(olds, news, strict=True)
+        olds, news = (
+            [part.mean_square()] if part.mean is None else [part.variance(), part.mean] for part in (moving, batch)
         )
-    return Moments.from_variance(mean, np.asarray(spread))
+        counted = batch.count
+        if _keeps_batch(resolved):
+            counts = (counted > 0).astype(np.float64)
+            counted = counts.sum(axis=0)
+            news = [(new * counts).sum(axis=0) / np.maximum(counted, 1.0) for new in news]
+        found = [_step(old, new, config.momentum) for old, new in zip(olds, news, strict=True)]
+        if not (counted.size and counted.min() > 0):
+            found = [np.where(counted == 0, old, new) for old, new in zip(olds, found, strict=True)]
+    spread, *means = map(np.asarray, found)
+    return Moments.trusted(np.ones(spread.shape), means[0] if means else None, spread)
 
 
 def _step(old: Array, new: Array, momentum: float) -> Array:

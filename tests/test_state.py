@@ -327,7 +327,7 @@ def test_eight_threads_train_and_every_update_counts():
     assert layer.moments.variance().item() == 2.0**-48
 
 
-@pytest.mark.parametrize("place", ["folded", "Moments"])
+@pytest.mark.parametrize("place", ["folded", "measured"])
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, MemoryError])
 def test_an_interruption_leaves_the_moments_as_they_were(monkeypatch, place, kind):
     layer = gn.batch_norm(4)

@@ -105,11 +105,13 @@ class Bound:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+        self.plan, self.size = plan, plan.size
         config, resolved = plan.config, plan.resolved
         epsilon = config.epsilon, PLACEMENTS[config.epsilon_placement]
         self.numbers = np.array([max(resolved.count - config.unbiased, 1), *epsilon], np.float64)
         self.given = np.array([1, *epsilon], np.float64)  # for variances instead of second moments
+        counts = resolved.count * (config.method == "Standardize"), resolved.count - config.unbiased
+        self.per = np.array([[1 / count if count > 0 else 0] for count in counts], np.float64)
         self.geometry = np.array(plan.geometry, np.int64)
         self.compute = np.dtype(plan.compute)
         self.center = config.method == "Standardize"
@@ -171,22 +173,18 @@ class Bound:
         The rows are what `normalize` kept, or `measure` found; or mean and variance that were given, which a gradient
         does not go through. What the four are stands in ``steps``.
         """
-        factors, plan = np.empty((4, self.plan.slices)), self.plan
+        factors = np.empty((4, self.plan.slices))
         factors[:2] = rows[:2]
         if given:
             factors[2:] = 0.0
             return self.shaped(factors)
-        lost = plan.config.unbiased
         if len(rows) == 2:
-            per_count, per_degree = (
-                1.0 / n if n > 0 else 0.0 for n in (plan.resolved.count, plan.resolved.count - lost)
-            )
+            factors[2:] = self.per
         else:
-            counts = rows[2], rows[2] - lost
-            per_count, per_degree = (np.divide(1.0, n, out=np.zeros_like(n), where=n > 0) for n in counts)
-        factors[2] = per_count if self.center else 0.0
-        factors[3] = per_degree
-        factors[1] *= per_degree
+            for row, lost in ((2, 0), (3, self.plan.config.unbiased)):
+                factors[row] = np.divide(1.0, rows[2] - lost, out=np.zeros_like(rows[2]), where=rows[2] > lost)
+            factors[2] *= self.center
+        factors[1] *= factors[3]
         return self.shaped(factors)
 
     def shaped(self, rows: Array) -> Array:
@@ -247,8 +245,8 @@ class Bound:
         geometry, numbers, nothing, shape, empty = self.geometry, self.numbers, NOTHING, plan.resolved.shape, np.empty
         result = None if plan.result == plan.dtype else np.dtype(plan.result)
         plain = plan.dtype == plan.result == plan.compute and plan.order == tuple(range(len(shape)))
-        small = plain and plan.size * self.compute.itemsize < WORTH
-        alone = plan.family == "rows" and not shared(plan.size)
+        small = plain and self.size * self.compute.itemsize < WORTH
+        alone = plan.family == "rows" and not shared(self.size)
 
         def normalize(x: Array) -> Array:
             if small and x.flags.c_contiguous:
@@ -264,7 +262,7 @@ class Bound:
             def work(lo: int, hi: int) -> None:
                 kernel(source, target, gains, shifts, nothing, nothing, geometry, numbers, *self._space(6, 3), lo, hi)
 
-            run(work, tasks, plan.size)
+            run(work, tasks, self.size)
             return y
 
         return normalize
@@ -343,7 +341,7 @@ class Bound:
         kernel = self._kernels.get(key)
         if kernel is None:
             plan = self.plan
-            large = plan.family == "rows" and plan.size * ITEMSIZE[plan.result] >= STREAMED[step]
+            large = plan.family == "rows" and self.size * ITEMSIZE[plan.result] >= STREAMED[step]
             flags["STREAM"] = int(large and "APPLY" in flags)
             if step == "forward":  # going back, the method is in the numbers
                 flags.setdefault("CENTER", self.center)
@@ -373,14 +371,14 @@ class Bound:
         gains, shifts = (unused if array is None else array for array in (scaling, biases))
         geometry = self.geometry
         hi = plan.tasks if hi is None else hi
-        if lo == 0 and not shared(plan.size):
+        if lo == 0 and not shared(self.size):
             kernel(x, y, gains, shifts, means, spreads, geometry, numbers, *self._space(6, 3), 0, hi)
             return
 
         def work(first: int, last: int) -> None:
             kernel(x, y, gains, shifts, means, spreads, geometry, numbers, *self._space(6, 3), lo + first, lo + last)
 
-        run(work, hi - lo, plan.size * (hi - lo) // plan.tasks)
+        run(work, hi - lo, self.size * (hi - lo) // plan.tasks)
 
     def _space(self, doubles: int, reals: int) -> tuple[Array, ...]:
         """The workspace of one call of a kernel, numbers for every lane of a tile."""
@@ -430,7 +428,7 @@ class Bound:
         plan, kind = self.plan, self.plan.parameter_kind
         parameters = math.prod(size for _, _, size in plan.parameter_cells) if scaled or biased else 0
         parameters = 0 if tangent else parameters
-        blocks = max(1, min(SHARES, plan.tasks, SPARE // max(16 * parameters, 1), plan.size // max(32 * parameters, 1)))
+        blocks = max(1, min(SHARES, plan.tasks, SPARE // max(16 * parameters, 1), self.size // max(32 * parameters, 1)))
         block = -(-plan.tasks // blocks)
         flags = {"SCALING": kind * scaled, "BIASES": kind * biased, "WEIGHTED": weighted, "TANGENT": int(tangent)}
         phases = [{"SUMS": 1}, {"APPLY": 1}] if in_two else [{"SUMS": 1, "APPLY": 1}]
@@ -440,7 +438,7 @@ class Bound:
             parameters,
             -(-plan.tasks // block),
             block,
-            max(RECENT * parameters * plan.tasks // plan.size, 1),
+            max(RECENT * parameters * plan.tasks // self.size, 1),
             2 * parameters * varying,
         )
         return sweep
@@ -462,25 +460,22 @@ class Bound:
         gradients = np.zeros((blocks, 2, parameters))
         geometry, flat, numbers = self.geometry, gradients.reshape(-1), self.numbers
 
-        def step(kernel: Kernel, sums: Array) -> None:
-            def work(first: int, last: int) -> None:
-                space = self._space(6, 5) or (np.zeros(sweep.recent, self.compute),)
-                kernel(
-                    x, dy, dx, weights, scaling, factors, sums, flat, geometry, numbers, *space,
-                    block, parameters, often, first, last,
-                )  # fmt: skip
+        def work(first: int, last: int) -> None:
+            space = self._space(6, 5) or (np.zeros(sweep.recent, self.compute),)
+            kernel(
+                x, dy, dx, weights, scaling, factors, sums, flat, geometry, numbers, *space,
+                block, parameters, often, first, last,
+            )  # fmt: skip
 
-            run(work, blocks, plan.size)
-
-        if len(sweep.kernels) == 1:
-            step(sweep.kernels[0], NOTHING)
-        else:
-            parts = np.zeros((units, 2 * slices))
-            step(sweep.kernels[0], parts.reshape(-1))
-            sums: Array = parts.sum(0)
+        kernel, sums = sweep.kernels[0], NOTHING
+        if len(sweep.kernels) > 1:
+            sums = np.zeros(units * 2 * slices)
+            run(work, blocks, self.size)
+            sums = sums.reshape(units, 2 * slices).sum(0)
             if merge is not None:
                 sums = self.ordered(merge(self.shaped(sums.reshape(2, slices)))).reshape(-1)
-            step(sweep.kernels[1], sums)
+            kernel = sweep.kernels[1]
+        run(work, blocks, self.size)
         return gradients[0] if blocks == 1 else gradients.sum(0)
 
     def _counts(self) -> Array:
@@ -500,7 +495,7 @@ class Bound:
         means, spreads = np.zeros((units, slices)), np.zeros((units, slices))
         counts = self._counts()[:, None]
         blocks = plan.tasks // units
-        together = max(1, NEAR * blocks // (plan.size * x.itemsize))
+        together = max(1, NEAR * blocks // (self.size * x.itemsize))
         for block in range(0, blocks, together):
             following = min(block + together, blocks)
             lo, hi = block * units, following * units
