@@ -25,6 +25,7 @@ from gennorm.errors import ConfigError
 __all__ = ["clear_reserve", "copied", "empty_like", "get_reserve", "set_reserve"]
 
 Array = npt.NDArray[Any]
+Buffer = tuple[Array, int]  # and its address, which NumPy takes a microsecond to tell
 
 LINE = 64  # bytes of a cache line
 BEGIN = 16  # where the memory that the C library has from the system begins in its cache line
@@ -34,10 +35,10 @@ TRIES = 8  # buffers looked at before a new one is made, the last lent first: th
 LIMIT = 1 << 30  # bytes, unless that is more than an eighth of the machine's memory
 
 _lock = threading.Lock()  # held while a buffer is made or given up
-_shelves: dict[int, deque[Array]] = {}  # by size, every buffer that is ours, lent or not
+_shelves: dict[int, deque[Buffer]] = {}  # by size, every buffer that is ours, lent or not
 _kept = 0  # bytes of them all
 _limit: int | None = None
-NONE: deque[Array] = deque()
+NONE: deque[Buffer] = deque()
 
 
 def get_reserve() -> int:
@@ -118,9 +119,8 @@ def empty_like(x: Array, dtype: np.dtype[Any]) -> Array:
     if size < WORTH:
         return np.empty_like(x, dtype)
     strides = None if x.flags.c_contiguous else np.empty_like(x, dtype).strides
-    buffer = _buffer(size)
-    begin = (x.__array_interface__["data"][0] - buffer.__array_interface__["data"][0]) % LINE
-    return np.ndarray(x.shape, dtype, buffer, begin, strides)
+    buffer, address = _buffer(size)
+    return np.ndarray(x.shape, dtype, buffer, (_address(x) - address) % LINE, strides)
 
 
 def copied(values: Any, dtype: np.dtype[Any]) -> Array:
@@ -131,13 +131,17 @@ def copied(values: Any, dtype: np.dtype[Any]) -> Array:
     """
     values = np.asarray(values)
     buffer = np.empty(values.size * dtype.itemsize + LINE, np.uint8)
-    begin = (BEGIN - buffer.__array_interface__["data"][0]) % LINE
-    copy: Array = np.ndarray(values.shape, dtype, buffer, begin)
+    copy: Array = np.ndarray(values.shape, dtype, buffer, (BEGIN - _address(buffer)) % LINE)
     copy[...] = values
     return copy
 
 
-def _buffer(size: int) -> Array:
+def _address(array: Array) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+def _buffer(size: int) -> Buffer:
     """Memory for so many bytes, and those up to the end of a cache line, that nobody else refers to."""
     step = max(LINE, 1 << size.bit_length() - 1 - STEPS.bit_length() + 1)
     size = -(-size // step) * step
@@ -148,24 +152,26 @@ def _buffer(size: int) -> Array:
             buffer = shelf.pop()
         except IndexError:  # other threads are looking at the rest
             break
-        if sys.getrefcount(buffer) == ALONE:
+        if sys.getrefcount(buffer[0]) == ALONE:
             shelf.append(buffer)
             return buffer
         shelf.appendleft(buffer)
-    buffer = np.empty(size + LINE, np.uint8)
+    array = np.empty(size + LINE, np.uint8)
+    buffer = array, _address(array)
     _keep(buffer, size)
     return buffer
 
 
-def _keep(buffer: Array, size: int) -> None:
+def _keep(buffer: Buffer, size: int) -> None:
     """Make a buffer one of ours, if that keeps within the limit."""
     global _kept  # noqa: PLW0603
-    if ALONE == 0 or buffer.size > get_reserve():
+    room = buffer[0].size
+    if ALONE == 0 or room > get_reserve():
         return
-    _give_up(buffer.size)
+    _give_up(room)
     with _lock:
-        if _kept + buffer.size <= get_reserve():
-            _kept += buffer.size
+        if _kept + room <= get_reserve():
+            _kept += room
             _shelves.setdefault(size, deque()).append(buffer)
 
 
@@ -181,17 +187,16 @@ def _give_up(room: int) -> None:
                     buffer = shelf.popleft()
                 except IndexError:
                     break
-                if sys.getrefcount(buffer) == ALONE:
-                    _kept -= buffer.size
+                if sys.getrefcount(buffer[0]) == ALONE:
+                    _kept -= buffer[0].size
                 else:
                     shelf.append(buffer)
 
 
 def _references() -> int:
-    """What the interpreter counts for an array that one local variable refers to."""
-    buffers = deque([np.empty(1, np.uint8)])
-    buffer = buffers.popleft()
-    return sys.getrefcount(buffer)
+    """What the interpreter counts for the array of a buffer that nobody else refers to."""
+    buffer = np.empty(1, np.uint8), 0
+    return sys.getrefcount(buffer[0])
 
 
 # Without the interpreter's lock a count may be read while it changes: there every output has memory of its own.

@@ -26,6 +26,7 @@ from .vector import (
     load_part,
     misaligned,
     muladd,
+    prefetch,
     splat,
     store,
     store_part,
@@ -68,6 +69,7 @@ def backward(
     kept, outer = geometry[KEPT], geometry[OUTER]
     outer_runs = RUNS + 4 * kept
     final = min(hi * block, slices * units)
+    recent_at = misaligned(recent, 0)
     for unit in range(lo * block, final):
         number = unit // units if units > 1 else unit
         first = (unit - number * units) * portion
@@ -91,8 +93,9 @@ def backward(
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
                 p_row += p_slice
                 one, two = products(
-                    x, x_slice + x_row + start, dy, weights, y_slice + y_row + start, size, splat(centre),
-                    scaling, p_row + start, splat(real(inverse)), splat(real(rest * inverse)), recent, parameters,
+                    x, x_slice + x_row + start, dy, weights, y_slice + y_row + start, size, splat(centre), scaling,
+                    p_row + start, splat(real(inverse)), splat(real(rest * inverse)), recent, recent_at + p_row + start,
+                    parameters,
                 )  # fmt: skip
                 if SCALING == 1 and not TANGENT:
                     gradients[to_scaling + p_row] += (two + rest * one) * inverse
@@ -105,7 +108,7 @@ def backward(
                 squared += two
             done = (unit + 1) % block
             if recent.size > 0 and (done % often == 0 or unit + 1 == final):
-                settle(gradients, to_scaling, recent)
+                settle(gradients, to_scaling, recent, recent_at, 2 * parameters)
             if not APPLY:
                 at = (unit - number * units) * 2 * slices + number
                 sums[at] = added
@@ -141,7 +144,7 @@ def backward(
 
 def products(
     x: Array, x_start: int, dy: Array, weights: Array, y_start: int, size: int, centre: Vector,
-    scaling: Array, p_start: int, inverse: Vector, rest: Vector, recent: Array, parameters: int,
+    scaling: Array, p_start: int, inverse: Vector, rest: Vector, recent: Array, recent_at: int, parameters: int,
 ) -> tuple[float, float]:  # fmt: skip
     """Sums of ``g`` and of ``g`` times the deviation over contiguous elements; gradients that vary along them."""
     added = splat(0.0)
@@ -153,7 +156,7 @@ def products(
         for _ in range(4):
             one, two = products_at(
                 x, x_start + i, dy, weights, y_start + i, LANES, centre,
-                scaling, p_start + i, inverse, rest, recent, parameters,
+                scaling, p_start + i, inverse, rest, recent, recent_at + i, parameters,
             )  # fmt: skip
             few_added += one
             few_squared += two
@@ -163,7 +166,7 @@ def products(
     while i < size:
         one, two = products_at(
             x, x_start + i, dy, weights, y_start + i, size - i, centre,
-            scaling, p_start + i, inverse, rest, recent, parameters,
+            scaling, p_start + i, inverse, rest, recent, recent_at + i, parameters,
         )  # fmt: skip
         added += widen(one)
         squared += widen(two)
@@ -173,7 +176,7 @@ def products(
 
 def products_at(
     x: Array, x_start: int, dy: Array, weights: Array, y_start: int, count: int, centre: Vector,
-    scaling: Array, p_start: int, inverse: Vector, rest: Vector, recent: Array, parameters: int,
+    scaling: Array, p_start: int, inverse: Vector, rest: Vector, recent: Array, recent_at: int, parameters: int,
 ) -> tuple[Vector, Vector]:  # fmt: skip
     """The terms of up to a vector of elements."""
     gradient = load_part(dy, y_start, count)
@@ -185,23 +188,23 @@ def products_at(
         gradient = choose(weight, gradient, splat(real(0)))
         deviation = choose(weight, deviation, splat(real(0)))
     if SCALING == 2 and not TANGENT:
-        terms = muladd(gradient, muladd(deviation, inverse, rest), load_part(recent, p_start, count))
-        store_part(recent, p_start, count, terms)
+        terms = muladd(gradient, muladd(deviation, inverse, rest), load_part(recent, recent_at, count))
+        store_part(recent, recent_at, count, terms)
     if BIASES == 2:
-        at = parameters + p_start
+        at = recent_at + parameters
         store_part(recent, at, count, load_part(recent, at, count) + gradient)
     if SCALING == 2 and not TANGENT:
         gradient = gradient * load_part(scaling, p_start, count)
     return gradient, gradient * deviation
 
 
-def settle(gradients: Array, start: int, recent: Array) -> None:
+def settle(gradients: Array, start: int, recent: Array, recent_at: int, size: int) -> None:
     """Let recent terms join the gradients in float64."""
-    for i in range(0, recent.size, LANES):
-        count = recent.size - i
-        terms = widen(load_part(recent, i, count))
+    for i in range(0, size, LANES):
+        count = size - i
+        terms = widen(load_part(recent, recent_at + i, count))
         store_part(gradients, start + i, count, load_part(gradients, start + i, count) + terms)
-        store_part(recent, i, count, splat(real(0)))
+        store_part(recent, recent_at + i, count, splat(real(0)))
 
 
 def combine(
@@ -219,6 +222,8 @@ def combine(
             x, x_start + i, dy, weights, y_start + i, LANES, centre, gain, slope, shift, scaling, p_start + i
         )
         if aligned:
+            prefetch(x, x_start + i + size)
+            prefetch(dy, y_start + i + size)
             stream(dx, y_start + i, vector)
         else:
             store(dx, y_start + i, vector)
