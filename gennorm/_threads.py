@@ -8,6 +8,7 @@ is computed, only who computes it, so the results are the same for any number of
 from __future__ import annotations
 
 import itertools
+import operator
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -80,14 +81,18 @@ def set_num_threads(number: int) -> None:
     >>> gn.set_num_threads(before)
     """
     global _threads, _pool  # noqa: PLW0603
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+    try:
+        count = 0 if isinstance(number, bool) else operator.index(number)
+    except TypeError:
+        count = 0
+    if count < 1:
         msg = f"the number of threads cannot be {shown(number)}\nwrite an integer of 1 or more"
         raise ConfigError(msg, code="C101")
     with _lock:
-        if _pool is not None and number != _threads:
+        if _pool is not None and count != _threads:
             _pool.shutdown(wait=False)
             _pool = None
-        _threads = number
+        _threads = count
 
 
 @contextmanager

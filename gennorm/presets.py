@@ -386,7 +386,8 @@ def _made(
             msg += "make the layer in so many words, with gn.NormalizationLayer"
             raise ConfigError(msg, code="C053")
         if name not in DEFAULTS:
-            others = [word for word in {**inspect.signature(preset).parameters, **DEFAULTS} if word not in fixed]
+            known = {**inspect.signature(preset).parameters, **DEFAULTS}
+            others = [word for word in known if word not in {*fixed, "keywords"}]
             msg = f"{preset.__name__} has no argument {shown(name)}{suggest(name, others)}\n"
             msg += "it takes its own, and as keywords those of gn.NormalizationLayer that it does not set itself"
             raise ConfigError(msg, code="C054")

@@ -1179,7 +1179,17 @@ def test_threads_are_set_and_read():
         gn.set_num_threads(before)
 
 
-@pytest.mark.parametrize("wrong", [0, -1, True, 1.0, "2", None])
+def test_a_number_of_threads_may_be_numpys():
+    before = gn.get_num_threads()
+    try:
+        gn.set_num_threads(np.int64(3))
+        assert type(gn.get_num_threads()) is int
+        assert gn.get_num_threads() == 3
+    finally:
+        gn.set_num_threads(before)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, True, np.True_, 1.0, np.float64(2), "2", None])
 def test_a_number_of_threads_is_an_integer(wrong):
     before = gn.get_num_threads()
     with pytest.raises(errors.ConfigError):
