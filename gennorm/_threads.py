@@ -1,4 +1,4 @@
-"""Ranges of work, shared by a few threads.
+"""Ranges of work, shared by a few threads; and what has to hold still while a process forks.
 
 Kernels release the interpreter's lock and take a range, so the threads are Python's own: an executor that is made when
 it is first worth it, made anew after a fork, and done without wherever it cannot be had. The ranges never decide what
@@ -8,21 +8,28 @@ is computed, only who computes it, so the results are the same for any number of
 from __future__ import annotations
 
 import itertools
+import operator
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from gennorm.errors import ConfigError
 
-__all__ = ["get_num_threads", "run", "set_num_threads"]
+__all__ = ["changing", "get_num_threads", "run", "set_num_threads"]
 
 # Waking another thread costs about 50 microseconds, the time one needs for some 100,000 elements.
 WORTH_SHARING = 1 << 17
 RANGES_EACH = 4  # more ranges than threads, so that one that is held up does not hold up the rest
 
-_lock = threading.Lock()  # held while the pool is in use: a nested or second caller works alone
+# Held where the state of a layer changes and while the engine is imported, for moments, and by every fork: a child has
+# no thread of its parent's but one, and would wait for ever for a lock that another held. Reentrant, because a signal's
+# handler may call a layer while the thread it interrupts is changing one. Nothing is compiled while it is held.
+changing = threading.RLock()
+
+_busy = threading.Lock()  # held while the pool is in use: a nested or second caller works alone
 _pool: ThreadPoolExecutor | None = None
+_pooled = 0  # threads of the pool
 _threads: int | None = None
 
 
@@ -73,16 +80,16 @@ def set_num_threads(number: int) -> None:
     2
     >>> gn.set_num_threads(before)
     """
-    global _threads, _pool  # noqa: PLW0603
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+    global _threads  # noqa: PLW0603
+    try:
+        wanted = 0 if isinstance(number, bool) else operator.index(number)
+    except TypeError:
+        wanted = 0
+    if wanted < 1:
         shown = f'"{number}"' if isinstance(number, str) else repr(number)
         msg = f"the number of threads cannot be {shown}\nwrite an integer of 1 or more"
         raise ConfigError(msg, code="C101")
-    with _lock:
-        if _pool is not None and number != _threads:
-            _pool.shutdown(wait=False)
-            _pool = None
-        _threads = number
+    _threads = wanted  # the pool changes with the next large call
 
 
 def shared(elements: int) -> bool:
@@ -103,17 +110,17 @@ def run(work: Callable[[int, int], None], tasks: int, elements: int) -> None:
         Size of all of them together, which decides whether sharing pays.
     """
     threads = min(get_num_threads(), tasks, elements // WORTH_SHARING) if shared(elements) else 1
-    if threads < 2 or not _lock.acquire(blocking=False):
+    busy = _busy  # after a fork there is another
+    if threads < 2 or not busy.acquire(blocking=False):
         work(0, tasks)
         return
     try:
         _shared(work, tasks, threads)
     finally:
-        _lock.release()
+        busy.release()
 
 
 def _shared(work: Callable[[int, int], None], tasks: int, threads: int) -> None:
-    global _pool  # noqa: PLW0603
     ranges = min(tasks, threads * RANGES_EACH)
     bounds = [tasks * i // ranges for i in range(ranges + 1)]
     following = itertools.count()  # next() on it is one step of the interpreter, hence safe to share
@@ -122,14 +129,14 @@ def _shared(work: Callable[[int, int], None], tasks: int, threads: int) -> None:
         while (i := next(following)) < ranges:
             work(bounds[i], bounds[i + 1])
 
-    futures = []
+    futures: list[Future[None]] = []
     try:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(get_num_threads() - 1, thread_name_prefix="gennorm")
-        futures = [_pool.submit(take) for _ in range(threads - 1)]
-    except RuntimeError:  # the interpreter is shutting down and starts no more threads: the caller does it all
-        _pool = None
-    try:
+        try:
+            pool = _made(max(get_num_threads(), threads) - 1)
+            while len(futures) < threads - 1:
+                futures.append(pool.submit(take))
+        except RuntimeError:  # no new thread: the interpreter is shutting down, or the system has none left
+            _drop()
         take()
     finally:
         wait(futures)  # nobody may still be writing when the caller goes on, interrupted or not
@@ -137,12 +144,31 @@ def _shared(work: Callable[[int, int], None], tasks: int, threads: int) -> None:
         future.result()
 
 
+def _made(threads: int) -> ThreadPoolExecutor:
+    """The pool, with so many threads."""
+    global _pool, _pooled  # noqa: PLW0603
+    if _pool is not None and _pooled != threads:
+        _drop()
+    if _pool is None:
+        _pool, _pooled = ThreadPoolExecutor(threads, thread_name_prefix="gennorm"), threads
+    return _pool
+
+
+def _drop() -> None:
+    """Do without the pool, once whatever of it is still at work has ended; what was refused may be in its queue."""
+    global _pool  # noqa: PLW0603
+    if _pool is not None:
+        _pool.shutdown(cancel_futures=True)
+    _pool = None
+
+
 def _after_fork() -> None:
     """Forget the threads of the parent, which do not exist in the child."""
-    global _pool, _lock  # noqa: PLW0603
+    global _pool, _busy  # noqa: PLW0603
     _pool = None
-    _lock = threading.Lock()
+    _busy = threading.Lock()
+    changing.release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=changing.acquire, after_in_parent=changing.release, after_in_child=_after_fork)

@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from gennorm._threads import changing
 from gennorm.arrays import dtype_name, real
 from gennorm.config import LayerConfig, resolve_config
 from gennorm.errors import InitializationError, InputError, ParameterError, ShapeError
@@ -96,7 +97,8 @@ class _Measure:
         """The moments of all examples of a chunk together."""
         key = (x.shape, x.strides, x.dtype)
         if key not in self.bounds:
-            from gennorm.kernels import bind  # Numba is imported when something is first computed
+            with changing:
+                from gennorm.kernels import bind  # Numba is imported when something is first computed
 
             config = ungrouped(self.config, x.shape)
             if len(self.bounds) >= 64:

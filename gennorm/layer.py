@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from gennorm import config as configs
 from gennorm import files, levels
+from gennorm._threads import changing
 from gennorm.arrays import (
     dtype_name,
     dtype_named,
@@ -181,7 +181,6 @@ class NormalizationLayer:
 
     def _begin(self, config: LayerConfig, given: Mapping[str, Any]) -> None:
         self._config = config
-        self._lock = threading.Lock()
         self._bound: dict[Any, Bound] = {}
         self._shortcuts: dict[Any, Any] = {}
         self._parameters: dict[str, Array | None] = dict.fromkeys(PARAMETERS)
@@ -701,10 +700,9 @@ class NormalizationLayer:
         if value is self._parameters[name] and value is not None:
             return  # `layer.scaling -= step` has written into the array already
         mode = _mode(name, value)
-        config = _with_mode(self._config, name, mode)
         array = self._checked(name, value) if mode == "explicit" else None
-        with self._lock:
-            self._config, self._bound, self._shortcuts = config, {}, {}
+        with changing:
+            self._config, self._bound, self._shortcuts = _with_mode(self._config, name, mode), {}, {}
             self._parameters[name] = array
         if mode == "Automatic":
             with suppress(InitializationError):
@@ -778,7 +776,7 @@ class NormalizationLayer:
     @moments.setter
     def moments(self, value: Any) -> None:
         moments = checked(value, self._config, configs.kept_shape(self._config))
-        with self._lock:
+        with changing:
             self._held = moments
 
     def reset_moments(self) -> NormalizationLayer:
@@ -796,7 +794,7 @@ class NormalizationLayer:
         >>> layer.reset_moments().moments is None
         True
         """
-        with self._lock:
+        with changing:
             self._held = initial(self._config, configs.kept_shape(self._config))
         return self
 
@@ -818,9 +816,8 @@ class NormalizationLayer:
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
-        arguments = {**self._config.arguments(), "trainable": value}
-        with self._lock:
-            self._config = LayerConfig.make(**arguments)
+        with changing:
+            self._config = LayerConfig.make(**{**self._config.arguments(), "trainable": value})
 
     def adapt(
         self,
@@ -883,7 +880,7 @@ class NormalizationLayer:
 
         require_dataset(self._config)
         found = moments_of(data, self._config, mask=mask, weights=weights, progress=progress)
-        with self._lock:
+        with changing:
             if not reset and self._held is not None:
                 found = checked(self._held, self._config, found.shape) + found
             self._held = checked(found, self._config, configs.kept_shape(self._config))
@@ -901,7 +898,7 @@ class NormalizationLayer:
 
     def _learn(self, batch: Moments, resolved: Resolved) -> None:
         """Fold the moments of an array into the moving ones: one store of a new value, or nothing at all."""
-        with self._lock:
+        with changing:
             self._held = folded(required(self._held), batch, resolved, self._config)
 
     # Binding ---------------------------------------------------------------------------------------------------------
@@ -912,11 +909,12 @@ class NormalizationLayer:
         key = (x.shape, x.strides, x.dtype, None if out is None else out.strides, per_example, config.group_number)
         bound = self._bound.get(key)
         if bound is None:
-            from gennorm.kernels import bind  # Numba is imported when something is first computed
+            with changing:
+                from gennorm.kernels import bind  # Numba is imported when something is first computed
 
             strides = (np.empty_like(x, result_dtype(x.dtype)) if out is None else out).strides
             bound = bind(config, x.shape, x.dtype.name, x.strides, strides, per_example=per_example)
-            with self._lock:
+            with changing:
                 if len(self._bound) >= REMEMBERED:
                     self._bound.clear()
                 self._bound[key] = bound
@@ -924,8 +922,11 @@ class NormalizationLayer:
 
     def _remember(self, x: Array, bound: Bound) -> None:
         """Have the next call on such an array go straight to its kernel, where it is one kernel's work."""
-        with self._lock:
-            shortcut = bound.shortcut(self._parameters["scaling"], self._parameters["biases"])
+        scaling, biases = (self._parameters[name] for name in PARAMETERS)
+        shortcut = bound.shortcut(scaling, biases)
+        with changing:
+            if scaling is not self._parameters["scaling"] or biases is not self._parameters["biases"]:
+                return  # what was set meanwhile is not what the shortcut uses
             if len(self._shortcuts) >= REMEMBERED:
                 self._shortcuts.clear()
             self._shortcuts[x.shape, x.strides, x.dtype] = shortcut
@@ -1105,16 +1106,16 @@ class NormalizationLayer:
         return f"NormalizationLayer({', '.join(shown)})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"config": self._config, "parameters": self._parameters, "moments": self._held}
+        with changing:
+            return {"config": self._config, "parameters": dict(self._parameters), "moments": self._held}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # A copy, shallow or deep, has its own parameters; plans and locks are made anew.
+        # A copy, shallow or deep, has its own parameters; plans are made anew.
         self._config = state["config"]
         self._parameters = {
             name: None if array is None else array.copy() for name, array in state["parameters"].items()
         }
         self._held = state["moments"]
-        self._lock = threading.Lock()
         self._bound, self._shortcuts = {}, {}
 
 

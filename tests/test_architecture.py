@@ -42,7 +42,7 @@ INSIDE = {
     "kernels": {"errors", "config", "plan", "_threads"},
     "arrays": {"errors", "plan"},
     "statistics": {"errors", "levels", "config", "moments"},
-    "adapting": {"errors", "levels", "config", "moments", "plan", "kernels", "arrays", "statistics"},
+    "adapting": {"errors", "levels", "config", "moments", "plan", "_threads", "kernels", "arrays", "statistics"},
     "files": {"errors", "config", "moments", "arrays", "statistics"},
     "parameters": {"errors", "config", "arrays"},
     "gradients": {"config", "moments", "kernels", "parameters"},
