@@ -13,10 +13,23 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Protocol
 
 from gennorm.errors import ConfigError
 
-__all__ = ["changing", "get_num_threads", "run", "set_num_threads"]
+__all__ = ["changing", "get_num_threads", "hold_in_forks", "run", "set_num_threads"]
+
+
+class Lock(Protocol):
+    """What can be held."""
+
+    def acquire(self) -> object:
+        """Wait until nobody else has it."""
+
+    def release(self) -> object:
+        """Let go of it."""
+
+
 
 # Waking another thread costs about 50 microseconds, the time one needs for some 100,000 elements.
 WORTH_SHARING = 1 << 17
@@ -162,13 +175,35 @@ def _drop() -> None:
     _pool = None
 
 
+# ---------------------------------------------------------------------------------------------------------------- forks
+
+_held = [changing]  # locks that a fork waits for
+_holding: list[Lock] = []  # those that the fork which is going on has
+
+
+def hold_in_forks(lock: Lock) -> None:
+    """Have every fork from now on wait until nobody else holds the lock."""
+    _held.append(lock)
+
+
+def _before_fork() -> None:
+    for lock in _held:  # while it waits for the first, another thread may import the engine, which adds one
+        lock.acquire()
+        _holding.append(lock)
+
+
 def _after_fork() -> None:
+    while _holding:
+        _holding.pop().release()
+
+
+def _after_fork_in_child() -> None:
     """Forget the threads of the parent, which do not exist in the child."""
     global _pool, _busy  # noqa: PLW0603
     _pool = None
     _busy = threading.Lock()
-    changing.release()
+    _after_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=changing.acquire, after_in_parent=changing.release, after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)

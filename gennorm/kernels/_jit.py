@@ -30,6 +30,8 @@ from numba.core.compiler import CompileResult
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
+from gennorm._threads import hold_in_forks
+
 from . import _lowering
 
 JIT = not numba_config.DISABLE_JIT
@@ -46,12 +48,7 @@ INLINED: dict[str, Any] = {"forceinline": True, "no_cpython_wrapper": True, "no_
 
 # Numba's own lock is the only one around a compilation, and a fork waits for it: in a child that is forked while
 # another thread compiles nobody would ever release it.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=global_compiler_lock.acquire,
-        after_in_parent=global_compiler_lock.release,
-        after_in_child=global_compiler_lock.release,
-    )
+hold_in_forks(global_compiler_lock)
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,7 +166,7 @@ def cache(tmp_path_factory):
 
 def read(folder, compiled):
     judged, (counts,) = play("from_cache", GENNORM_CACHE_DIR=str(folder))
-    assert (judged, json.loads(counts)) == (2, [compiled, 3])
+    assert (judged, json.loads(counts)) == (3, [compiled, 3])
 
 
 def cut(path):
