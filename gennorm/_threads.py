@@ -13,11 +13,14 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from gennorm.errors import ConfigError
 
-__all__ = ["changing", "get_num_threads", "hold_in_forks", "run", "set_num_threads"]
+__all__ = ["changing", "get_num_threads", "hold_in_forks", "run", "set_num_threads", "unbroken"]
+
+
+T = TypeVar("T")
 
 
 class Lock(Protocol):
@@ -30,14 +33,13 @@ class Lock(Protocol):
         """Let go of it."""
 
 
-
 # Waking another thread costs about 50 microseconds, the time one needs for some 100,000 elements.
 WORTH_SHARING = 1 << 17
 RANGES_EACH = 4  # more ranges than threads, so that one that is held up does not hold up the rest
 
-# Held where the state of a layer changes and while the engine is imported, for moments, and by every fork: a child has
-# no thread of its parent's but one, and would wait for ever for a lock that another held. Reentrant, because a signal's
-# handler may call a layer while the thread it interrupts is changing one. Nothing is compiled while it is held.
+# Held where the state of a layer changes, for moments, and by every fork: a child has one thread of its parent's only,
+# and would wait for ever for a lock that another held. Reentrant, because a signal's handler may call a layer while the
+# thread it interrupts is changing one. Nothing is imported or compiled while it is held.
 changing = threading.RLock()
 
 _busy = threading.Lock()  # held while the pool is in use: a nested or second caller works alone
@@ -159,7 +161,7 @@ def _shared(work: Callable[[int, int], None], tasks: int, threads: int) -> None:
 
 def _made(threads: int) -> ThreadPoolExecutor:
     """The pool, with so many threads."""
-    global _pool, _pooled  # noqa: PLW0603
+    global _pool, _pooled
     if _pool is not None and _pooled != threads:
         _drop()
     if _pool is None:
@@ -175,9 +177,32 @@ def _drop() -> None:
     _pool = None
 
 
-# ---------------------------------------------------------------------------------------------------------------- forks
+# -------------------------------------------------------------------------------------------------- interrupts, forks
 
-_held = [changing]  # locks that a fork waits for
+
+def unbroken(work: Callable[[], T]) -> T:
+    """Return what the work returns; KeyboardInterrupt ends the waiting for it, and not the work.
+
+    An import or a compilation of Numba that is broken off leaves it half there, and useless to the process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return work()  # no other thread is interrupted
+    done: Future[T] = Future()
+
+    def live() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # noqa: BLE001  it is raised where it is waited for
+            done.set_exception(error)
+
+    try:
+        threading.Thread(target=live, name="gennorm-unbroken").start()
+    except RuntimeError:  # no new thread: the interpreter is shutting down, or the system has none left
+        return work()
+    return done.result()
+
+
+_held: list[Lock] = [changing]  # locks that a fork waits for
 _holding: list[Lock] = []  # those that the fork which is going on has
 
 
@@ -187,7 +212,7 @@ def hold_in_forks(lock: Lock) -> None:
 
 
 def _before_fork() -> None:
-    for lock in _held:  # while it waits for the first, another thread may import the engine, which adds one
+    for lock in _held:  # while it waits for one, another thread may import the engine, which adds another
         lock.acquire()
         _holding.append(lock)
 

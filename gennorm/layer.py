@@ -27,6 +27,7 @@ from gennorm.arrays import (
     writable,
 )
 from gennorm.config import LayerConfig, Resolved, resolve_config
+from gennorm.engine import bind
 from gennorm.errors import (
     ConfigError,
     InitializationError,
@@ -909,9 +910,6 @@ class NormalizationLayer:
         key = (x.shape, x.strides, x.dtype, None if out is None else out.strides, per_example, config.group_number)
         bound = self._bound.get(key)
         if bound is None:
-            with changing:
-                from gennorm.kernels import bind  # Numba is imported when something is first computed
-
             strides = (np.empty_like(x, result_dtype(x.dtype)) if out is None else out).strides
             bound = bind(config, x.shape, x.dtype.name, x.strides, strides, per_example=per_example)
             with changing:

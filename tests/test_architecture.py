@@ -25,6 +25,7 @@ BELOW_LAYER = {
     "moments",
     "_threads",
     "kernels",
+    "engine",
     "arrays",
     "statistics",
     "adapting",
@@ -40,9 +41,10 @@ INSIDE = {
     "moments": {"errors"},
     "_threads": {"errors"},
     "kernels": {"errors", "config", "plan", "_threads"},
+    "engine": {"_threads", "kernels"},
     "arrays": {"errors", "plan"},
     "statistics": {"errors", "levels", "config", "moments"},
-    "adapting": {"errors", "levels", "config", "moments", "plan", "_threads", "kernels", "arrays", "statistics"},
+    "adapting": {"errors", "levels", "config", "moments", "plan", "engine", "arrays", "statistics"},
     "files": {"errors", "config", "moments", "arrays", "statistics"},
     "parameters": {"errors", "config", "arrays"},
     "gradients": {"config", "moments", "kernels", "parameters"},
@@ -50,7 +52,7 @@ INSIDE = {
     "presets": {"errors", "levels", "config", "moments", "layer"},
     "cli": BELOW_LAYER | {"presets", "layer", "", *FRONTS},
     "__main__": {"cli"},
-    "": BELOW_LAYER - {"kernels"} | {"layer", "presets"},
+    "": BELOW_LAYER - {"kernels", "engine"} | {"layer", "presets"},
     **{front: {"", "errors", "config", "moments", "layer", "presets"} for front in FRONTS},
 }
 # What each may import from elsewhere, the standard library apart.

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-import llvmlite
+import llvmlite.binding
 import numba
 import numpy as np
 from numba.core import config as numba_config
@@ -30,7 +30,7 @@ from numba.core.compiler import CompileResult
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
-from gennorm._threads import hold_in_forks
+from gennorm._threads import hold_in_forks, unbroken
 
 from . import _lowering
 
@@ -47,8 +47,9 @@ ENVIRONMENT = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGIN
 INLINED: dict[str, Any] = {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 # Numba's own lock is the only one around a compilation, and a fork waits for it: in a child that is forked while
-# another thread compiles nobody would ever release it.
+# another thread compiles nobody would ever release it. LLVM's is held by whoever lets go of an object of LLVM, too.
 hold_in_forks(global_compiler_lock)
+hold_in_forks(llvmlite.binding.ffi.lib._lock._lock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,21 +182,31 @@ def build(
     )
     environment = [getattr(numba_config, name, None) for name in ENVIRONMENT]
     versions = (numba.__version__, llvmlite.__version__, np.__version__, sys.version_info[:3], sys.byteorder)
-    with global_compiler_lock:
-        processor = cpu_target.target_context.codegen().magic_tuple()
-        content = hashlib.sha256(_sources() + repr((described, versions, environment, processor)).encode()).hexdigest()
-        if content not in _kept:  # another thread may have been first
+
+    def once() -> CompileResult:
+        with global_compiler_lock:
+            processor = cpu_target.target_context.codegen().magic_tuple()
+            key = repr((described, versions, environment, processor)).encode()
+            content = hashlib.sha256(_sources() + key).hexdigest()[:40]
+            if content in _kept:  # another thread was first
+                return _kept[content]
             begin = time.perf_counter()
-            name = f"{module}-{kernel.__name__}-{content[:40]}.kernel"
+            name = f"{module}-{kernel.__name__}-{content}.kernel"
             found = _load(name)
-            if found is None:
+            result = found
+            if result is None:
                 clone = _specialised(kernel, {**names, **_lowering.words(*storage)})
                 clone.__qualname__ = f"{kernel.__name__}_{content[:16]}"  # keeps the symbols of two variants apart
                 dispatcher = numba.njit(**OPTIONS)(clone)
                 dispatcher.compile(shape)
-                _save(name, dispatcher.overloads[shape.args])
-            _kept[content] = found or dispatcher.overloads[shape.args]
+                result = dispatcher.overloads[shape.args]
+                _save(name, result)
+            _kept[content] = result
             flags = tuple(sorted(flag for flag, value in settings.items() if value))
-            built.append(Built(f"{module}.{kernel.__name__}", flags, storage, found is None, time.perf_counter() - begin))
-        entry: Callable[..., None] = _kept[content].entry_point
-        return entry
+            taken = time.perf_counter() - begin
+            built.append(Built(f"{module}.{kernel.__name__}", flags, storage, found is None, taken))
+            return result
+
+    # Where Numba itself is compiling what calls a layer, another thread would wait for this one.
+    entry: Callable[..., None] = (once() if global_compiler_lock.is_locked() else unbroken(once)).entry_point
+    return entry

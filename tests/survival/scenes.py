@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import gennorm as gn
 from gennorm import _threads
@@ -38,8 +39,7 @@ KINDS = {
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int8", "int16", "int64", "bool")
 LARGE = ({"aggregation_levels": -1, "scaling_levels": "Same"}, (640, 1024))  # worth sharing
 
-judged = 0
-counting = threading.Lock()
+judged = []  # what was compared with the definition
 
 
 def layer_of(settings, shape):
@@ -50,10 +50,8 @@ def layer_of(settings, shape):
 
 
 def right(y, x, settings, layer):
-    global judged
     judge(y, x, settings, layer.scaling, layer.biases)
-    with counting:
-        judged += 1
+    judged.append("numbers")
 
 
 def call(kind="layer", dtype="float32", seed=0, layer=None):
@@ -67,26 +65,22 @@ def call(kind="layer", dtype="float32", seed=0, layer=None):
 
 def differentiate(kind="layer"):
     """Judge an output and its gradients."""
-    global judged
     settings, shape = KINDS[kind]
     layer, x, dy = layer_of(settings, shape), sample(shape), sample(shape, seed=1)
     y, pullback = layer.vjp(x)
     right(y, x, settings, layer)
     derivatives.judge(pullback(dy), x, dy, settings, layer.scaling, layer.biases)
-    with counting:
-        judged += 1
+    judged.append("numbers")
 
 
 def train(times=1):
     """Calls of a layer that learns; its moments are those of so many updates."""
-    global judged
     layer, x = gn.batch_norm(3, momentum=0.5), sample((8, 3))
     for _ in range(times):
         layer(x, training=True)
     mean = x.astype(np.float64).mean(0) * (1 - 0.5**times)
     assert np.allclose(layer.moments.mean, mean, rtol=1e-12, atol=0), layer.moments
-    with counting:
-        judged += 1
+    judged.append("numbers")
 
 
 def compiled():
@@ -96,17 +90,17 @@ def compiled():
     return [one for one in _jit.built if one.compiled]
 
 
-def child(life, seconds=60):
+def child(life, seconds=100):
     """Fork, have the child live, and wait for it: whether it ended well, in time."""
-    parent_judged = judged
+    before = len(judged)
     pid = os.fork()
     if pid == 0:
         done = 1
         try:
             signal.alarm(seconds)  # a child that hangs ends
             life()
-            done = 0 if judged > parent_judged else 3
-        except BaseException:
+            done = 0 if len(judged) > before else 3
+        except BaseException:  # noqa: BLE001  a child never goes on as its parent
             sys.excepthook(*sys.exc_info())
         finally:
             sys.stderr.flush()
@@ -132,7 +126,7 @@ def many_threads():
                     differentiate("group")
                 if number % 8 == 2:
                     train(turn + 1)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  raised where the threads are waited for
             errors.append(error)
 
     threads = [threading.Thread(target=live, args=(number,)) for number in range(32)]
@@ -235,7 +229,7 @@ def fork_during(what):
     end, layer, x = threading.Event(), gn.batch_norm(3), sample((8, 3))
     work = {
         "importing": lambda: call("layer"),
-        "compiling": lambda: [call("columns", dtype) for dtype in DTYPES[:3]],
+        "compiling": lambda: [call("columns", dtype) for dtype in DTYPES[:2]],
         "computing": lambda: call("large"),
         "changing": lambda: layer(x, training=True),
     }[what]
@@ -258,24 +252,28 @@ def fork_during(what):
         while global_compiler_lock._lock.acquire(blocking=False):
             global_compiler_lock.release()
             time.sleep(0.001)
+
+    def shared():
+        assert _threads._pool is not None
+
     lives = {
         "importing": lambda: call("layer"),
         "compiling": lambda: call("layer", "float64"),
-        "computing": lambda: call("large"),
+        "computing": lambda: (call("large"), shared()),
         "changing": lambda: (layer(x, training=True), train()),
     }
     for _ in range({"computing": 20, "changing": 100}.get(what, 2)):
-        child(lives[what], 30)
+        child(lives[what])
     end.set()
     thread.join()
     work()
 
 
 def pooled(number):
-    before = judged
+    before = len(judged)
     call("layer", seed=number)
     call("large", seed=number)
-    return judged - before
+    return len(judged) - before
 
 
 def applied(layer, seed):
@@ -352,13 +350,16 @@ def interrupt_a_call():
             begin = time.perf_counter()
             if layer is learning:
                 work()
-                layer.moments = before
+            after, layer.moments = layer.moments, before
             took = min(time.perf_counter() - begin, 0.1) if layer is learning else 0.05
-            stopped = [interrupted(work, took * part) for part in (0.1, 0.3, 0.6)]
-            assert any(stopped), stopped
-            if all(stopped):
-                assert layer.moments is before
-            layer.moments = before
+            stopped = 0
+            for part in (0.1, 0.3, 0.6):
+                if interrupted(work, took * part):
+                    stopped += 1
+                    # What came after the moments had been changed came after the call.
+                    assert layer.moments is before or np.array_equal(layer.moments.mean, after.mean)
+                layer.moments = before
+            assert stopped
         call("large")
         differentiate()
         train(2)
@@ -370,7 +371,7 @@ def interrupt_a_call():
 def interrupt_the_first(after):
     """The first call of a process is interrupted while it imports or compiles; the next ones are right."""
     stopped = interrupted(lambda: call("columns"), float(after))
-    print("stopped" if stopped else "finished")
+    say("stopped" if stopped else "finished")
     call("columns")
     call("layer", "float64")
     differentiate()
@@ -400,12 +401,8 @@ def no_memory():
         lambda: rows(x, mask=np.ones(64, bool)),
         lambda: gn.feature_norm(mean=1, variance=2).inverse(x),
     ):
-        try:
+        with pytest.raises(MemoryError, match="MiB"):
             refused()
-        except MemoryError as error:
-            assert "MiB" in str(error), error
-        else:
-            raise AssertionError
     assert layer.moments is held
     assert np.array_equal(layer.scaling, before)
     x_small = sample((9, 64))
@@ -423,7 +420,7 @@ def no_cache():
 
 
 def no_home():
-    """No home directory can be found at all, and the working directory is gone."""
+    """No home directory can be found at all."""
     import pwd
 
     def unknown(user):
@@ -432,8 +429,6 @@ def no_home():
     pwd.getpwuid = unknown
     for name in ("HOME", "GENNORM_CACHE_DIR", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
         os.environ.pop(name, None)
-    os.chdir(os.environ["LOST"])
-    Path(os.environ["LOST"]).rmdir()
     no_cache()
 
 
@@ -449,7 +444,7 @@ def from_cache():
     differentiate()
     from gennorm.kernels import _jit
 
-    print(json.dumps([sum(one.compiled for one in _jit.built), len(_jit.built)]))
+    say(json.dumps([sum(one.compiled for one in _jit.built), len(_jit.built)]))
 
 
 def without_numba():
@@ -510,12 +505,11 @@ def expected_outcomes():
 
 
 def race(rounds, folder):
-    """Eight processes at once on one cache, with eight dtypes, again and again; every second time a file is missing or spoilt.
+    """Eight processes at once on one cache, with eight dtypes; every second time one of its files is missing or spoilt.
 
     A process that has imported Numba and compiled nothing forks them: 400 interpreters take minutes to start, and
     share no more of the folder.
     """
-    global judged
     from numba.core.registry import cpu_target
 
     import gennorm.kernels  # noqa: F401
@@ -562,7 +556,7 @@ def race(rounds, folder):
         os.close(go_writing)
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in racers]
         assert codes == [0] * len(RACERS), (turn, codes)
-        judged += len(RACERS)
+        judged.extend(RACERS)
     assert len([*Path(folder, "gennorm").iterdir()]) == len(RACERS)  # and nothing half-written beside them
 
 
@@ -571,9 +565,14 @@ def compete(dtype):
     call("layer", dtype)
 
 
+def say(line):
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def tell():
     """Say how much was judged."""
-    print(f"judged {judged}", flush=True)
+    say(f"judged {len(judged)}")
 
 
 if __name__ == "__main__":
