@@ -13,6 +13,7 @@ from gennorm.errors import GennormError
 from gennorm.layer import NormalizationLayer, load
 from gennorm.moments import Moments
 from gennorm.plan import Plan
+from gennorm.precompiling import Precompiled, precompile
 from gennorm.presets import batch_norm, feature_norm, group_norm, instance_norm, layer_norm, normalize, rms_norm
 
 __version__ = "0.1.0.dev0"
@@ -22,6 +23,7 @@ __all__ = [
     "Moments",
     "NormalizationLayer",
     "Plan",
+    "Precompiled",
     "batch_norm",
     "errors",
     "feature_norm",
@@ -31,6 +33,7 @@ __all__ = [
     "layer_norm",
     "load",
     "normalize",
+    "precompile",
     "rms_norm",
     "set_num_threads",
 ]

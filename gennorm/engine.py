@@ -10,8 +10,9 @@ from gennorm._threads import hold_in_forks, unbroken
 
 if TYPE_CHECKING:
     from gennorm.kernels import Bound
+    from gennorm.kernels._jit import Built
 
-__all__ = ["bind"]
+__all__ = ["bind", "built"]
 
 _importing = threading.RLock()  # a child cannot import what another thread of its parent was importing
 hold_in_forks(_importing)
@@ -21,11 +22,20 @@ _kernels: Any = None
 
 def bind(*layout: Any, **others: Any) -> Bound:
     """Plan a layer for arrays of one shape, dtype and layout, and give the plan its kernels: `kernels.bind`."""
+    bound: Bound = _opened().bind(*layout, **others)
+    return bound
+
+
+def built() -> list[Built]:
+    """Every kernel that this process has compiled or loaded so far, in that order."""
+    return list(_opened()._jit.built)
+
+
+def _opened() -> Any:
     global _kernels  # noqa: PLW0603
     if _kernels is None:
         _kernels = unbroken(_imported)
-    bound: Bound = _kernels.bind(*layout, **others)
-    return bound
+    return _kernels
 
 
 def _imported() -> ModuleType:

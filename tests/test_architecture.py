@@ -49,10 +49,11 @@ INSIDE = {
     "parameters": {"errors", "config", "arrays"},
     "gradients": {"config", "moments", "kernels", "parameters"},
     "layer": BELOW_LAYER,
+    "precompiling": {"errors", "arrays", "engine", "layer"},
     "presets": {"errors", "levels", "config", "moments", "layer"},
     "cli": BELOW_LAYER | {"presets", "layer", "", *FRONTS},
     "__main__": {"cli"},
-    "": BELOW_LAYER - {"kernels", "engine"} | {"layer", "presets"},
+    "": BELOW_LAYER - {"kernels", "engine"} | {"layer", "precompiling", "presets"},
     **{front: {"", "errors", "config", "moments", "layer", "presets"} for front in FRONTS},
 }
 # What each may import from elsewhere, the standard library apart.
@@ -67,6 +68,7 @@ OUTSIDE = {
     "parameters": {"numpy"},
     "gradients": {"numpy"},
     "layer": {"numpy"},
+    "precompiling": {"numpy"},
     "presets": {"numpy"},
     "cli": {"numpy", "ml_dtypes", "typer", "rich", "PIL", "torch"},
     **{front: {"numpy", framework} for front, framework in FRONTS.items()},

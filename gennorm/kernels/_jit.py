@@ -62,6 +62,10 @@ class Built:
     compiled: bool
     seconds: float
 
+    def __str__(self) -> str:
+        settings = ", ".join(self.settings).lower()
+        return f"{self.name} of {' to '.join(dict.fromkeys(self.dtypes[:2]))} ({settings}), {self.seconds:.2f} s"
+
 
 built: list[Built] = []  # in the order in which it happened
 

@@ -227,10 +227,11 @@ def fork_during(what):
         call("large")
         train()
     end, layer, x = threading.Event(), gn.batch_norm(3), sample((8, 3))
+    large, rows = layer_of(*LARGE), sample(LARGE[1])
     work = {
         "importing": lambda: call("layer"),
         "compiling": lambda: [call("columns", dtype) for dtype in DTYPES[:2]],
-        "computing": lambda: call("large"),
+        "computing": lambda: large(rows),
         "changing": lambda: layer(x, training=True),
     }[what]
 
@@ -262,11 +263,11 @@ def fork_during(what):
         "computing": lambda: (call("large"), shared()),
         "changing": lambda: (layer(x, training=True), train()),
     }
-    for _ in range({"computing": 20, "changing": 100}.get(what, 2)):
+    for _ in range({"computing": 20, "changing": 100}.get(what, 6)):
         child(lives[what])
     end.set()
     thread.join()
-    work()
+    lives[what]()
 
 
 def pooled(number):
