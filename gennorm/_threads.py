@@ -152,6 +152,7 @@ def _shared(work: Callable[[int, int], None], tasks: int, threads: int) -> None:
                 futures.append(pool.submit(take))
         except RuntimeError:  # no new thread: the interpreter is shutting down, or the system has none left
             _drop()
+            futures = [future for future in futures if not future.cancelled()]
         take()
     finally:
         wait(futures)  # nobody may still be writing when the caller goes on, interrupted or not

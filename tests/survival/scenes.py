@@ -253,6 +253,7 @@ def fork_during(what):
         while global_compiler_lock._lock.acquire(blocking=False):
             global_compiler_lock.release()
             time.sleep(0.001)
+        time.sleep(0.1)  # it is held for most of a second
 
     def shared():
         assert _threads._pool is not None
