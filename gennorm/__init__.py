@@ -14,6 +14,7 @@ from gennorm.errors import GennormError
 from gennorm.layer import NormalizationLayer, load
 from gennorm.moments import Moments
 from gennorm.plan import Plan
+from gennorm.precompiling import Precompiled, precompile
 from gennorm.presets import batch_norm, feature_norm, group_norm, instance_norm, layer_norm, normalize, rms_norm
 
 __version__ = "0.1.0.dev0"
@@ -23,6 +24,7 @@ __all__ = [
     "Moments",
     "NormalizationLayer",
     "Plan",
+    "Precompiled",
     "batch_norm",
     "clear_reserve",
     "errors",
@@ -34,6 +36,7 @@ __all__ = [
     "layer_norm",
     "load",
     "normalize",
+    "precompile",
     "rms_norm",
     "set_num_threads",
     "set_reserve",

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections import deque
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gennorm._threads import changing
 from gennorm.errors import ConfigError
 
 __all__ = ["clear_reserve", "copied", "empty_like", "get_reserve", "set_reserve"]
@@ -34,7 +34,6 @@ STEPS = 8  # sizes of buffers between one power of two and the next: at most an 
 TRIES = 8  # buffers looked at before a new one is made, the last lent first: the caches may still hold it
 LIMIT = 1 << 30  # bytes, unless that is more than an eighth of the machine's memory
 
-_lock = threading.Lock()  # held while a buffer is made or given up
 _shelves: dict[int, deque[Buffer]] = {}  # by size, every buffer that is ours, lent or not
 _kept = 0  # bytes of them all
 _limit: int | None = None
@@ -169,7 +168,7 @@ def _keep(buffer: Buffer, size: int) -> None:
     if ALONE == 0 or room > get_reserve():
         return
     _give_up(room)
-    with _lock:
+    with changing:
         if _kept + room <= get_reserve():
             _kept += room
             _shelves.setdefault(size, deque()).append(buffer)
@@ -178,7 +177,7 @@ def _keep(buffer: Buffer, size: int) -> None:
 def _give_up(room: int) -> None:
     """Let go of buffers that nobody refers to until there is room for so many bytes below the limit."""
     global _kept  # noqa: PLW0603
-    with _lock:
+    with changing:
         for shelf in _shelves.values():
             for _ in range(len(shelf)):
                 if _kept + room <= get_reserve():
@@ -201,13 +200,3 @@ def _references() -> int:
 
 # Without the interpreter's lock a count may be read while it changes: there every output has memory of its own.
 ALONE = _references() if getattr(sys, "_is_gil_enabled", lambda: True)() else 0
-
-
-def _after_fork() -> None:
-    """A thread of the parent may have held the lock."""
-    global _lock  # noqa: PLW0603
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from gennorm.arrays import dtype_name, real
 from gennorm.config import LayerConfig, resolve_config
+from gennorm.engine import bind
 from gennorm.errors import InitializationError, InputError, ParameterError, ShapeError
 from gennorm.moments import Moments, weights_for
 from gennorm.statistics import held_shape, is_one_example, measured, pooled, ungrouped
@@ -96,8 +97,6 @@ class _Measure:
         """The moments of all examples of a chunk together."""
         key = (x.shape, x.strides, x.dtype)
         if key not in self.bounds:
-            from gennorm.kernels import bind  # Numba is imported when something is first computed
-
             config = ungrouped(self.config, x.shape)
             if len(self.bounds) >= 64:
                 self.bounds.clear()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from gennorm import config as configs
 from gennorm import files, levels
 from gennorm._memory import copied, empty_like
+from gennorm._threads import changing
 from gennorm.arrays import (
     dtype_given,
     dtype_name,
@@ -30,6 +30,7 @@ from gennorm.arrays import (
     writable,
 )
 from gennorm.config import LayerConfig, Resolved, resolve_config
+from gennorm.engine import bind
 from gennorm.errors import (
     ConfigError,
     InitializationError,
@@ -186,7 +187,6 @@ class NormalizationLayer:
 
     def _begin(self, config: LayerConfig, given: Mapping[str, Any]) -> None:
         self._config = config
-        self._lock = threading.Lock()
         self._bound: dict[Any, Bound] = {}
         self._shortcuts: dict[Any, Any] = {}
         self._parameters: dict[str, Array | None] = dict.fromkeys(PARAMETERS)
@@ -942,10 +942,9 @@ class NormalizationLayer:
         if value is self._parameters[name] and value is not None:
             return  # `layer.scaling -= step` has written into the array already
         mode = _mode(name, value)
-        config = _with_mode(self._config, name, mode)
         array = self._checked(name, value, adopt=adopt) if mode == "explicit" else None
-        with self._lock:
-            self._config, self._bound, self._shortcuts = config, {}, {}
+        with changing:
+            self._config, self._bound, self._shortcuts = _with_mode(self._config, name, mode), {}, {}
             self._parameters[name] = array
         if mode == "Automatic":
             with suppress(InitializationError):
@@ -1019,7 +1018,7 @@ class NormalizationLayer:
     @moments.setter
     def moments(self, value: Any) -> None:
         moments = checked(value, self._config, configs.kept_shape(self._config))
-        with self._lock:
+        with changing:
             self._held = moments
 
     def reset_moments(self) -> NormalizationLayer:
@@ -1037,7 +1036,7 @@ class NormalizationLayer:
         >>> layer.reset_moments().moments is None
         True
         """
-        with self._lock:
+        with changing:
             self._held = initial(self._config, configs.kept_shape(self._config))
         return self
 
@@ -1059,9 +1058,8 @@ class NormalizationLayer:
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
-        arguments = {**self._config.arguments(), "trainable": value}
-        with self._lock:
-            self._config = LayerConfig.make(**arguments)
+        with changing:
+            self._config = LayerConfig.make(**{**self._config.arguments(), "trainable": value})
 
     def adapt(
         self,
@@ -1124,7 +1122,7 @@ class NormalizationLayer:
 
         require_dataset(self._config)
         found = moments_of(data, self._config, mask=mask, weights=weights, progress=progress)
-        with self._lock:
+        with changing:
             if not reset and self._held is not None:
                 found = checked(self._held, self._config, found.shape) + found
             self._held = checked(found, self._config, configs.kept_shape(self._config))
@@ -1142,7 +1140,7 @@ class NormalizationLayer:
 
     def _learn(self, batch: Moments, resolved: Resolved) -> None:
         """Fold the moments of an array into the moving ones: one store of a new value, or nothing at all."""
-        with self._lock:
+        with changing:
             self._held = folded(required(self._held), batch, resolved, self._config)
 
     # Binding ---------------------------------------------------------------------------------------------------------
@@ -1152,12 +1150,10 @@ class NormalizationLayer:
         key = _key(x, out, grouped, per_example)
         bound = self._bound.get(key)
         if bound is None:
-            from gennorm.kernels import bind  # Numba is imported when something is first computed
-
             config = self._config if grouped else _given(self._config, x.shape)
             strides = (np.empty_like(x, result_dtype(x.dtype)) if out is None else out).strides
             bound = bind(config, x.shape, x.dtype.name, x.strides, strides, per_example=per_example)
-            with self._lock:
+            with changing:
                 if len(self._bound) >= REMEMBERED:
                     self._bound.clear()
                 self._bound[key] = bound
@@ -1166,9 +1162,11 @@ class NormalizationLayer:
     def _remember(self, x: Array) -> None:
         """Have the next call on such an array go straight to its kernel, where it is one kernel's work."""
         x = real(x, "the input")
-        bound = self._bind(x, None)
-        with self._lock:
-            shortcut = bound.shortcut(self._parameters["scaling"], self._parameters["biases"])
+        scaling, biases = (self._parameters[name] for name in PARAMETERS)
+        shortcut = self._bind(x, None).shortcut(scaling, biases)
+        with changing:
+            if scaling is not self._parameters["scaling"] or biases is not self._parameters["biases"]:
+                return  # what was set meanwhile is not what the shortcut uses
             if len(self._shortcuts) >= REMEMBERED:
                 self._shortcuts.clear()
             self._shortcuts[x.shape, x.strides, x.dtype] = shortcut
@@ -1348,16 +1346,16 @@ class NormalizationLayer:
         return f"NormalizationLayer({', '.join(words)})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"config": self._config, "parameters": self._parameters, "moments": self._held}
+        with changing:
+            return {"config": self._config, "parameters": dict(self._parameters), "moments": self._held}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # A copy, shallow or deep, has its own parameters; plans and locks are made anew.
+        # A copy, shallow or deep, has its own parameters; plans are made anew.
         self._config = state["config"]
         self._parameters = {
             name: None if array is None else copied(array, array.dtype) for name, array in state["parameters"].items()
         }
         self._held = state["moments"]
-        self._lock = threading.Lock()
         self._bound, self._shortcuts = {}, {}
 
 

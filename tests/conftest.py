@@ -16,6 +16,10 @@ hypothesis.settings.register_profile("ci", max_examples=200, deadline=None, dera
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if CI else "dev"))
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fuzz-seconds", type=float, default=0.0, help="how long test_fuzz.py goes on with new examples")
+
+
 def missing_frameworks(names: str) -> list[str]:
     """The comma-separated modules of `names` that cannot be imported, each with the reason."""
     missing = []

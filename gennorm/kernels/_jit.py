@@ -14,20 +14,23 @@ import os
 import pickle
 import sys
 import tempfile
-import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
-from typing import Any, ClassVar
+from typing import Any
 
-import llvmlite
+import llvmlite.binding
 import numba
 import numpy as np
 from numba.core import config as numba_config
 from numba.core import serialize, types
-from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
+
+from gennorm._threads import hold_in_forks, unbroken
 
 from . import _lowering
 
@@ -37,16 +40,45 @@ JIT = not numba_config.DISABLE_JIT
 # left, error_model="numpy", keeps a division from branching to an exception; _nrt=False makes a call 100 ns cheaper.
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True, "_nrt": False}
 
+# What the user's environment says about machine code, and which is therefore part of a kernel's name.
+ENVIRONMENT = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT")
+
 # Numba's own inlining copies a step into the caller before types are inferred, which costs a third more to compile.
 INLINED: dict[str, Any] = {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
-_building = threading.RLock()
+# Numba's own lock is the only one around a compilation, and a fork waits for it: in a child that is forked while
+# another thread compiles nobody would ever release it. LLVM's is held by whoever lets go of an object of LLVM, too.
+hold_in_forks(global_compiler_lock)
+hold_in_forks(llvmlite.binding.ffi.lib._lock._lock)
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A kernel that this process has compiled, or read from the cache, in so many seconds."""
+
+    name: str
+    settings: tuple[str, ...]
+    dtypes: tuple[str, str, str]
+    compiled: bool
+    seconds: float
+
+    def __str__(self) -> str:
+        settings = ", ".join(self.settings).lower()
+        return f"{self.name} of {' to '.join(dict.fromkeys(self.dtypes[:2]))} ({settings}), {self.seconds:.2f} s"
+
+
+built: list[Built] = []  # in the order in which it happened
+
+# The machine code of each kernel, by its content. It lives as long as the process may call it.
+_kept: dict[str, CompileResult] = {}
 
 
 @functools.cache
 def _sources() -> bytes:
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    """The digest of this package's sources; where there are none to read, one that no other process has."""
+    paths = sorted(Path(__file__).parent.glob("*.py"))
+    digest = hashlib.sha256(b"" if paths else os.urandom(32))
+    for path in paths:
         digest.update(path.read_bytes())
     return digest.digest()
 
@@ -60,49 +92,34 @@ def cache_directory() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "gennorm"
 
 
-class _ContentCache(_Cache):
-    """One file a kernel, named by the digest of all that its code depends on; it begins with its own checksum."""
-
-    def __init__(self, name: str, content: str) -> None:
-        self._path = cache_directory() / f"{name}-{content}.kernel"
-
-    @property
-    def cache_path(self) -> str:
-        return str(self._path.parent)
-
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        target_context.refresh()
-        try:
-            checksum, payload = (data := self._path.read_bytes())[:32], data[32:]
-            if hashlib.sha256(payload).digest() != checksum:
-                return None
-            return CompileResult._rebuild(target_context, *pickle.loads(payload))
-        except Exception:  # noqa: BLE001  whatever is wrong with a cached file, the answer is to compile
+def _load(name: str) -> CompileResult | None:
+    """Machine code from the cache: one file a kernel, which begins with the checksum of its name and the rest."""
+    try:
+        checksum, payload = (data := (cache_directory() / name).read_bytes())[:32], data[32:]
+        if hashlib.sha256(name.encode() + payload).digest() != checksum:  # a file that was renamed is as wrong
             return None
+        # Numba's own loading refreshes its registries first, half of the time that a process waits for its first
+        # call. Types and lowerings are for compiling, which does it as well.
+        return CompileResult._rebuild(cpu_target.target_context, *pickle.loads(payload))
+    except Exception:  # noqa: BLE001  whatever is wrong with a cached file, the answer is to compile
+        return None
 
-    def save_overload(self, sig: Any, data: Any) -> None:
+
+def _save(name: str, result: CompileResult) -> None:
+    try:
+        path = cache_directory() / name
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        payload = serialize.dumps(result._reduce())
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".kernel-")
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            payload = serialize.dumps(data._reduce())
-            handle, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".kernel-")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(hashlib.sha256(payload).digest() + payload)
-                Path(temporary).replace(self._path)
-            except BaseException:
-                Path(temporary).unlink()
-                raise
-        except Exception:  # noqa: BLE001  a cache that cannot be written costs the next process a compilation
-            return
-
-    def enable(self) -> None:
-        """Nothing to switch: this cache is always on."""
-
-    def disable(self) -> None:
-        """Nothing to switch: this cache is always on."""
-
-    def flush(self) -> None:
-        self._path.unlink(missing_ok=True)
+            with os.fdopen(handle, "wb") as file:
+                file.write(hashlib.sha256(name.encode() + payload).digest() + payload)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink()
+            raise
+    except Exception:  # noqa: BLE001  a cache that cannot be written costs the next process a compilation
+        return
 
 
 def _specialised(function: FunctionType, names: dict[str, Any]) -> FunctionType:
@@ -157,35 +174,43 @@ def build(
     names: dict[str, Any] = {**settings, "real": real, "COMPUTE": real}
     if not JIT:
         return _specialised(kernel, names)
-    with _building:
-        shape = signature(arrays, integers)
-        module = kernel.__module__.rpartition(".")[2]
-        described = (
-            kernel.__qualname__,
-            module,
-            sorted(settings.items()),
-            storage,
-            str(shape),
-            sorted(OPTIONS.items()),
-        )
-        versions = (numba.__version__, llvmlite.__version__, np.__version__, sys.version_info[:3], sys.byteorder)
-        processor = cpu_target.target_context.codegen().magic_tuple()
-        content = hashlib.sha256(_sources() + repr((described, versions, processor)).encode()).hexdigest()
-        clone = _specialised(kernel, {**names, **_lowering.words(*storage)})
-        clone.__qualname__ = f"{kernel.__name__}_{content[:16]}"  # also keeps the symbols of two variants apart
-        dispatcher = numba.njit(**OPTIONS)(clone)
-        dispatcher._cache = _ContentCache(f"{module}-{kernel.__name__}", content[:40])
-        dispatcher.compile(shape)
-        dispatcher.disable_compile()
-        entry: Callable[..., None] = dispatcher.overloads[shape.args].entry_point
-        return _Kernel(dispatcher, entry).entry
+    shape = signature(arrays, integers)
+    module = kernel.__module__.rpartition(".")[2]
+    described = (
+        kernel.__qualname__,
+        module,
+        sorted(settings.items()),
+        storage,
+        str(shape),
+        sorted(OPTIONS.items()),
+    )
+    environment = [getattr(numba_config, name, None) for name in ENVIRONMENT]
+    versions = (numba.__version__, llvmlite.__version__, np.__version__, sys.version_info[:3], sys.byteorder)
 
+    def once() -> CompileResult:
+        with global_compiler_lock:
+            processor = cpu_target.target_context.codegen().magic_tuple()
+            key = repr((described, versions, environment, processor)).encode()
+            content = hashlib.sha256(_sources() + key).hexdigest()[:40]
+            if content in _kept:  # another thread was first
+                return _kept[content]
+            begin = time.perf_counter()
+            name = f"{module}-{kernel.__name__}-{content}.kernel"
+            found = _load(name)
+            result = found
+            if result is None:
+                clone = _specialised(kernel, {**names, **_lowering.words(*storage)})
+                clone.__qualname__ = f"{kernel.__name__}_{content[:16]}"  # keeps the symbols of two variants apart
+                dispatcher = numba.njit(**OPTIONS)(clone)
+                dispatcher.compile(shape)
+                result = dispatcher.overloads[shape.args]
+                _save(name, result)
+            _kept[content] = result
+            flags = tuple(sorted(flag for flag, value in settings.items() if value))
+            taken = time.perf_counter() - begin
+            built.append(Built(f"{module}.{kernel.__name__}", flags, storage, found is None, taken))
+            return result
 
-class _Kernel:
-    """Keeps a dispatcher, which owns the machine code, alive for as long as the process may call its entry point."""
-
-    kept: ClassVar[list[_Kernel]] = []
-
-    def __init__(self, dispatcher: Any, entry: Callable[..., None]) -> None:
-        self.dispatcher, self.entry = dispatcher, entry
-        self.kept.append(self)
+    # Where Numba itself is compiling what calls a layer, another thread would wait for this one.
+    entry: Callable[..., None] = (once() if global_compiler_lock.is_locked() else unbroken(once)).entry_point
+    return entry

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.imputils import lower_builtin
+from numba.core.registry import cpu_target
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, models, register_model
 
@@ -70,7 +71,7 @@ for _operation in (operator.mul, operator.imul):
 _elementwise(operator.truediv, "fdiv")
 
 
-def _constant(kind: ir.Type, values: list[int]) -> ir.Constant:
+def _constant(kind: ir.Type, values: Sequence[float]) -> ir.Constant:
     return ir.Constant(ir.VectorType(kind, len(values)), values)
 
 
@@ -151,11 +152,64 @@ def _bfloat16_from(builder: Any, vector: Any) -> Any:
     return builder.trunc(chosen, ir.VectorType(ir.IntType(16), lanes))
 
 
+def _has_halves() -> bool:
+    """Whether the processor converts float16; where it does not, LLVM calls a function that nobody here provides."""
+    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return "+f16c" in features.split(",") or triple.startswith(("aarch64", "arm64"))
+
+
+def _float16_to(builder: Any, vector: Any) -> Any:
+    """Float16 to float32 in integers, with the bits that processors give; NaN becomes quiet."""
+    lanes = vector.type.count
+    single = ir.VectorType(FLOAT, lanes)
+
+    def each(value: int) -> ir.Constant:
+        return _constant(INT32, [value] * lanes)
+
+    bits = builder.zext(vector, ir.VectorType(INT32, lanes))
+    sign, size = builder.shl(builder.and_(bits, each(0x8000)), each(16)), builder.and_(bits, each(0x7FFF))
+    moved = builder.shl(size, each(13))
+    normal = builder.add(moved, each(112 << 23))  # the exponent's bias is 127 instead of 15
+    beyond = builder.or_(moved, each(0x7F800000))
+    quiet = builder.select(builder.icmp_unsigned(">", size, each(0x7C00)), each(0x400000), each(0))
+    # No float32 here is subnormal, which a process may have told its processor to take for 0.
+    least = builder.fmul(builder.uitofp(size, single), _constant(FLOAT, [2.0**-24] * lanes))
+    found = builder.select(builder.icmp_unsigned("<", size, each(0x7C00)), normal, builder.or_(beyond, quiet))
+    small = builder.icmp_unsigned("<", size, each(0x400))
+    found = builder.select(small, builder.bitcast(least, ir.VectorType(INT32, lanes)), found)
+    return builder.bitcast(builder.or_(found, sign), single)
+
+
+def _float16_from(builder: Any, vector: Any) -> Any:
+    """Round float32 to the nearest float16, ties to even, in integers; NaN becomes quiet and keeps what it can."""
+    lanes = vector.type.count
+    integers = ir.VectorType(INT32, lanes)
+
+    def each(value: int) -> ir.Constant:
+        return _constant(INT32, [value] * lanes)
+
+    bits = builder.bitcast(vector, integers)
+    sign, size = builder.and_(builder.lshr(bits, each(16)), each(0x8000)), builder.and_(bits, each(0x7FFFFFFF))
+    most = each(0x47800000)  # 2**16 is infinite, and so is what is larger
+    bounded = builder.select(builder.icmp_unsigned(">", size, most), most, size)
+    odd = builder.and_(builder.lshr(bounded, each(13)), each(1))
+    normal = builder.lshr(builder.add(builder.add(bounded, odd), each(0xFFF - (112 << 23))), each(13))
+    # One half, added, has the last place of a float16 below 2**-14: the sum is rounded there.
+    half = builder.fadd(builder.bitcast(size, vector.type), _constant(FLOAT, [0.5] * lanes))
+    subnormal = builder.sub(builder.bitcast(half, integers), each(0x3F000000))
+    nan = builder.or_(builder.and_(builder.lshr(size, each(13)), each(0x3FF)), each(0x7E00))
+    found = builder.select(builder.icmp_unsigned("<", size, each(0x38800000)), subnormal, normal)
+    found = builder.select(builder.icmp_unsigned(">", size, each(0x7F800000)), nan, found)
+    return builder.trunc(builder.or_(found, sign), ir.VectorType(ir.IntType(16), lanes))
+
+
 def _decoded(builder: Any, vector: Any, storage: str) -> Any:
     """Storage to arithmetic, for a vector just loaded."""
     lanes = vector.type.count
     single, double = ir.VectorType(FLOAT, lanes), ir.VectorType(DOUBLE, lanes)
     if storage == "float16":
+        if not _has_halves():
+            return _float16_to(builder, vector)
         return builder.fpext(builder.bitcast(vector, ir.VectorType(ir.HalfType(), lanes)), single)
     if storage == "bfloat16":
         bits = builder.zext(vector, ir.VectorType(INT32, lanes))
@@ -175,6 +229,8 @@ def _encoded(builder: Any, vector: Any, storage: str) -> Any:
     """Arithmetic to storage, for a vector about to be stored."""
     lanes = vector.type.count
     if storage == "float16":
+        if not _has_halves():
+            return _float16_from(builder, vector)
         half = builder.fptrunc(vector, ir.VectorType(ir.HalfType(), lanes))
         return builder.bitcast(half, ir.VectorType(ir.IntType(16), lanes))
     return _bfloat16_from(builder, vector) if storage == "bfloat16" else vector

@@ -1,0 +1,45 @@
+"""The door to the kernels. It opens when something is first computed: behind it is Numba, which takes a while."""
+
+from __future__ import annotations
+
+import threading
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from gennorm._threads import hold_in_forks, unbroken
+
+if TYPE_CHECKING:
+    from gennorm.kernels import Bound
+    from gennorm.kernels._jit import Built
+
+__all__ = ["bind", "built"]
+
+_importing = threading.RLock()  # a child cannot import what another thread of its parent was importing
+hold_in_forks(_importing)
+
+_kernels: Any = None
+
+
+def bind(*layout: Any, **others: Any) -> Bound:
+    """Plan a layer for arrays of one shape, dtype and layout, and give the plan its kernels: `kernels.bind`."""
+    bound: Bound = _opened().bind(*layout, **others)
+    return bound
+
+
+def built() -> list[Built]:
+    """Every kernel that this process has compiled or loaded so far, in that order."""
+    return list(_opened()._jit.built)
+
+
+def _opened() -> Any:
+    global _kernels  # noqa: PLW0603
+    if _kernels is None:
+        _kernels = unbroken(_imported)
+    return _kernels
+
+
+def _imported() -> ModuleType:
+    with _importing:
+        from gennorm import kernels
+
+        return kernels

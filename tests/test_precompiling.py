@@ -1,0 +1,125 @@
+"""Kernels before the first call: nothing is left to compile, and the layer is what it was."""
+
+import copy
+import functools
+
+import numpy as np
+import pytest
+
+import gennorm as gn
+from gennorm import engine, kernels
+from gennorm.kernels import _jit
+from tests.strategies import named_layouts, sample
+
+# A preset, made for these arrays.
+PRESETS = {
+    "batch norm": (lambda: gn.batch_norm(6), (4, 6, 5, 5)),
+    "batch norm, channels last": (lambda: gn.batch_norm(6, channel_level=-1), (4, 5, 5, 6)),
+    "layer norm": (lambda: gn.layer_norm(20), (9, 20)),
+    "RMS norm": (lambda: gn.rms_norm(20), (9, 20)),
+    "instance norm": (lambda: gn.instance_norm(6), (4, 6, 5, 5)),
+    "group norm": (lambda: gn.group_norm(2, 6), (4, 6, 5, 5)),
+    "feature norm": (gn.feature_norm, (40, 6)),
+    "uninitialized": (gn.NormalizationLayer, (6, 5, 5)),
+}
+presets = pytest.mark.parametrize("name", PRESETS)
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """A process in which no kernel is there yet."""
+    monkeypatch.setattr(kernels, "_kernel", functools.cache(kernels._kernel.__wrapped__))
+    monkeypatch.setattr(_jit, "_kept", {})
+    monkeypatch.setattr(_jit, "built", [])
+
+
+def learn(layer, x):
+    if layer.information("statistics") == "dataset":
+        layer.adapt(x)
+    else:
+        layer(x, training=True)
+
+
+@presets
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_afterwards_nothing_is_compiled(name, dtype, fresh):
+    make, shape = PRESETS[name]
+    layer = make()
+    done = gn.precompile(layer, shape, dtype, training=True, gradients=True)
+    assert len(done.compiled) + len(done.loaded) == len(engine.built()) > 0
+    assert 0 < done.seconds < 600
+    x = sample(shape, dtype)
+    layer.initialize(shape)
+    learn(layer, x)
+    layer(x)
+    y, pullback = layer.vjp(x, training=True)
+    pullback(y)
+    assert len(engine.built()) == len(done.compiled) + len(done.loaded)
+    expected = layer(x)
+    again = gn.precompile(layer, shape, dtype, training=True, gradients=True)
+    assert (again.compiled, again.loaded) == ((), ())
+    assert layer(x).tobytes() == expected.tobytes()
+
+
+@presets
+def test_without_gradients_there_is_less_to_do(name, fresh):
+    make, shape = PRESETS[name]
+    for_calls = gn.precompile(make(), shape)
+    assert not [one for one in (*for_calls.compiled, *for_calls.loaded) if "backward" in one]
+    for_all = gn.precompile(make(), shape, gradients=True)
+    assert [one for one in (*for_all.compiled, *for_all.loaded) if "backward" in one]
+
+
+@presets
+def test_a_training_step_is_a_forward_and_a_backward(name, fresh):
+    make, shape = PRESETS[name]
+    layer, x = make().initialize(shape), sample(shape)
+    if name == "feature norm":
+        layer.moments = gn.Moments.of(x, axes=0)
+    y, pullback = layer.vjp(x, training=True)
+    pullback(y)
+    assert [one.name.split(".")[1] for one in engine.built()] == ["forward", "backward"]
+
+
+def test_the_layer_is_what_it_was():
+    layer = gn.batch_norm(6)
+    layer.scaling = np.arange(6)
+    before = copy.deepcopy(layer)
+    gn.precompile(layer, (4, 6, 5, 5), training=True, gradients=True)
+    assert repr(layer) == repr(before)
+    assert layer.moments.mean.tobytes() == before.moments.mean.tobytes()
+    fresh = gn.NormalizationLayer()
+    gn.precompile(fresh, (6, 5, 5))
+    assert not fresh.initialized
+
+
+def test_an_array_counts_with_its_layout(fresh):
+    x = named_layouts(3)["channels last"].hold(sample((4, 6, 20)))
+    layer = gn.instance_norm(6)
+    before = x.tobytes()
+    gn.precompile(layer, x)
+    assert {one.name for one in engine.built()} == {"columns.forward"}
+    found = len(engine.built())
+    layer(x)
+    assert len(engine.built()) == found
+    assert x.tobytes() == before
+
+
+def test_it_tells_what_it_did(fresh):
+    gn.precompile(gn.layer_norm(20), (9, 20))
+    _jit._kept.clear()
+    kernels._kernel.cache_clear()
+    _jit.built.clear()
+    told = str(gn.precompile(gn.layer_norm(20), (9, 20))).splitlines()
+    assert len(told) == 2
+    assert told[0].startswith("loaded   rows.forward of float32 (apply, biases, ")
+    assert told[1].endswith(" s")
+
+
+def test_what_a_call_refuses_is_refused():
+    with pytest.raises(gn.errors.ShapeError):
+        gn.precompile(gn.layer_norm(20), (9, 21))
+    with pytest.raises(gn.errors.DtypeError):
+        gn.precompile(gn.layer_norm(20), (9, 20), complex)
+    with pytest.raises(gn.errors.ShapeError):
+        gn.precompile(gn.layer_norm(20), "9")

@@ -1,0 +1,192 @@
+"""The pool of threads, and what is done without one."""
+
+import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import gennorm as gn
+from gennorm import _threads, adapting
+from tests.engines import cut_small
+from tests.strategies import sample
+
+ELEMENTS = 64 * _threads.WORTH_SHARING
+
+
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch):
+    monkeypatch.setattr(_threads, "_threads", None)
+    monkeypatch.setattr(_threads, "_pool", None)
+    monkeypatch.setattr(_threads, "_busy", threading.Lock())
+
+
+def covered(tasks=64, elements=ELEMENTS):
+    """Run some tasks; how often each was done, and by whom."""
+    done, who = [0] * tasks, set()
+
+    def work(lo, hi):
+        who.add(threading.current_thread().name)
+        for task in range(lo, hi):
+            done[task] += 1
+
+    _threads.run(work, tasks, elements)
+    return done, who
+
+
+@pytest.mark.parametrize("number", [2, 3, 7, np.int64(3), np.uint8(2)])
+def test_every_task_is_done_once(number):
+    gn.set_num_threads(number)
+    assert gn.get_num_threads() == number
+    assert type(gn.get_num_threads()) is int
+    for tasks in (1, 2, 5, 64, 1000):
+        assert covered(tasks)[0] == [1] * tasks
+    assert _threads._pool._max_workers == number - 1
+    assert len(_threads._pool._threads) <= number - 1
+
+
+def test_the_pool_follows_the_number():
+    gn.set_num_threads(4)
+    covered()
+    first = _threads._pool
+    covered()
+    assert _threads._pool is first
+    gn.set_num_threads(2)
+    assert _threads._pool is first  # until the next large call, which may be going on in another thread
+    covered()
+    assert _threads._pool is not first
+    assert first._shutdown
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 2])
+def test_the_system_has_no_more_threads(allowed, monkeypatch):
+    """A thread that cannot be started is done without, and what it was to do is done by others."""
+    gn.set_num_threads(4)
+    started = itertools.count()
+    start = threading.Thread.start
+
+    def refuse(thread):
+        if next(started) >= allowed:
+            msg = "can't start new thread"
+            raise RuntimeError(msg)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    for _ in range(5):
+        done, who = covered()
+        assert done == [1] * 64
+        assert len(who) <= allowed + 1
+    assert _threads._pool is None
+    monkeypatch.undo()
+    gn.set_num_threads(4)
+    assert covered()[0] == [1] * 64
+
+
+def test_nobody_is_at_work_when_a_call_returns(monkeypatch):
+    """Also where only some of the threads could be started, and what was refused lies in the queue of the pool."""
+    gn.set_num_threads(4)
+    going, worst, lock = [0], [0], threading.Lock()
+    slow = threading.Event()
+
+    def work(lo, hi):
+        with lock:
+            going[0] += 1
+        slow.wait(0.01)
+        with lock:
+            going[0] -= 1
+
+    submit = ThreadPoolExecutor.submit
+    for refused in range(1, 4):
+        count = itertools.count(1)
+
+        def some(pool, call, count=count, refused=refused):
+            future = submit(pool, call)  # it is in the queue already when starting a thread fails
+            if next(count) == refused:
+                msg = "can't start new thread"
+                raise RuntimeError(msg)
+            return future
+
+        monkeypatch.setattr(ThreadPoolExecutor, "submit", some)
+        _threads.run(work, 64, ELEMENTS)
+        worst[0] = max(worst[0], going[0])
+    assert worst == [0]
+
+
+def test_what_a_task_raises_is_raised():
+    gn.set_num_threads(3)
+
+    def work(lo, hi):
+        if lo <= 40 < hi:
+            raise MemoryError
+
+    for _ in range(20):
+        with pytest.raises(MemoryError):
+            _threads.run(work, 64, ELEMENTS)
+    assert covered()[0] == [1] * 64
+
+
+def test_a_nested_call_works_alone():
+    gn.set_num_threads(3)
+    inner = []
+
+    def work(lo, hi):
+        inner.append(covered())
+
+    _threads.run(work, 8, ELEMENTS)
+    assert len(inner) == 8
+    assert all(done == [1] * 64 and len(who) == 1 for done, who in inner)
+
+
+def test_unbroken_work_is_done_elsewhere_and_answers():
+    main = threading.current_thread()
+    assert _threads.unbroken(threading.current_thread) is not main
+    with pytest.raises(ZeroDivisionError):
+        _threads.unbroken(lambda: 1 // 0)
+    with ThreadPoolExecutor(1) as pool:  # where no interrupt arrives it stays where it is
+        same = pool.submit(lambda: (threading.current_thread(), _threads.unbroken(threading.current_thread))).result()
+    assert same[0] is same[1]
+
+
+def test_a_lock_that_is_held_in_forks_is_everybody_s_afterwards():
+    lock = threading.RLock()
+    _threads.hold_in_forks(lock)
+    try:
+        _threads._before_fork()
+        assert lock._is_owned()
+        assert _threads.changing._is_owned()
+        _threads._after_fork()
+        assert not lock._is_owned()
+        assert not _threads.changing._is_owned()
+    finally:
+        _threads._held.remove(lock)
+
+
+# ------------------------------------------------------------------------------------------------- the same to the bit
+
+DATA = {
+    "rows": ((96, 8192), {"aggregation_levels": "{0, 1}"}),
+    "channels": ((64, 6, 2048), {"aggregation_levels": "{0, 2}"}),
+    "columns": ((3000, 300), {"aggregation_levels": 0}),
+    "channels last": ((8, 600, 192), {"aggregation_levels": "0;;1"}),
+    "groups": ((8, 600, 192), {"aggregation_levels": "{0, 1, 2}", "group_number": {2: 48}}),
+}
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("name", DATA)
+def test_adapting_is_the_same_for_any_number_of_threads(name, cut, monkeypatch):
+    shape, levels = DATA[name]
+    monkeypatch.setattr(adapting, "CHUNK", 1 << 20)  # several chunks
+    if cut:
+        cut_small(monkeypatch, CACHED=1 << 10, CACHED_TILE=1 << 10, UNIT=1 << 12, BLOCK=1 << 9)
+    x, weights = sample(shape), np.random.default_rng(0).uniform(size=shape[-1:])
+    answers = []
+    for number in (1, 2, 7):
+        gn.set_num_threads(number)
+        layer = gn.NormalizationLayer(**levels, scaling=None, biases=None, batched=True, statistics="dataset")
+        found = [layer.adapt(x, weights=w).moments for w in (None, weights)]
+        answers.append(
+            [array.tobytes() for one in found for array in (one.count, one.mean, one.m2)] + [layer(x).tobytes()]
+        )
+    assert answers[0] == answers[1] == answers[2]
