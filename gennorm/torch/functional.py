@@ -1,32 +1,13 @@
-"""Differentiable functions of tensors, each a call of the core and none with arithmetic of its own.
-
-`normalize` and `normalize_and_measure` are what modules call. Behind them are four functions that autograd and torch.func
-know: `Normalize` from the input and the parameters to the output, `Pullback` from the gradient of the output to
-theirs, `Tangent` from directions of theirs to that of the output, and `Second`, which both derivatives of the latter
-two are made of, and which has none: a third derivative is an error.
-
-What is kept for a derivative is kept by autograd: the input, the parameters and, for each slice, the factors of its
-pullback. Hooks on saved tensors, checkpoints and the checks of tensors that were written into work as in torch's own.
-"""
+"""Differentiable functions of tensors, each a call of the core and none with arithmetic of its own."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
-
-import torch
 from torch import Tensor, is_grad_enabled
-from torch.autograd import forward_ad
 
-import gennorm
-from gennorm._threads import shared, using
 from gennorm.config import LayerConfig, resolve_config
-from gennorm.errors import TensorError
-from gennorm.gradients import Gradients
 from gennorm.statistics import folded
-from gennorm.torch.distributed import added, gathered, merged
+from gennorm.torch._autograd import Job, Normalize, arrays, threads_for, transformed
+from gennorm.torch.distributed import gathered
 from gennorm.torch.tensors import (
     array_of,
     held,
@@ -38,52 +19,7 @@ from gennorm.torch.tensors import (
     tensor_of,
 )
 
-__all__ = [
-    "Job",
-    "Normalize",
-    "Pullback",
-    "Second",
-    "Tangent",
-    "differentiates",
-    "fold",
-    "normalize",
-    "normalize_and_measure",
-    "require",
-    "threads_for",
-]
-
-
-transforms = torch._C._are_functorch_transforms_active  # of torch.func
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Job:
-    """Who computes: a core layer, and the group of processes whose inputs share their slices, if there are others.
-
-    The core's statistics are those of the input, and its parameters are not looked at.
-
-    Examples
-    --------
-    >>> Job(gennorm.layer_norm(8)).group is None
-    True
-    """
-
-    core: gennorm.NormalizationLayer
-    group: str | None = None
-
-    def moments(self, x: Any, mask: Any, given: Tensor | None) -> dict[str, Any]:
-        """What the core is told of the moments of an array: those that are given, or of all processes' arrays."""
-        method = self.core.information("method")
-        if given is not None:
-            return {"moments": moments_of(given, method), "shared": self.group is not None}
-        if self.group is None:
-            return {}
-        return {"moments": merged(self.core.measure(x, mask), self.group), "shared": True}
-
-    @property
-    def merge(self) -> Any:
-        """How sums over slices become those of all processes."""
-        return None if self.group is None else partial(added, group=self.group)
+__all__ = ["Job", "fold", "normalize", "normalize_and_measure", "require"]
 
 
 def normalize(
@@ -129,10 +65,10 @@ def normalize(
     tensor([-2.4495,  0.0000,  2.4495])
     """
     require(x, scaling, biases, mask)
-    if differentiates(x, scaling, biases) or job.group is not None:
+    if _differentiates(x, scaling, biases) or job.group is not None:
         return Normalize.apply(job, x, scaling, biases, mask, moments)[0]
     given = None if moments is None else moments_of(moments, job.core.information("method"))
-    gains, shifts, counted = _arrays(scaling, biases, mask)
+    gains, shifts, counted = arrays(scaling, biases, mask)
     with threads_for(x):
         return tensor_of(job.core(array_of(x), mask=counted, scaling=gains, biases=shifts, moments=given))
 
@@ -213,6 +149,7 @@ def fold(
 
 
 def require(x: Tensor, scaling: Tensor | None, biases: Tensor | None, mask: Tensor | None) -> None:
+    """Refuse tensors that cannot be taken together; see `normalize`."""
     require_tensor(x, "the input")
     for name, value in (("weight", scaling), ("bias", biases)):
         if value is not None:
@@ -221,12 +158,13 @@ def require(x: Tensor, scaling: Tensor | None, biases: Tensor | None, mask: Tens
         require_mask(mask)
 
 
-def differentiates(*tensors: Tensor | None) -> bool:
+def _differentiates(*tensors: Tensor | None) -> bool:
     """Whether a derivative may be asked for of what is computed from these tensors now, in any way that torch has."""
     if is_grad_enabled():
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
                 return True
+<<<<<<< HEAD
     return _transformed()
 
 
@@ -452,3 +390,6 @@ def _third(what: str) -> TensorError:
     msg = f"{what} was asked for, and the layer has first and second derivatives in reverse mode,\n"
     msg += "first ones in forward mode, and forward over reverse: torch.func.hessian and gradient penalties use these"
     return TensorError(msg, code="T010")
+=======
+    return transformed()
+>>>>>>> 87181b5 (PyTorch: what autograd knows stands apart from what modules call)

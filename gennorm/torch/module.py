@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, from_numpy, is_grad_enabled, nn
@@ -18,8 +18,9 @@ from gennorm.config import LayerConfig, kept_shape, parameter_shape, resolve_con
 from gennorm.errors import ConfigError, InitializationError
 from gennorm.statistics import initial, is_one_example, required
 from gennorm.torch import functional, operators
+from gennorm.torch._autograd import Job, threads_for, transforms
 from gennorm.torch.distributed import group_name
-from gennorm.torch.functional import Job, require, threads_for, transforms
+from gennorm.torch.functional import require
 from gennorm.torch.operators import modes, tracing
 from gennorm.torch.tensors import HALVES, array_of, held, require_tensor, tensor_of
 
@@ -166,7 +167,7 @@ class Normalization(nn.Module):
         return {name: value for name, value in self.__dict__.items() if name not in DERIVED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._begin()
 
 
@@ -178,8 +179,8 @@ class NormalizationLayer(Normalization):
 
     With ``statistics="moving"`` the buffers ``mean`` and ``variance`` hold the moving moments: in training the module
     normalizes by the moments of its input and folds them in, in evaluation it normalizes by the buffers.
-    With ``statistics="dataset"`` the same buffers are those of the data that `adapt` was given. Buffers are float64 where
-    the parameters are, and else float32, whatever half type the module is taken to.
+    With ``statistics="dataset"`` the same buffers are those of the data that `adapt` was given. Buffers are float64
+    where the parameters are, and else float32, whatever half type the module is taken to.
 
     Parameters
     ----------
@@ -286,8 +287,8 @@ class NormalizationLayer(Normalization):
             self._fold(x, measured, None if self._across else group)
             return y
         if self.variance is None:
-            required(None)
-        moments = held(self.mean, self.variance, unbiased=self.config.unbiased)
+            required(None)  # raises
+        moments = held(self.mean, cast("Tensor", self.variance), unbiased=self.config.unbiased)
         if statistics == "dataset" and is_one_example(self.config, tuple(x.shape)):
             return self.normalize(x[None], mask=mask, moments=moments)[0]
         return self.normalize(x, mask=mask, moments=moments)
@@ -345,7 +346,7 @@ class NormalizationLayer(Normalization):
 
     def _fold(self, x: Tensor, measured: Tensor, group: str | None) -> None:
         """Fold the moments of a batch into the moving ones."""
-        now = (self.mean, self.variance, measured)
+        now = (self.mean, cast("Tensor", self.variance), measured)
         if operators.traced(x):
             found = operators.fold(*now, list(x.shape), self._text, group)
         else:
@@ -367,10 +368,10 @@ class NormalizationLayer(Normalization):
     def _apply(self, fn: Any, recurse: bool = True) -> NormalizationLayer:
         # Moving moments in half precision stand still: what a batch adds to them is less than their rounding.
         before = dict(self._buffers)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in self._buffers.items():
             if buffer is not None and buffer.dtype in HALVES:
-                self._buffers[name] = before[name].to(buffer.device, torch.float32)
+                self._buffers[name] = cast("Tensor", before[name]).to(buffer.device, torch.float32)
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
