@@ -60,6 +60,7 @@ def normalize(
 
     Examples
     --------
+    >>> import gennorm, torch
     >>> job = Job(gennorm.NormalizationLayer(1, (), epsilon=0))
     >>> normalize(job, torch.tensor([1.0, 2.0, 3.0]), torch.tensor(2.0), torch.tensor(0.0))
     tensor([-2.4495,  0.0000,  2.4495])
@@ -95,6 +96,7 @@ def normalize_and_measure(
 
     Examples
     --------
+    >>> import gennorm, torch
     >>> job = Job(gennorm.NormalizationLayer(1, (), epsilon=0))
     >>> normalize_and_measure(job, torch.tensor([1.0, 2.0, 3.0]), torch.tensor(1.0), None)[1]
     tensor([3., 2., 2.], dtype=torch.float64)
@@ -134,6 +136,7 @@ def fold(
 
     Examples
     --------
+    >>> import torch
     >>> config = LayerConfig.make(0, 1, batched=True, statistics="moving", momentum=0.75)
     >>> measured = torch.tensor([[4.0], [8.0], [20.0]])
     >>> fold(config, torch.zeros(1), torch.ones(1), measured, (4, 1))

@@ -242,9 +242,12 @@ class NormalizationLayer(Normalization):
         self.synchronized, self.process_group = synchronized, process_group
         self._across = levels.uses_batch(config.aggregation_levels)
         if synchronized and (config.statistics == "dataset" or (config.statistics == "input" and not self._across)):
-            msg = "there is nothing to synchronize: "
-            msg += "every example is normalized by itself" if config.statistics == "input" else "the moments are given"
-            msg += "\naggregate level 0, the batch, or leave out synchronized=True"
+            if config.statistics == "input":
+                msg = "there is nothing to synchronize: every example is normalized by itself\n"
+                msg += "aggregate level 0, the batch, or leave out synchronized=True"
+            else:
+                msg = "there is nothing to synchronize: the moments are those of a data set\n"
+                msg += "leave out synchronized=True"
             raise ConfigError(msg, code="C120")
         shape = kept_shape(config)
         if config.statistics == "moving" and shape is None:
