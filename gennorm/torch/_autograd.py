@@ -282,8 +282,5 @@ def _keep(ctx: Any, job: Any, *tensors: Tensor | None) -> None:
 def _third(*, forward: bool = False) -> TensorError:
     what = "forward mode over forward mode" if forward else "a derivative of a second derivative"
     msg = f"{what} was asked for, and the layer has none\n"
-    msg += (
-        "there are first and second derivatives, the second in reverse over reverse, forward over reverse and reverse "
-    )
-    msg += "over forward"
+    msg += "second derivatives are those in reverse over reverse, forward over reverse and reverse over forward"
     return TensorError(msg, code="T010")

@@ -238,7 +238,8 @@ class NormalizationLayer(Normalization):
             parameter_shape(config)  # raises, naming the level whose size is not known
         arrays = (made.scaling, made.biases)
         super().__init__(config, *(None if array is None else tensor_of(array.copy()) for array in arrays))
-        self.requires_grad_(config.trainable)
+        if not config.trainable:
+            self.requires_grad_(False)
         self.synchronized, self.process_group = synchronized, process_group
         self._across = levels.uses_batch(config.aggregation_levels)
         if synchronized and (config.statistics == "dataset" or (config.statistics == "input" and not self._across)):

@@ -14,6 +14,9 @@ torch = pytest.importorskip("torch")
 import gennorm.torch as gt  # noqa: E402
 from gennorm.torch import _autograd, distributed, functional, module, operators, tensors  # noqa: E402
 
+# Forward mode compiles some of torch's own formulas with torch.jit.script, which torch itself warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+
 TABLE = Path(__file__).parent / "errors.txt"
 MODULES = [_autograd, distributed, functional, module, operators, tensors]
 ENTRIES = entries(TABLE.read_text(encoding="utf-8"))
@@ -79,7 +82,7 @@ def test_text(entry):
     assert type(caught.value).__name__ == entry.kind
     lines = entry.text.split("\n")
     assert len(lines) == 2
-    assert all(len(line) <= 122 and not line.endswith(".") for line in lines)
+    assert all(len(line) <= 120 and not line.endswith(".") for line in lines)
 
 
 def test_the_table_has_every_code_and_no_other():
