@@ -68,12 +68,13 @@ class Normalization(nn.Module):
         self.core = gennorm.NormalizationLayer.from_config(replace(config, statistics="input").to_dict())
         self._job = Job(self.core)
         self._taken: torch.dtype | None = None  # the dtype of inputs that the core has the right parameters for
+        self._size = 0
         self._weight_at: int | None = None
         self._bias_at: int | None = None
         self._weight_steps: tuple[int, ...] = ()
         self._bias_steps: tuple[int, ...] = ()
 
-    def normalize(self, x: Tensor, *, mask: Tensor | None = None, moments: Tensor | None = None) -> Tensor:
+    def normalize(self, x: Tensor, mask: Tensor | None = None, moments: Tensor | None = None) -> Tensor:
         """Normalize a tensor by its own moments, or by given ones; see `gennorm.torch.functional.normalize`."""
         # A small call is mostly Python: what comes before the core is written out here, without a call of our own.
         parameters = self._parameters
@@ -98,12 +99,16 @@ class Normalization(nn.Module):
                 and (
                     self._weight_at is None
                     if weight is None
-                    else weight.data_ptr() == self._weight_at and weight.stride() == self._weight_steps
+                    else weight.data_ptr() == self._weight_at
+                    and weight.numel() == self._size
+                    and weight.stride() == self._weight_steps
                 )
                 and (
                     self._bias_at is None
                     if bias is None
-                    else bias.data_ptr() == self._bias_at and bias.stride() == self._bias_steps
+                    else bias.data_ptr() == self._bias_at
+                    and bias.numel() == self._size
+                    and bias.stride() == self._bias_steps
                 )
             ):
                 self._adopt(x, weight, bias)
@@ -148,9 +153,9 @@ class Normalization(nn.Module):
         scaling, biases = (None if value is None else array_of(value) for value in (weight, bias))
         self.core.adopt(scaling=scaling, biases=biases)
         if weight is not None:
-            self._weight_at, self._weight_steps = weight.data_ptr(), weight.stride()
+            self._weight_at, self._weight_steps, self._size = weight.data_ptr(), weight.stride(), weight.numel()
         if bias is not None:
-            self._bias_at, self._bias_steps = bias.data_ptr(), bias.stride()
+            self._bias_at, self._bias_steps, self._size = bias.data_ptr(), bias.stride(), bias.numel()
         self._taken = x.dtype
 
     def _require_present(self, weight: Tensor | None, bias: Tensor | None) -> None:
@@ -237,10 +242,11 @@ class NormalizationLayer(Normalization):
         if not made.initialized:
             parameter_shape(config)  # raises, naming the level whose size is not known
         arrays = (made.scaling, made.biases)
-        super().__init__(config, *(None if array is None else tensor_of(array.copy()) for array in arrays))
+        super().__init__(config, *(None if array is None else tensor_of(array).clone() for array in arrays))
         if not config.trainable:
             self.requires_grad_(False)
         self.synchronized, self.process_group = synchronized, process_group
+        self._plain = config.statistics == "input" and not synchronized
         self._across = levels.uses_batch(config.aggregation_levels)
         if synchronized and (config.statistics == "dataset" or (config.statistics == "input" and not self._across)):
             if config.statistics == "input":
@@ -280,9 +286,9 @@ class NormalizationLayer(Normalization):
         GennormError
             As a call of `gennorm.NormalizationLayer`.
         """
+        if self._plain:
+            return self.normalize(x, mask)
         statistics = self.config.statistics
-        if statistics == "input" and not self.synchronized:
-            return self.normalize(x, mask=mask)
         if statistics == "input":
             return self.normalize_and_measure(x, mask=mask, group=self._group(x))[0]
         if statistics == "moving" and self.training and self.config.trainable:

@@ -41,7 +41,7 @@ def third():
 
 def third_forward():
     x = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
-    torch.func.jacfwd(torch.func.hessian(cubed))(x)
+    torch.func.jacfwd(torch.func.jacrev(torch.func.jacrev(cubed)))(x)
 
 
 def forward_over_forward():
