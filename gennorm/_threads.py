@@ -21,6 +21,7 @@ __all__ = ["get_num_threads", "run", "set_num_threads", "shared", "using"]
 
 # Waking another thread costs about 50 microseconds, the time one needs for some 100,000 elements.
 WORTH_SHARING = 1 << 17
+SHARED = 2 * WORTH_SHARING  # elements from which work is worth more than one thread
 RANGES_EACH = 4  # more ranges than threads, so that one that is held up does not hold up the rest
 
 _lock = threading.Lock()  # held while the pool is in use: a nested or second caller works alone
@@ -115,7 +116,7 @@ def using(number: int) -> Iterator[None]:
 
 def shared(elements: int) -> bool:
     """Return whether work on so many elements is worth more than one thread, however many there are."""
-    return elements >= 2 * WORTH_SHARING
+    return elements >= SHARED
 
 
 def run(work: Callable[[int, int], None], tasks: int, elements: int) -> None:

@@ -13,7 +13,7 @@ from torch.compiler import is_dynamo_compiling
 
 import gennorm
 from gennorm import levels
-from gennorm._threads import shared
+from gennorm._threads import SHARED
 from gennorm.config import LayerConfig, kept_shape, parameter_shape, resolve_config
 from gennorm.errors import ConfigError, InitializationError
 from gennorm.statistics import initial, is_one_example, required
@@ -117,7 +117,7 @@ class Normalization(nn.Module):
             except (TypeError, RuntimeError):  # bfloat16, which NumPy lacks, or a gradient; or memory it cannot have
                 array = array_of(require_tensor(x, "the input"))
             else:
-                if not shared(array.size):
+                if array.size < SHARED:
                     return from_numpy(self.core(array))
             with threads_for(x):
                 return tensor_of(self.core(array))
