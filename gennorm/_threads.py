@@ -36,6 +36,7 @@ class Lock(Protocol):
 
 # Waking another thread costs about 50 microseconds, the time one needs for some 100,000 elements.
 WORTH_SHARING = 1 << 17
+SHARED = 2 * WORTH_SHARING  # elements from which work is worth more than one thread
 RANGES_EACH = 4  # more ranges than threads, so that one that is held up does not hold up the rest
 
 # Held where the state of a layer changes, for moments, and by every fork: a child has one thread of its parent's only,
@@ -131,7 +132,7 @@ def using(number: int) -> Iterator[None]:
 
 def shared(elements: int) -> bool:
     """Return whether work on so many elements is worth more than one thread, however many there are."""
-    return elements >= 2 * WORTH_SHARING
+    return elements >= SHARED
 
 
 def run(work: Callable[[int, int], None], tasks: int, elements: int) -> None:

@@ -134,7 +134,8 @@ def real(x: Any, what: str) -> Array:
 def _not_an_array(x: Any, what: str) -> InputError:
     kind = f"{type(x).__module__}.{type(x).__name__}".removeprefix("builtins.")
     if kind.startswith("torch."):
-        msg = f"{what} is a torch tensor, and the layer takes NumPy arrays\npass x.numpy(), which shares its memory"
+        msg = f"{what} is a torch tensor, and the layer takes NumPy arrays\n"
+        msg += "gennorm.torch has the layer as a module; or pass x.detach().numpy(), which shares its memory"
     elif isinstance(x, (list, tuple)):
         msg = f"{what} is a {kind}, and the layer takes an array or a list of arrays\npass np.array(x)"
     else:

@@ -1,6 +1,6 @@
 """Second derivatives: how the gradients that a pullback gives change with everything they were made of.
 
-In plain NumPy and float64, a dozen passes over memory: what trains is the first derivative, and penalties on it are rare.
+In plain NumPy and float64, some passes over memory: what trains is the first derivative, and penalties on it are rare.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def second(
     through: bool,
     merge: Merge | None,
 ) -> tuple[Array, Array, Array | None]:
-    r"""Gradients of what a pullback gives, contracted with `along`: by the gradient it was given, by input and scaling.
+    r"""Gradients of what a pullback gives, contracted with `along`: by what it was given, by the input, by the scaling.
 
     With :math:`z = x - \mu`, :math:`g = s\,dy`, sums over a slice of :math:`n` counted elements, of which a variance
     over :math:`n'`, and directions :math:`a, p, q` of the input, the scaling and the biases, what is differentiated is
@@ -127,7 +127,8 @@ def second(
 
     Where statistics come through the input, the derivative of :math:`\sum g t` by :math:`x_j` is
 
-    .. math:: \frac{2 z_j}{n'} \left(f' \sum g a - \frac{f'}{n} \sum g \sum a + \frac{2 f''}{n'} \sum g z \sum a z\right)
+    .. math:: \frac{2 z_j}{n'}
+              \left(f' \sum g a - \frac{f'}{n} \sum g \sum a + \frac{2 f''}{n'} \sum g z \sum a z\right)
               + \frac{2 f'}{n'} \left(\sum a z\,(g_j - \overline{g}) + \sum g z\,(a_j - \overline{a})\right)
 
     with means over :math:`n`. A masked element has a part in the sums of :math:`g` only. The method RMS has no mean,

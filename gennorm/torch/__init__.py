@@ -6,11 +6,11 @@
 >>> module(torch.ones(2, 3, 8, 8)).shape
 torch.Size([2, 3, 8, 8])
 
-How it is made, for whoever adds a module: `tensors` turns tensors into arrays over the same memory and back, and refuses
-those that it cannot; `functional` has the differentiable functions, which take a core layer and tensors; `module` has
-`Normalization`, the base of every module, which owns `weight`, `bias` and a core. A module with statistics of its own
-keeps them in buffers, hands them to `Normalization.normalize` as ``moments=held(mean, variance)``, and gets those of a
-batch from `Normalization.normalize_and_measure`.
+How it is made, for whoever adds a module: `tensors` turns tensors into arrays over the same memory and back, and
+refuses those that it cannot; `_autograd` has what autograd knows, `functional` the functions that modules call and
+`operators` the same for torch.compile; `module` has `Normalization`, the base of every module, which owns `weight`,
+`bias` and a core. A module with statistics of its own keeps them in buffers, hands them to `Normalization.normalize` as
+``moments=held(mean, variance)``, and gets those of a batch from `Normalization.normalize_and_measure`.
 """
 
 from gennorm.torch.module import NormalizationLayer

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from gennorm.errors import TensorError
 from gennorm.moments import Moments
+from gennorm.torch.tensors import moments_of, stacked
 
 __all__ = ["added", "gathered", "group_name", "merged"]
 
@@ -33,21 +35,20 @@ def group_name(group: Any) -> str | None:
 
 
 def merged(moments: Moments, group: str) -> Moments:
-    """The moments of the slices of all processes together, merged in the order of their ranks: the same bits for all."""
-    mean = np.zeros(moments.shape) if moments.mean is None else moments.mean
-    parts = _all(np.stack([moments.count, mean, moments.m2]), group)
-    return sum(Moments(count, None if moments.mean is None else mean, m2) for count, mean, m2 in parts)
+    """The moments of the slices of all processes together; merged in the order of their ranks, so the same for all."""
+    method = "RMS" if moments.mean is None else "Standardize"
+    parts = [moments_of(part, method) for part in _all(stacked(moments), group)]
+    return functools.reduce(operator.add, parts)
 
 
 def gathered(moments: Moments, group: str) -> Moments:
     """The moments of the slices of all processes side by side, along the first axis, which is that of the examples."""
-    sizes = [int(size) for size in np.concatenate(_all(np.array([len(moments.count)], np.float64), group))]
-    mean = np.zeros(moments.shape) if moments.mean is None else moments.mean
-    padded = np.zeros((3, max(sizes), *moments.shape[1:]))
-    padded[:, : len(moments.count)] = moments.count, mean, moments.m2
+    own = stacked(moments)
+    sizes = [int(size) for size in _all(torch.tensor(own.shape[1]), group)]
+    padded = own.new_zeros((3, max(sizes), *own.shape[2:]))  # collectives take tensors of one shape
+    padded[:, : own.shape[1]] = own
     parts = [part[:, :size] for part, size in zip(_all(padded, group), sizes, strict=True)]
-    count, mean, m2 = np.concatenate(parts, 1)
-    return Moments(count, None if moments.mean is None else mean, m2)
+    return moments_of(torch.cat(parts, 1), "RMS" if moments.mean is None else "Standardize")
 
 
 def added(sums: Array, group: str) -> Array:
@@ -57,17 +58,16 @@ def added(sums: Array, group: str) -> Array:
     return total.numpy()
 
 
-def _all(array: Array, group: str) -> list[Array]:
-    """An array of one shape from every process, in the order of their ranks."""
-    own = torch.from_numpy(array)
+def _all(own: Tensor, group: str) -> list[Tensor]:
+    """A tensor of one shape from every process, in the order of their ranks."""
     resolved = _group(group)
     parts = [torch.empty_like(own) for _ in range(distributed.get_world_size(resolved))]
     distributed.all_gather(parts, own, group=resolved)
-    return [part.numpy() for part in parts]
+    return parts
 
 
 def _group(name: str) -> Any:
-    found = distributed.distributed_c10d._resolve_process_group(name)
+    found: Any = distributed.distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined,arg-type]
     if "cpu" not in {device.type for device in found._device_types}:
         msg = f"the process group {name} has no backend for tensors on the CPU\nmake one with backend gloo"
         raise TensorError(msg, code="T020")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, from_numpy, is_grad_enabled, nn
@@ -13,13 +13,14 @@ from torch.compiler import is_dynamo_compiling
 
 import gennorm
 from gennorm import levels
-from gennorm._threads import shared
+from gennorm._threads import SHARED
 from gennorm.config import LayerConfig, kept_shape, parameter_shape, resolve_config
 from gennorm.errors import ConfigError, InitializationError
 from gennorm.statistics import initial, is_one_example, required
 from gennorm.torch import functional, operators
+from gennorm.torch._autograd import Job, threads_for, transforms
 from gennorm.torch.distributed import group_name
-from gennorm.torch.functional import Job, require, threads_for, transforms
+from gennorm.torch.functional import require
 from gennorm.torch.operators import modes, tracing
 from gennorm.torch.tensors import HALVES, array_of, held, require_tensor, tensor_of
 
@@ -67,12 +68,13 @@ class Normalization(nn.Module):
         self.core = gennorm.NormalizationLayer.from_config(replace(config, statistics="input").to_dict())
         self._job = Job(self.core)
         self._taken: torch.dtype | None = None  # the dtype of inputs that the core has the right parameters for
+        self._size = 0
         self._weight_at: int | None = None
         self._bias_at: int | None = None
         self._weight_steps: tuple[int, ...] = ()
         self._bias_steps: tuple[int, ...] = ()
 
-    def normalize(self, x: Tensor, *, mask: Tensor | None = None, moments: Tensor | None = None) -> Tensor:
+    def normalize(self, x: Tensor, mask: Tensor | None = None, moments: Tensor | None = None) -> Tensor:
         """Normalize a tensor by its own moments, or by given ones; see `gennorm.torch.functional.normalize`."""
         # A small call is mostly Python: what comes before the core is written out here, without a call of our own.
         parameters = self._parameters
@@ -97,12 +99,16 @@ class Normalization(nn.Module):
                 and (
                     self._weight_at is None
                     if weight is None
-                    else weight.data_ptr() == self._weight_at and weight.stride() == self._weight_steps
+                    else weight.data_ptr() == self._weight_at
+                    and weight.numel() == self._size
+                    and weight.stride() == self._weight_steps
                 )
                 and (
                     self._bias_at is None
                     if bias is None
-                    else bias.data_ptr() == self._bias_at and bias.stride() == self._bias_steps
+                    else bias.data_ptr() == self._bias_at
+                    and bias.numel() == self._size
+                    and bias.stride() == self._bias_steps
                 )
             ):
                 self._adopt(x, weight, bias)
@@ -111,7 +117,7 @@ class Normalization(nn.Module):
             except (TypeError, RuntimeError):  # bfloat16, which NumPy lacks, or a gradient; or memory it cannot have
                 array = array_of(require_tensor(x, "the input"))
             else:
-                if not shared(array.size):
+                if array.size < SHARED:
                     return from_numpy(self.core(array))
             with threads_for(x):
                 return tensor_of(self.core(array))
@@ -147,9 +153,9 @@ class Normalization(nn.Module):
         scaling, biases = (None if value is None else array_of(value) for value in (weight, bias))
         self.core.adopt(scaling=scaling, biases=biases)
         if weight is not None:
-            self._weight_at, self._weight_steps = weight.data_ptr(), weight.stride()
+            self._weight_at, self._weight_steps, self._size = weight.data_ptr(), weight.stride(), weight.numel()
         if bias is not None:
-            self._bias_at, self._bias_steps = bias.data_ptr(), bias.stride()
+            self._bias_at, self._bias_steps, self._size = bias.data_ptr(), bias.stride(), bias.numel()
         self._taken = x.dtype
 
     def _require_present(self, weight: Tensor | None, bias: Tensor | None) -> None:
@@ -166,7 +172,7 @@ class Normalization(nn.Module):
         return {name: value for name, value in self.__dict__.items() if name not in DERIVED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._begin()
 
 
@@ -178,8 +184,8 @@ class NormalizationLayer(Normalization):
 
     With ``statistics="moving"`` the buffers ``mean`` and ``variance`` hold the moving moments: in training the module
     normalizes by the moments of its input and folds them in, in evaluation it normalizes by the buffers.
-    With ``statistics="dataset"`` the same buffers are those of the data that `adapt` was given. Buffers are float64 where
-    the parameters are, and else float32, whatever half type the module is taken to.
+    With ``statistics="dataset"`` the same buffers are those of the data that `adapt` was given. Buffers are float64
+    where the parameters are, and else float32, whatever half type the module is taken to.
 
     Parameters
     ----------
@@ -236,14 +242,19 @@ class NormalizationLayer(Normalization):
         if not made.initialized:
             parameter_shape(config)  # raises, naming the level whose size is not known
         arrays = (made.scaling, made.biases)
-        super().__init__(config, *(None if array is None else tensor_of(array.copy()) for array in arrays))
-        self.requires_grad_(config.trainable)
+        super().__init__(config, *(None if array is None else tensor_of(array).clone() for array in arrays))
+        if not config.trainable:
+            self.requires_grad_(False)
         self.synchronized, self.process_group = synchronized, process_group
+        self._plain = config.statistics == "input" and not synchronized
         self._across = levels.uses_batch(config.aggregation_levels)
         if synchronized and (config.statistics == "dataset" or (config.statistics == "input" and not self._across)):
-            msg = "there is nothing to synchronize: "
-            msg += "every example is normalized by itself" if config.statistics == "input" else "the moments are given"
-            msg += "\naggregate level 0, the batch, or leave out synchronized=True"
+            if config.statistics == "input":
+                msg = "there is nothing to synchronize: every example is normalized by itself\n"
+                msg += "aggregate level 0, the batch, or leave out synchronized=True"
+            else:
+                msg = "there is nothing to synchronize: the moments are those of a data set\n"
+                msg += "leave out synchronized=True"
             raise ConfigError(msg, code="C120")
         shape = kept_shape(config)
         if config.statistics == "moving" and shape is None:
@@ -275,9 +286,9 @@ class NormalizationLayer(Normalization):
         GennormError
             As a call of `gennorm.NormalizationLayer`.
         """
+        if self._plain:
+            return self.normalize(x, mask)
         statistics = self.config.statistics
-        if statistics == "input" and not self.synchronized:
-            return self.normalize(x, mask=mask)
         if statistics == "input":
             return self.normalize_and_measure(x, mask=mask, group=self._group(x))[0]
         if statistics == "moving" and self.training and self.config.trainable:
@@ -286,8 +297,8 @@ class NormalizationLayer(Normalization):
             self._fold(x, measured, None if self._across else group)
             return y
         if self.variance is None:
-            required(None)
-        moments = held(self.mean, self.variance, unbiased=self.config.unbiased)
+            required(None)  # raises
+        moments = held(self.mean, cast("Tensor", self.variance), unbiased=self.config.unbiased)
         if statistics == "dataset" and is_one_example(self.config, tuple(x.shape)):
             return self.normalize(x[None], mask=mask, moments=moments)[0]
         return self.normalize(x, mask=mask, moments=moments)
@@ -345,7 +356,7 @@ class NormalizationLayer(Normalization):
 
     def _fold(self, x: Tensor, measured: Tensor, group: str | None) -> None:
         """Fold the moments of a batch into the moving ones."""
-        now = (self.mean, self.variance, measured)
+        now = (self.mean, cast("Tensor", self.variance), measured)
         if operators.traced(x):
             found = operators.fold(*now, list(x.shape), self._text, group)
         else:
@@ -367,10 +378,10 @@ class NormalizationLayer(Normalization):
     def _apply(self, fn: Any, recurse: bool = True) -> NormalizationLayer:
         # Moving moments in half precision stand still: what a batch adds to them is less than their rounding.
         before = dict(self._buffers)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in self._buffers.items():
             if buffer is not None and buffer.dtype in HALVES:
-                self._buffers[name] = before[name].to(buffer.device, torch.float32)
+                self._buffers[name] = cast("Tensor", before[name]).to(buffer.device, torch.float32)
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:

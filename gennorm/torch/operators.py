@@ -1,4 +1,4 @@
-"""The same functions as operators of torch, for whatever looks at a model without running it: torch.compile, torch.export.
+"""The same functions as operators of torch, for what looks at a model without running it: torch.compile, torch.export.
 
 An operator is opaque: it says which shapes and strides come out, and what its derivative is, which is an operator too.
 A core layer and a group of processes are named by texts: a config as JSON, and torch's name of the group.
@@ -18,7 +18,8 @@ from torch.compiler import is_dynamo_compiling
 import gennorm
 from gennorm.config import LayerConfig, resolve_config
 from gennorm.torch import functional
-from gennorm.torch.functional import Job, Normalize, Pullback, require
+from gennorm.torch._autograd import Job, Normalize, Pullback
+from gennorm.torch.functional import require
 
 __all__ = ["fold", "modes", "normalize", "pullback", "traced", "tracing"]
 

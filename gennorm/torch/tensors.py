@@ -75,7 +75,7 @@ def stacked(moments: Moments) -> Tensor:
     return torch.from_numpy(np.stack([moments.count, mean, moments.m2]))
 
 
-def held(mean: Tensor | None, variance: Tensor | None, *, unbiased: bool = False) -> Tensor:
+def held(mean: Tensor | None, variance: Tensor, *, unbiased: bool = False) -> Tensor:
     """A mean and a variance that are to be used as they are, as one tensor that lies as `stacked` does.
 
     Parameters
@@ -107,7 +107,7 @@ def moments_of(tensor: Tensor, method: str) -> Moments:
     return Moments(count, mean if method == "Standardize" else None, m2)
 
 
-# -------------------------------------------------------------------------------------------------- what is wrong with it
+# ------------------------------------------------------------------------------------------------ what is wrong with it
 
 
 def require_tensor(value: Any, what: str) -> Tensor:
@@ -132,7 +132,7 @@ def _require_memory(value: Tensor, what: str) -> None:
     if value.device.type != "cpu":
         msg = f"{what} is on the device {value.device}, and the kernels run on the CPU\n"
         if value.device.type == "meta":
-            msg += "a meta tensor has no values: make the model on the CPU, or give it memory with model.to_empty(device='cpu')"
+            msg += "a meta tensor has no values: give the model memory with model.to_empty(device='cpu') and load them"
         else:
             msg += "pass x.cpu(), or keep torch's own layer for models on that device"
         raise TensorError(msg, code="T002")

@@ -1,0 +1,127 @@
+"""Every error text of the front in full, and each an error of torch's class too."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from gennorm.errors import GennormError
+from tests.test_errors import constants, entries, lines_run, makers
+
+torch = pytest.importorskip("torch")
+
+import gennorm.torch as gt  # noqa: E402
+from gennorm.torch import _autograd, distributed, functional, module, operators, tensors  # noqa: E402
+
+# Forward mode compiles some of torch's own formulas with torch.jit.script, which torch itself warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+
+TABLE = Path(__file__).parent / "errors.txt"
+MODULES = [_autograd, distributed, functional, module, operators, tensors]
+ENTRIES = entries(TABLE.read_text(encoding="utf-8"))
+OF_THE_CORE = {"I001", "S010", "I010"}  # reached through a module
+
+
+def layer_norm(size, **keywords):
+    return gt.NormalizationLayer(-1, "Same", input_shape=(..., size), **keywords)
+
+
+def cubed(x):
+    return (layer_norm(3, dtype="float64")(x) ** 3).sum()
+
+
+def third():
+    x = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64, requires_grad=True)
+    value = cubed(x)
+    for _ in range(3):
+        (gradient,) = torch.autograd.grad(value, x, create_graph=True)
+        value = (gradient**2).sum()
+
+
+def third_forward():
+    x = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    torch.func.jacfwd(torch.func.jacrev(torch.func.jacrev(cubed)))(x)
+
+
+def forward_over_forward():
+    torch.func.jacfwd(torch.func.jacfwd(cubed))(torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64))
+
+
+def on_a_gpu():
+    """What is asked of a tensor before it is taken, on a machine that has no other device."""
+    like = torch.zeros(3)
+    tensors._require_memory(SimpleNamespace(layout=like.layout, device=torch.device("cuda:0")), "the input")
+
+
+def without_cpu():
+    group = SimpleNamespace(_device_types=[torch.device("cuda")])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.distributed.distributed_c10d, "_resolve_process_group", lambda _: group)
+        distributed.added(np.zeros(2), "lonely")
+
+
+NAMES = {
+    "gt": gt,
+    "np": np,
+    "torch": torch,
+    **{f.__name__: f for f in (layer_norm, third, third_forward, forward_over_forward, on_a_gpu, without_cpu)},
+}
+
+
+def run(entry):
+    eval(entry.trigger, {**NAMES})
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry.code} {entry.trigger}")
+def test_text(entry):
+    with pytest.raises(GennormError) as caught:
+        run(entry)
+    assert str(caught.value) == entry.text
+    assert caught.value.code == entry.code
+    assert type(caught.value).__name__ == entry.kind
+    lines = entry.text.split("\n")
+    assert len(lines) == 2
+    assert all(len(line) <= 120 and not line.endswith(".") for line in lines)
+
+
+def test_the_table_has_every_code_and_no_other():
+    raised = set().union(*(constants(Path(module.__file__).read_text(encoding="utf-8")) for module in MODULES))
+    assert {entry.code for entry in ENTRIES} == raised | OF_THE_CORE
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_the_table_reaches_every_place_that_raises(module):
+    seen = lines_run([lambda entry=entry: run(entry) for entry in ENTRIES], {module.__file__})
+    source = Path(module.__file__).read_text(encoding="utf-8")
+    missed = sorted(line for line in makers(source) if (module.__file__, line) not in seen)
+    assert not missed, f"lines of {module.__name__} that raise and that no entry of {TABLE.name} reaches: {missed}"
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.zeros(2, 3, dtype=torch.int64),
+        torch.zeros(2, 3, dtype=torch.float64),
+        torch.zeros(2, 3, dtype=torch.complex64),
+        torch.zeros(2, 3, device="meta"),
+        torch.zeros(2, 3).to_sparse(),
+        [1.0, 2.0, 3.0],
+        np.zeros((2, 3)),
+        None,
+    ],
+    ids=str,
+)
+def test_torch_s_own_layer_raises_the_same_class(x, grad):
+    """Twice, because a second call takes a shorter way; and torch's layer on a CPU has no use for meta tensors either."""
+    ours, theirs = layer_norm(3), torch.nn.LayerNorm(3)
+    with torch.set_grad_enabled(grad):
+        ours(torch.zeros(2, 3))
+        with pytest.raises((RuntimeError, TypeError)) as expected:
+            theirs(x).tolist()
+        for _ in range(2):
+            with pytest.raises(RuntimeError if isinstance(expected.value, RuntimeError) else TypeError) as caught:
+                ours(x)
+            assert isinstance(caught.value, GennormError)
+        assert ours(torch.zeros(2, 3)).shape == (2, 3)
