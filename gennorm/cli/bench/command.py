@@ -1,0 +1,90 @@
+"""The command: which cases and peers are asked for, and what is done with what comes out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import gennorm as gn
+from gennorm.cli.bench import report
+from gennorm.cli.bench.cases import Case, Size, Work, matching, matrix
+from gennorm.cli.bench.peers import PEERS, found
+from gennorm.cli.bench.running import Result, measure, threads
+from gennorm.cli.console import console, progress
+from gennorm.cli.options import refuse
+from gennorm.errors import suggest
+
+__all__ = ["run"]
+
+
+def run(
+    patterns: list[str],
+    size: str | None,
+    work: str | None,
+    peers: str | None,
+    number: int | None,
+    seconds: float,
+    as_json: Path | None,
+    chart: Path | None,
+    *,
+    list_cases: bool,
+) -> int:
+    """Measure, print and write; the status is 1 where values disagree."""
+    screen = console()
+    sizes, works = _some("--size", size, [*Size]), _some("--work", work, [*Work])
+    chosen = matching(matrix(), patterns, sizes, works)
+    if not chosen:
+        refuse("PATTERN", "there is no such case; gennorm bench --list lists them all")
+    if list_cases:
+        for case in chosen:
+            screen.print(f"{case.work:10} {case.size:7} {case.name}")
+        return 0
+    spelled = {_spelling(name): name for name in PEERS} | {"onnxruntime": "ONNX Runtime"}
+    names = [spelled[name] for name in _some("--peers", peers, list(spelled))] or list(PEERS)
+    number = gn.get_num_threads() if number is None else number
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if number > available:
+        refuse("--threads", f"{number} threads are more than the {available} processors that this process may run on")
+    with threads(number):
+        present, absent = found({name: PEERS[name] for name in names}, number)
+        versions = {peer.name: peer.version for peer in present}
+        screen.print(f"{report.processor()}, {number} {'thread' if number == 1 else 'threads'}")
+        screen.print(", ".join([f"gennorm {gn.__version__}", *(f"{name} {text}" for name, text in versions.items())]))
+        for name, lacks in absent.items():
+            screen.print(f"without {name}: {lacks}", style="yellow")
+        results: list[Result] = []
+        with progress("", counted=True) as report_progress:
+            for case in chosen:
+                report_progress(len(results), len(chosen), f"{case.name}, {case.work}")
+                results.append(measure(case, present, number, seconds))
+    columns = [name for name in PEERS if name in versions]
+    for kind in Work:
+        rows = [result for result in results if result.case.work is kind]
+        if rows:
+            columns_here = [*columns, "np.copyto"] if kind is Work.OUT else columns
+            shown = [name for name in columns_here if any(name in row.seconds for row in rows)]
+            screen.print("")
+            screen.print(report.table(kind, rows, shown))
+    screen.print("")
+    screen.print(report.summary(results, [*columns, "np.copyto"]))
+    if as_json is not None:
+        report.write(report.record(results, versions, absent, number), as_json)
+    if chart is not None:
+        report.draw(results, columns, chart)
+    wrong = report.disagreements(results)
+    for line in wrong:
+        screen.print(f"≠ {line}", style="bold red")
+    return 1 if wrong else 0
+
+
+def _some(option: str, text: str | None, allowed: list[str]) -> list[str]:
+    """The words of a text with commas, each one of those that are allowed."""
+    words = [] if text is None else [word.strip().casefold() for word in text.split(",")]
+    for word in words:
+        if word not in allowed:
+            refuse(option, f'"{word}" is none of {", ".join(allowed)}{suggest(word, allowed)}')
+    return words
+
+
+def _spelling(name: str) -> str:
+    return name.casefold().replace(" ", "")

@@ -1,0 +1,63 @@
+"""What is right: the definition in NumPy, which is a peer as well, and the comparison with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gennorm.cli.bench.cases import Array, Arrays, Case, Work
+
+__all__ = ["compute", "distance", "expected"]
+
+# Of the largest value. Everybody rounds to the dtype, and most also add up in it, hundreds of thousands of elements.
+NEAR = {"float64": 1e-9, "float32": 2e-4, "float16": 1e-2, "bfloat16": 5e-2}
+
+
+def compute(case: Case, arrays: Arrays, arithmetic: npt.DTypeLike) -> dict[str, Array]:
+    """The output, and in training its gradients, as anybody writes them in NumPy."""
+    sizes, axes = case.split
+    x = arrays.x.astype(arithmetic, copy=False).reshape(sizes)
+    scaling, biases, mean, variance = (
+        array.astype(arithmetic, copy=False).reshape(case.broadcast)
+        for array in (arrays.scaling, arrays.biases, arrays.mean, arrays.variance)
+    )
+    if case.work is Work.INFERENCE:
+        factor = 1 / np.sqrt(variance + case.epsilon)
+        z = ((x - mean) * factor).reshape(case.shape)
+        return {"output": z if case.norm == "feature" else z * scaling + biases}
+    centred = x if case.norm == "RMS" else x - x.mean(axes, keepdims=True)
+    factor = 1 / np.sqrt(np.mean(centred * centred, axes, keepdims=True) + case.epsilon)
+    z = (centred * factor).reshape(case.shape)
+    y = z * scaling + biases if case.biased else z * scaling
+    if case.work is not Work.BACKWARD:
+        return {"output": y}
+    dy = arrays.dy.astype(arithmetic, copy=False)
+    others = tuple(axis for axis in range(len(case.shape)) if axis not in case.scaled)
+    found = {"output": y, "gradient of scaling": (dy * z).sum(others)}
+    if case.biased:
+        found["gradient of biases"] = dy.sum(others)
+    dz, z = (dy * scaling).reshape(sizes), z.reshape(sizes)
+    along = z * np.mean(dz * z, axes, keepdims=True)
+    if case.norm != "RMS":
+        along += dz.mean(axes, keepdims=True)
+    return {**found, "gradient of the input": (factor * (dz - along)).reshape(case.shape)}
+
+
+def expected(case: Case, arrays: Arrays) -> dict[str, Array]:
+    """The right values, in float64."""
+    return compute(case, arrays, np.float64)
+
+
+def distance(case: Case, found: Mapping[str, Any], right: Mapping[str, Array]) -> float:
+    """The largest error of any of the values, over what is allowed; infinite where one is missing or misshapen."""
+    worst = 0.0
+    for name, value in right.items():
+        other = np.asarray(found.get(name))
+        if other.shape != value.shape:
+            return float("inf")
+        error = float(np.max(np.abs(other.astype(np.float64, copy=False) - value), initial=0.0))
+        worst = max(worst, error / (NEAR[case.dtype] * float(np.max(np.abs(value), initial=1e-300))))
+    return worst if worst == worst else float("inf")  # noqa: PLR0124 - NaN
