@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from gennorm.arrays import dtype_named
 from gennorm.plan import ITEMSIZE
 
-__all__ = ["Arrays", "Case", "Size", "Work", "matrix", "matching"]
+__all__ = ["Arrays", "Case", "Size", "Work", "matching", "matrix"]
 
 Array = npt.NDArray[Any]
 
@@ -176,25 +177,11 @@ class Case:
 
     def arrays(self) -> Arrays:
         """The data: a mean of half a deviation."""
-        generator = np.random.default_rng(0)
-        dtype = dtype_named(self.dtype)
-
-        def normal(shape: tuple[int, ...], mean: float, deviation: float) -> Array:
-            drawn = generator.standard_normal(shape, np.float32)
-            drawn *= deviation
-            drawn += mean
-            return drawn.astype(dtype, copy=False)
-
-        whole = normal((*self.shape[:-1], self.shape[-1] + self.padding), 1.0, 2.0)
-        return Arrays(
-            whole=whole,
-            x=whole[..., : self.shape[-1]],
-            dy=normal(self.shape, 0.0, 1.0),
-            scaling=normal(self.parameters, 1.0, 0.5),
-            biases=normal(self.parameters, 0.0, 1.0),
-            mean=normal(self.parameters, 1.0, 0.1),
-            variance=np.abs(normal(self.parameters, 4.0, 0.1)),
-        )
+        whole, dy = _drawn(self.shape, self.padding, self.dtype)
+        generator = np.random.default_rng(1)
+        parameters = (_normal(generator, self.parameters, *of, self.dtype) for of in ((1, 0.5), (0, 1), (1, 0.1)))
+        variance = np.abs(_normal(generator, self.parameters, 4, 0.1, self.dtype))
+        return Arrays(whole, whole[..., : self.shape[-1]], dy, *parameters, variance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +205,24 @@ class Arrays:
     biases: Array
     mean: Array
     variance: Array
+
+    def examples(self, lo: int, hi: int) -> Arrays:
+        """The positions `lo` to `hi` of axis 0, with the same parameters."""
+        return replace(self, whole=self.whole[lo:hi], x=self.x[lo:hi], dy=self.dy[lo:hi])
+
+
+@functools.lru_cache(maxsize=1)  # cases of one shape follow each other, and drawing takes longer than they do
+def _drawn(shape: tuple[int, ...], padding: int, dtype: str) -> tuple[Array, Array]:
+    generator = np.random.default_rng(0)
+    whole = _normal(generator, (*shape[:-1], shape[-1] + padding), 1, 2, dtype)
+    return whole, _normal(generator, shape, 0, 1, dtype)
+
+
+def _normal(generator: np.random.Generator, shape: tuple[int, ...], mean: float, deviation: float, dtype: str) -> Array:
+    drawn = generator.standard_normal(shape, np.float32)
+    drawn *= deviation
+    drawn += mean
+    return drawn.astype(dtype_named(dtype), copy=False)
 
 
 def matrix() -> list[Case]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gennorm as gn
-from gennorm.cli.bench import report
+from gennorm.cli.bench import charts, report
 from gennorm.cli.bench.cases import Case, Size, Work, matching, matrix
-from gennorm.cli.bench.peers import PEERS, found
+from gennorm.cli.bench.peers import PEERS, Peer, found
 from gennorm.cli.bench.running import Result, measure, threads
 from gennorm.cli.console import console, progress
 from gennorm.cli.options import refuse
@@ -45,18 +46,19 @@ def run(
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if number > available:
         refuse("--threads", f"{number} threads are more than the {available} processors that this process may run on")
+    if chart is not None:
+        charts.suffix_of(chart)  # before minutes are spent
     with threads(number):
         present, absent = found({name: PEERS[name] for name in names}, number)
         versions = {peer.name: peer.version for peer in present}
-        screen.print(f"{report.processor()}, {number} {'thread' if number == 1 else 'threads'}")
+        machine = f"{report.processor()}, {number} {'thread' if number == 1 else 'threads'}"
+        screen.print(machine)
         screen.print(", ".join([f"gennorm {gn.__version__}", *(f"{name} {text}" for name, text in versions.items())]))
         for name, lacks in absent.items():
             screen.print(f"without {name}: {lacks}", style="yellow")
-        results: list[Result] = []
-        with progress("", counted=True) as report_progress:
-            for case in chosen:
-                report_progress(len(results), len(chosen), f"{case.name}, {case.work}")
-                results.append(measure(case, present, number, seconds))
+        screen.print("A ratio is how many times as long as gennorm somebody takes; below 1 gennorm is slower.")
+        with progress("", counted=True) as bar:
+            results = _measured(chosen, present, number, seconds, bar)
     columns = [name for name in PEERS if name in versions]
     for kind in Work:
         rows = [result for result in results if result.case.work is kind]
@@ -70,11 +72,22 @@ def run(
     if as_json is not None:
         report.write(report.record(results, versions, absent, number), as_json)
     if chart is not None:
-        report.draw(results, columns, chart)
+        charts.draw(results, columns, f"gennorm bench, {machine}", chart)
     wrong = report.disagreements(results)
     for line in wrong:
         screen.print(f"≠ {line}", style="bold red")
     return 1 if wrong else 0
+
+
+def _measured(
+    cases: Sequence[Case], peers: Sequence[Peer], number: int, seconds: float, bar: Callable[..., None]
+) -> list[Result]:
+    """The results in the order of the cases, taken with those of one array after each other."""
+    found: dict[Case, Result] = {}
+    for case in sorted(cases, key=lambda case: ([*Size].index(case.size), case.shape, case.dtype, case.padding)):
+        bar(len(found), len(cases), f"{case.name}, {case.work}")
+        found[case] = measure(case, peers, number, seconds)
+    return [found[case] for case in cases]
 
 
 def _some(option: str, text: str | None, allowed: list[str]) -> list[str]:

@@ -90,7 +90,7 @@ def found(names: Mapping[str, type[Peer]], threads: int) -> tuple[list[Peer], di
 
 
 class Gennorm(Peer):
-    """This package."""
+    """The package itself."""
 
     name = "gennorm"
     modules = ("gennorm",)
@@ -309,8 +309,9 @@ class Jax(Peer):
         super().__init__(threads)
         import jax
 
-        jax.config.update("jax_enable_x64", True)  # otherwise float64 is float32
-        jax.config.update("jax_platforms", "cpu")
+        config: Any = jax.config
+        config.update("jax_enable_x64", True)  # otherwise float64 is float32
+        config.update("jax_platforms", "cpu")
 
     def competitor(self, case: Case, arrays: Arrays) -> Competitor | None:
         """The formula, compiled."""
@@ -327,7 +328,7 @@ class Jax(Peer):
         if case.work is not Work.BACKWARD:
             given += [jnp.asarray(arrays.mean), jnp.asarray(arrays.variance)] if inference else []
             compiled = jax.jit(function)
-            return Competitor(lambda: compiled(*given).block_until_ready(), lambda y: _output(np.asarray(y)))
+            return Competitor(lambda: jax.block_until_ready(compiled(*given)), lambda y: _output(np.asarray(y)))
         dy = jnp.asarray(arrays.dy)
 
         @jax.jit
@@ -412,7 +413,8 @@ def _onnx_model(case: Case, arrays: Arrays) -> bytes | None:
     if case.channel == -1 and len(case.shape) > 2:
         return None
     kinds = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE, "float16": TensorProto.FLOAT16}
-    names, attributes = ["x", "scaling", "biases"], {"epsilon": case.epsilon}
+    names = ["x", "scaling", "biases"]
+    attributes: dict[str, Any] = {"epsilon": case.epsilon}
     kind = {"layer": "LayerNormalization", "RMS": "RMSNormalization", "group": "GroupNormalization"}.get(case.norm)
     if case.norm in {"batch", "feature"}:
         kind, names = "BatchNormalization", [*names, "mean", "variance"]

@@ -19,7 +19,7 @@ from gennorm.cli.bench.cases import Work
 from gennorm.cli.bench.running import Result
 from gennorm.cli.files import replacing
 
-__all__ = ["chart", "disagreements", "record", "summary", "table", "write"]
+__all__ = ["TITLES", "disagreements", "geometric_mean", "processor", "record", "summary", "table", "write"]
 
 TITLES = {
     Work.FORWARD: "Forward, the output allocated",
@@ -35,7 +35,7 @@ UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 def table(work: Work, results: Sequence[Result], peers: Sequence[str]) -> Table:
     """The cases of one kind of work: how long, how far from the floor, and how many times as long everybody else."""
-    found = _table(f"{TITLES[work]}: how many times as long as gennorm the others take")
+    found = _table(TITLES[work])
     found.add_column("", no_wrap=True)
     for heading in ("gennorm", "of the floor", *peers):
         found.add_column(heading, justify="right", no_wrap=True)
@@ -50,7 +50,7 @@ def table(work: Work, results: Sequence[Result], peers: Sequence[str]) -> Table:
 
 def summary(results: Sequence[Result], peers: Sequence[str]) -> Table:
     """The geometric mean and the worst case against each peer, for each kind of work."""
-    found = _table("How many times as long as gennorm the others take")
+    found = _table("Together")
     for heading in ("", "against", "cases", "geometric mean", "the least", "in the case"):
         found.add_column(heading, justify="right" if heading in {"cases", "geometric mean", "the least"} else "left")
     before = ""
@@ -156,7 +156,7 @@ def _case(result: Result) -> dict[str, Any]:
     array = {"shape": list(case.shape), "dtype": case.dtype, "bytes": case.bytes}
     seconds = {name: float(f"{value:.4g}") for name, value in result.seconds.items()}
     found = {**described, **array, "seconds": seconds, "floor": float(f"{result.floor:.4g}")}
-    return {**found, **({"wrong": {name: float(f"{error:.3g}") for name, error in result.wrong.items()}})}
+    return {**found, "wrong": {name: float(f"{error:.3g}") for name, error in result.wrong.items()}}
 
 
 def _digits(row: Mapping[str, Any]) -> dict[str, float]:
