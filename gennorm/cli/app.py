@@ -361,12 +361,14 @@ def bench(
     ] = None,
     work: Annotated[
         str | None,
-        typer.Option(help="forward, backward, out, inference: some of them.", metavar="WORK", show_default=False),
+        typer.Option(
+            help="forward, backward, out, inference, adapt: some of them.", metavar="WORK", show_default=False
+        ),
     ] = None,
     peers: Annotated[
         str | None,
         typer.Option(
-            help="torch, torch.compile (compiles for seconds each case), jax, onnxruntime, numpy: some of them.",
+            help="torch, torch.compile (compiles each case for seconds), jax, onnxruntime, numpy, scikit-learn: some.",
             metavar="NAMES",
             show_default=False,
         ),
@@ -382,11 +384,16 @@ def bench(
         Path | None,
         typer.Option(help="Draw the ratios into this .svg, .png or .pdf file.", metavar="FILE", show_default=False),
     ] = None,
+    startup: Annotated[
+        bool, typer.Option("--startup", help="Also start new processes: the import, and first calls.")
+    ] = False,
     list_cases: Annotated[bool, typer.Option("--list", help="List the cases, and time nothing.")] = False,
 ) -> None:
     """Time gennorm and its peers."""
     from gennorm.cli.bench.command import run
 
-    status = run(patterns or [], size, work, peers, threads, seconds, as_json, chart, list_cases=list_cases)
+    status = run(
+        patterns or [], size, work, peers, threads, seconds, as_json, chart, list_cases=list_cases, start_up=startup
+    )
     if status:
         raise typer.Exit(status)

@@ -31,6 +31,7 @@ class Work(StrEnum):
     BACKWARD = "backward"  # the output and the gradients of the input and of every parameter
     OUT = "out"  # the output, into an array that is there
     INFERENCE = "inference"  # the output by moments that are given
+    ADAPT = "adapt"  # the moments of a data set, for later
 
 
 class Size(StrEnum):
@@ -151,8 +152,10 @@ class Case:
 
         Forward reads the input and writes the output; backward reads the input and the output's gradient, and writes
         the input's. Where a slice, in whole lines of memory, is larger than the cache, what is reduced over it has to
-        be read again before it can be used.
+        be read again before it can be used. Moments alone are read for.
         """
+        if self.work is Work.ADAPT:
+            return self.bytes
         again = self.work is not Work.INFERENCE and self.span > cache
         forward, backward = 2 + again, 3 + 2 * again
         return self.bytes * (forward + (backward if self.work is Work.BACKWARD else 0))
@@ -179,9 +182,11 @@ class Case:
         """The data: a mean of half a deviation."""
         whole, dy = _drawn(self.shape, self.padding, self.dtype)
         generator = np.random.default_rng(1)
-        parameters = (_normal(generator, self.parameters, *of, self.dtype) for of in ((1, 0.5), (0, 1), (1, 0.1)))
-        variance = np.abs(_normal(generator, self.parameters, 4, 0.1, self.dtype))
-        return Arrays(whole, whole[..., : self.shape[-1]], dy, *parameters, variance)
+        scaling, biases, mean, variance = (
+            _normal(generator, self.parameters, mean, deviation, self.dtype)
+            for mean, deviation in ((1, 0.5), (0, 1), (1, 0.1), (4, 0.1))
+        )
+        return Arrays(whole, whole[..., : self.shape[-1]], dy, scaling, biases, mean, variance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,4 +320,6 @@ def _inference() -> Iterator[Case]:
         if len(shape) > 2:
             yield Case("batch", (shape[0], *shape[2:], shape[1]), size, Work.INFERENCE, channel=-1)
     yield Case("feature", (128, 768), Size.SMALL, Work.INFERENCE, channel=-1)
-    yield Case("feature", (65536, 512), Size.LARGE, Work.INFERENCE, channel=-1)
+    for shape, size in (((4096, 768), Size.MIDDLE), ((32768, 1024), Size.LARGE)):
+        yield Case("feature", shape, size, Work.INFERENCE, channel=-1)
+        yield Case("feature", shape, size, Work.ADAPT, channel=-1)

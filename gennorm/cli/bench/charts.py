@@ -22,9 +22,10 @@ COLOURS = {
     "JAX": "#0072B2",
     "ONNX Runtime": "#009E73",
     "NumPy": "#666666",
+    "scikit-learn": "#CC79A7",
 }
 INK, FAINT = "#222222", "#DDDDDD"
-SETTINGS = {"font.family": "sans-serif", "svg.fonttype": "path", "svg.hashsalt": "gennorm", "font.size": 9}
+SETTINGS: Any = {"font.family": "sans-serif", "svg.fonttype": "path", "svg.hashsalt": "gennorm", "font.size": 9}
 
 
 def suffix_of(path: Path) -> str:

@@ -9,13 +9,16 @@ from pathlib import Path
 import gennorm as gn
 from gennorm.cli.bench import charts, report
 from gennorm.cli.bench.cases import Case, Size, Work, matching, matrix
-from gennorm.cli.bench.peers import PEERS, Peer, found
+from gennorm.cli.bench.peers import COPY, PEERS, Peer, found
 from gennorm.cli.bench.running import Result, measure, threads
+from gennorm.cli.bench.startup import startup
 from gennorm.cli.console import console, progress
 from gennorm.cli.options import refuse
 from gennorm.errors import suggest
 
 __all__ = ["run"]
+
+PROCESSES = 3  # that are started for each time of starting up
 
 
 def run(
@@ -29,6 +32,7 @@ def run(
     chart: Path | None,
     *,
     list_cases: bool,
+    start_up: bool,
 ) -> int:
     """Measure, print and write; the status is 1 where values disagree."""
     screen = console()
@@ -63,14 +67,20 @@ def run(
     for kind in Work:
         rows = [result for result in results if result.case.work is kind]
         if rows:
-            columns_here = [*columns, "np.copyto"] if kind is Work.OUT else columns
+            columns_here = [*columns, COPY] if kind is Work.OUT else columns
             shown = [name for name in columns_here if any(name in row.seconds for row in rows)]
             screen.print("")
             screen.print(report.table(kind, rows, shown))
     screen.print("")
-    screen.print(report.summary(results, [*columns, "np.copyto"]))
+    screen.print(report.summary(results, [*columns, COPY]))
+    waited = []
+    if start_up:
+        with progress("", counted=True) as bar:
+            waited = startup(PROCESSES, bar)
+        screen.print("")
+        screen.print(report.startup_table(waited))
     if as_json is not None:
-        report.write(report.record(results, versions, absent, number), as_json)
+        report.write(report.record(results, versions, absent, number, waited), as_json)
     if chart is not None:
         charts.draw(results, columns, f"gennorm bench, {machine}", chart)
     wrong = report.disagreements(results)

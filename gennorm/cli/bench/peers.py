@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
@@ -19,7 +21,10 @@ from gennorm.arrays import dtype_named
 from gennorm.cli.bench.cases import Array, Arrays, Case, Work
 from gennorm.cli.bench.values import compute
 
-__all__ = ["PEERS", "Competitor", "Gennorm", "Peer", "found"]
+__all__ = ["COPY", "PEERS", "Competitor", "Gennorm", "Peer", "copies", "found"]
+
+COPY = "np.copyto"
+CHUNK = 8 << 20  # bytes of a data set that are taken at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,11 @@ class Gennorm(Peer):
                 return y, pullback(dy)
 
             return Competitor(both, _ours)
+        if case.work is Work.ADAPT:
+            adapted = gn.feature_norm(case.channel)
+            return Competitor(
+                lambda: adapted.adapt(x), lambda layer: _moments(layer.moments.mean, layer.moments.variance())
+            )
         if case.work is Work.OUT:
             out = np.empty(x.shape, x.dtype)
             return Competitor(lambda: layer(x, out=out), _output)
@@ -142,6 +152,10 @@ class Gennorm(Peer):
 
 def _output(y: Any) -> dict[str, Any]:
     return {"output": y}
+
+
+def _moments(mean: Any, variance: Any) -> dict[str, Any]:
+    return {"mean": np.asarray(mean), "variance": np.asarray(variance)}
 
 
 def _ours(returned: Any) -> dict[str, Any]:
@@ -182,6 +196,9 @@ class Torch(Peer):
         import torch
 
         function = self.prepared(_torch_function(case))
+        if case.work is Work.ADAPT:
+            data = _tensor(arrays.x)
+            return Competitor(lambda: function(data), lambda found: _moments(*map(_array, reversed(found))))
         names = ("scaling", "biases") if case.biased else ("scaling",)
         parameters = [_tensor(getattr(arrays, name)) for name in names]
         moments = [_tensor(arrays.mean), _tensor(arrays.variance)] if case.work is Work.INFERENCE else []
@@ -235,6 +252,8 @@ def _torch_function(case: Case) -> Callable[..., Any]:
     from torch.nn import functional
 
     eps, shape = case.epsilon, case.parameters
+    if case.work is Work.ADAPT:
+        return lambda x: torch.var_mean(x, case.aggregated, correction=0)
     if case.norm == "layer":
         return lambda x, scaling, biases: functional.layer_norm(x, shape, scaling, biases, eps)
     if case.norm == "RMS":
@@ -321,14 +340,18 @@ class Jax(Peer):
         import jax.numpy as jnp
 
         function = _jax_function(case)
+        ready: Callable[[Any], Any] = jax.block_until_ready
         names = ("scaling", "biases") if case.biased else ("scaling",)
         inference = case.work is Work.INFERENCE
         # A row that is padded is the beginning of another array's: JAX has no views.
         given = [jnp.asarray(array) for array in (arrays.whole, *(getattr(arrays, name) for name in names))]
+        if case.work is Work.ADAPT:
+            measured = jax.jit(lambda x: (x.mean(case.aggregated), x.var(case.aggregated)))
+            return Competitor(lambda: ready(measured(given[0])), lambda found: _moments(*found))
         if case.work is not Work.BACKWARD:
             given += [jnp.asarray(arrays.mean), jnp.asarray(arrays.variance)] if inference else []
             compiled = jax.jit(function)
-            return Competitor(lambda: jax.block_until_ready(compiled(*given)), lambda y: _output(np.asarray(y)))
+            return Competitor(lambda: ready(compiled(*given)), lambda y: _output(np.asarray(y)))
         dy = jnp.asarray(arrays.dy)
 
         @jax.jit
@@ -342,7 +365,7 @@ class Jax(Peer):
             dx = np.asarray(dx)[..., : case.shape[-1]]
             return {"output": np.asarray(y), "gradient of the input": dx, **gradients}
 
-        return Competitor(lambda: jax.block_until_ready(derived(dy, *given)), values)
+        return Competitor(lambda: ready(derived(dy, *given)), values)
 
 
 def _jax_function(case: Case) -> Callable[..., Any]:
@@ -408,7 +431,13 @@ def _onnx_model(case: Case, arrays: Arrays) -> bytes | None:
     from onnx import TensorProto, helper, numpy_helper
 
     training = case.work is Work.BACKWARD or (case.norm == "batch" and case.work is Work.FORWARD)
-    if training or case.work is Work.OUT or case.padding or case.dtype == "bfloat16" or len(case.groups) > 1:
+    if (
+        training
+        or case.work in {Work.OUT, Work.ADAPT}
+        or case.padding
+        or case.dtype == "bfloat16"
+        or len(case.groups) > 1
+    ):
         return None
     if case.channel == -1 and len(case.shape) > 2:
         return None
@@ -469,17 +498,45 @@ class Numpy(Peer):
         return Competitor(call, dict)
 
 
-class Copy(Peer):
-    """`np.copyto` of the input into an array that is there: the floor, and what an `out=` is compared with."""
+class Sklearn(Peer):
+    """`StandardScaler`, a few megabytes at a time, as for data that is larger than memory."""
 
-    name = "np.copyto"
-    modules = ("numpy",)
+    name = "scikit-learn"
+    modules = ("sklearn",)
 
-    def competitor(self, case: Case, arrays: Arrays) -> Competitor:  # noqa: ARG002
-        """A copy."""
-        x, y = arrays.x, np.empty(arrays.x.shape, arrays.x.dtype)
-        y.fill(0)  # its pages are there
-        return Competitor(lambda: np.copyto(y, x), lambda _: {})
+    @property
+    def version(self) -> str:
+        """Of the package that its module is in."""
+        return version(self.name)
+
+    def competitor(self, case: Case, arrays: Arrays) -> Competitor | None:
+        """The moments of a data set, which is what it has."""
+        if case.work is not Work.ADAPT:
+            return None
+        from sklearn.preprocessing import StandardScaler
+
+        rows = max(1, CHUNK // arrays.x[0].nbytes)
+
+        def call() -> Any:
+            scaler = StandardScaler()
+            for lo in range(0, len(arrays.x), rows):
+                scaler.partial_fit(arrays.x[lo : lo + rows])
+            return scaler
+
+        return Competitor(call, lambda scaler: _moments(scaler.mean_, scaler.var_))
 
 
-PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Torch, Compiled, Jax, OnnxRuntime, Numpy)}
+def copies(arrays: Arrays, threads: int) -> dict[str, Callable[[], Any]]:
+    """`np.copyto` of the input into an array that is there, by one thread and by all of them."""
+    x, y = arrays.x, np.empty(arrays.x.shape, arrays.x.dtype)
+    y.fill(0)  # its pages are there
+    found: dict[str, Callable[[], Any]] = {COPY: lambda: np.copyto(y, x)}
+    if threads > 1 and len(x) >= threads:
+        pool = ThreadPoolExecutor(threads)
+        bounds = [len(x) * part // threads for part in range(threads + 1)]
+        parts = [(y[lo:hi], x[lo:hi]) for lo, hi in itertools.pairwise(bounds)]
+        found["shared copy"] = lambda: list(pool.map(np.copyto, *zip(*parts, strict=True)))
+    return found
+
+
+PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Torch, Compiled, Jax, OnnxRuntime, Numpy, Sklearn)}

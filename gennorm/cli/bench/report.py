@@ -8,6 +8,7 @@ import math
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,29 @@ from rich.text import Text
 
 import gennorm as gn
 from gennorm.cli.bench.cases import Work
+from gennorm.cli.bench.peers import COPY
 from gennorm.cli.bench.running import Result
+from gennorm.cli.bench.startup import Waited
 from gennorm.cli.files import replacing
 
-__all__ = ["TITLES", "disagreements", "geometric_mean", "processor", "record", "summary", "table", "write"]
+__all__ = [
+    "TITLES",
+    "disagreements",
+    "geometric_mean",
+    "processor",
+    "record",
+    "startup_table",
+    "summary",
+    "table",
+    "write",
+]
 
 TITLES = {
     Work.FORWARD: "Forward, the output allocated",
     Work.BACKWARD: "Forward and backward, the gradients of everything",
     Work.OUT: "Forward into out=",
     Work.INFERENCE: "By moments that are given",
+    Work.ADAPT: "The moments of a data set",
 }
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
@@ -80,6 +94,16 @@ def summarized(results: Sequence[Result], peers: Sequence[str]) -> list[dict[str
     return rows
 
 
+def startup_table(waited: Sequence[Waited]) -> Table:
+    """What a new process waits for."""
+    found = _table("New processes")
+    for heading in ("", "", "nothing cached"):
+        found.add_column(heading, justify="right" if heading else "left")
+    for wait in waited:
+        found.add_row(wait.name, duration(wait.seconds), "" if wait.compiling is None else duration(wait.compiling))
+    return found
+
+
 def disagreements(results: Iterable[Result]) -> list[str]:
     """A line for everybody whose values are wrong."""
     return [
@@ -127,7 +151,11 @@ def _ratio(ratio: float) -> Text:
 
 
 def record(
-    results: Sequence[Result], versions: Mapping[str, str], absent: Mapping[str, str], threads: int
+    results: Sequence[Result],
+    versions: Mapping[str, str],
+    absent: Mapping[str, str],
+    threads: int,
+    waited: Sequence[Waited],
 ) -> dict[str, Any]:
     """A run: the format of docs/benchmarks/README.md, and of the machine nothing but its kind."""
     return {
@@ -146,7 +174,8 @@ def record(
         "peers": dict(versions),
         "absent": dict(absent),
         "cases": [_case(result) for result in results],
-        "summary": [{**row, **_digits(row)} for row in summarized(results, [*versions, "np.copyto"])],
+        "summary": [{**row, **_digits(row)} for row in summarized(results, [*versions, COPY])],
+        "startup": [asdict(wait) for wait in waited],
     }
 
 

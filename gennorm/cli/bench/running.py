@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gennorm as gn
-from gennorm.cli.bench.cases import Case
-from gennorm.cli.bench.peers import Copy, Gennorm, Peer
+from gennorm.cli.bench.cases import Case, Work
+from gennorm.cli.bench.peers import COPY, Gennorm, Peer, copies
 from gennorm.cli.bench.timing import best
 from gennorm.cli.bench.values import distance, expected
 
@@ -49,7 +49,6 @@ class Result:
 def measure(case: Case, peers: Sequence[Peer], number: int, seconds: float) -> Result:
     """Compare the values, then take the times."""
     arrays = case.arrays()
-    copy = Copy(number)
     competitors = {}
     wrong = {}
     with ExitStack() as stack:
@@ -65,12 +64,11 @@ def measure(case: Case, peers: Sequence[Peer], number: int, seconds: float) -> R
             competitors[peer.name] = competitor.call
             stack.enter_context(peer.during(case))
         del right
-        competitors[copy.name] = copy.competitor(case, arrays).call
-        times = best(competitors, seconds)
-    floor = times[copy.name] * case.moved(cache()) / (2 * case.bytes)
-    if case.work != "out":
-        del times[copy.name]
-    return Result(case, times, floor, wrong)
+        moved = copies(arrays, number)
+        times = best({**competitors, **moved}, seconds)
+    floor = min(times[name] for name in moved) * case.moved(cache()) / (2 * case.bytes)
+    compared = [*competitors, *([COPY] if case.work is Work.OUT else [])]
+    return Result(case, {name: times[name] for name in compared}, floor, wrong)
 
 
 @contextmanager

@@ -27,6 +27,8 @@ def compute(case: Case, arrays: Arrays, arithmetic: npt.DTypeLike) -> dict[str, 
         array.astype(arithmetic, copy=False).reshape(case.broadcast)
         for array in (arrays.scaling, arrays.biases, arrays.mean, arrays.variance)
     )
+    if case.work is Work.ADAPT:
+        return {"mean": x.mean(axes), "variance": x.var(axes)}
     if case.work is Work.INFERENCE:
         factor = 1 / np.sqrt(variance + case.epsilon)
         z = ((x - mean) * factor).reshape(case.shape)
@@ -58,7 +60,7 @@ def expected(case: Case, arrays: Arrays) -> dict[str, Array]:
         some = arrays.examples(lo, lo + step)
         parts.append(compute(replace(case, shape=some.x.shape), some, np.float64))
     joined = {name: [part[name] for part in parts] for name in parts[0]}
-    return {name: sum(values) if name in SUMS else np.concatenate(values) for name, values in joined.items()}
+    return {name: np.sum(values, axis=0) if name in SUMS else np.concatenate(values) for name, values in joined.items()}
 
 
 def distance(case: Case, found: Mapping[str, Any], right: Mapping[str, Array]) -> float:

@@ -1,1 +1,0 @@
-"""Speed, measured: run by name only, `python -m tests.benchmarks` or `pytest tests/benchmarks`."""
