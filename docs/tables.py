@@ -48,43 +48,78 @@ def preset_table() -> str:
     return table(["preset", "the layer it is", "from"], rows)
 
 
-def newest(folder: Path = RESULTS) -> dict[str, Any] | None:
-    """The newest benchmark by the date inside it."""
+def recorded(folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """The runs of `gennorm bench` on record, fewest threads first."""
     found: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
-    return max(found, key=lambda result: str(result["date"]), default=None)
+    return sorted((run for run in found if run["cases"]), key=lambda run: int(run["threads"]))
 
 
-def benchmark_table(result: dict[str, Any] | None) -> str:
-    """Microseconds of each case and the ratio to each peer, with the geometric means in the last row."""
-    if result is None:
-        return "_No benchmark has been recorded yet._"
-    peers: list[str] = result["peers"]
+def benchmark_table(runs: Sequence[dict[str, Any]]) -> str:
+    """The geometric mean against each peer, and the worst case, for each kind of work and number of threads."""
+    if not runs:
+        return NOTHING
+    peers = list(dict.fromkeys(row["peer"] for run in runs for row in run["summary"]))
     rows: list[list[str]] = []
-    ratios: dict[str, list[float]] = {peer: [] for peer in peers}
-    for case in result["cases"]:
-        own = case["microseconds"]["gennorm"]
-        cells = [case["name"], microseconds(own)]
-        for peer in peers:
-            other = case["microseconds"].get(peer)
-            cells.append("" if other is None else f"{microseconds(other)} ({other / own:.1f}×)")
-            if other is not None:
-                ratios[peer].append(other / own)
-        rows.append(cells)
-    means = [f"**{geometric_mean(ratios[peer]):.1f}×**" if ratios[peer] else "" for peer in peers]
-    rows.append(["**geometric mean**", "", *means])
-    body = table(["µs, best of many", "gennorm", *peers], rows, align="l" + "r" * (len(peers) + 1))
-    return f"{body}\n\n{result['note']}"
+    for work, title in WORK.items():
+        for run in runs:
+            found = {row["peer"]: row for row in run["summary"] if row["work"] == work}
+            cells = [
+                f"**{times(row['geometric_mean'])}** ({times(row['least'])})" if row else ""
+                for row in map(found.get, peers)
+            ]
+            if found:
+                number = max(row["cases"] for row in found.values())
+                rows.append([title, str(run["threads"]), str(number), *cells])
+    body = table(["times as long as gennorm takes", "threads", "cases", *peers], rows, "lrr" + "r" * len(peers))
+    notes = "\n\n".join(dict.fromkeys(note(run) for run in runs))
+    return f"{body}\n\nThe geometric mean, and in brackets the least of all cases. {notes}"
+
+
+def case_tables(runs: Sequence[dict[str, Any]]) -> str:
+    """Every case of every run."""
+    parts = [NOTHING] if not runs else []
+    for run in runs:
+        parts.append(f"### {run['threads']} {'thread' if run['threads'] == 1 else 'threads'}")
+        for work, title in WORK.items():
+            cases = [case for case in run["cases"] if case["work"] == work]
+            peers = [peer for peer in [*run["peers"], "np.copyto"] if any(peer in case["seconds"] for case in cases)]
+            if cases:
+                rows = [case_row(case, peers) for case in cases]
+                parts.append(table([title, "gennorm, µs", "of the floor", *peers], rows, "l" + "r" * (len(peers) + 2)))
+        if run["startup"]:
+            rows = [
+                [wait["name"], *(f"{wait[key]:.2f}" if wait[key] else "" for key in ("seconds", "compiling"))]
+                for wait in run["startup"]
+            ]
+            parts.append(table(["a new process", "seconds", "nothing cached"], rows, "lrr"))
+        parts.append(note(run))
+    return "\n\n".join(parts)
+
+
+def case_row(case: dict[str, Any], peers: Sequence[str]) -> list[str]:
+    """One line: the time, how many times the floor it is, and the ratios."""
+    own = case["seconds"]["gennorm"]
+    ratios = [times(case["seconds"][peer] / own) if peer in case["seconds"] else "" for peer in peers]
+    marked = [f"≠ {ratio}" if peer in case["wrong"] else ratio for peer, ratio in zip(peers, ratios, strict=True)]
+    return [case["name"], microseconds(own * 1e6), times(own / case["floor"]), *marked]
+
+
+def note(run: dict[str, Any]) -> str:
+    """On what, and by which versions."""
+    machine = run["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in run["peers"].items())
+    return f"{machine['processor']}, Python {machine['python']}, {versions}; {run['date']}."
+
+
+def times(ratio: float) -> str:
+    """A ratio with two or three digits."""
+    return f"{ratio:.2f}×" if ratio < 9.995 else f"{ratio:.{1 if ratio < 99.95 else 0}f}×"
 
 
 def microseconds(value: float) -> str:
     """A time with three significant digits and thousands marked."""
     digits = 2 - math.floor(math.log10(value))
     return f"{round(value, digits):,.{min(max(digits, 0), 2)}f}"
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """The mean of ratios."""
-    return math.exp(math.fsum(map(math.log, values)) / len(values))
 
 
 def filled(text: str, name: str, body: str) -> str:

@@ -337,11 +337,12 @@ def _example(preset: Preset) -> str:
 @app.command(
     help=_text("""Time gennorm beside those of torch, torch.compile, JAX, ONNX Runtime and NumPy that are installed.
 
-[cyan]gennorm bench --threads 1[/cyan]                                 everything: minutes
+[cyan]gennorm bench --threads 1[/cyan]                             everything: minutes
 [cyan]gennorm bench --size tiny,small --peers torch,jax[/cyan]
-[cyan]gennorm bench "group norm" bfloat16 --work forward,backward[/cyan]
+[cyan]gennorm bench "group norm" bfloat16 --work backward[/cyan]
 [cyan]gennorm bench --json speed.json --chart speed.svg[/cyan]
-[cyan]gennorm bench --list[/cyan]                                      what there is
+[cyan]gennorm bench --measure accuracy,startup,growth[/cyan]
+[cyan]gennorm bench --list[/cyan]                                  what there is
 
 Every case is computed by everybody and compared with the definition in float64 before anything is timed; then they take
 turns in this process, and the best time of each counts. A ratio is how many times as long as gennorm somebody takes.
@@ -354,6 +355,15 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[PATTERN]...", help="Cases with this in their name; * is anything.", show_default=False
+        ),
+    ] = None,
+    measure: Annotated[
+        str | None,
+        typer.Option(
+            help="speed (if not given), startup (new processes), accuracy (errors beside those of others), growth (an "
+            "element of ever larger arrays): some of them.",
+            metavar="WHAT",
+            show_default=False,
         ),
     ] = None,
     size: Annotated[
@@ -376,24 +386,25 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(help="Threads for everybody.", metavar="NUMBER", min=1, show_default=False)
     ] = None,
-    seconds: Annotated[float, typer.Option(help="How long each takes turns at a case.", metavar="SECONDS")] = 0.3,
+    seconds: Annotated[
+        float, typer.Option(help="How long each takes turns at a case.", metavar="SECONDS", min=0)
+    ] = 0.3,
+    gigabytes: Annotated[float, typer.Option(help="How large arrays grow.", metavar="NUMBER", min=2**-10)] = 1.0,
     as_json: Annotated[
-        Path | None, typer.Option("--json", help="Write the times to this file.", metavar="FILE", show_default=False)
+        Path | None,
+        typer.Option("--json", help="Write what was measured to this file.", metavar="FILE", show_default=False),
     ] = None,
     chart: Annotated[
         Path | None,
         typer.Option(help="Draw the ratios into this .svg, .png or .pdf file.", metavar="FILE", show_default=False),
     ] = None,
-    startup: Annotated[
-        bool, typer.Option("--startup", help="Also start new processes: the import, and first calls.")
-    ] = False,
-    list_cases: Annotated[bool, typer.Option("--list", help="List the cases, and time nothing.")] = False,
+    list_cases: Annotated[bool, typer.Option("--list", help="List the cases, and measure nothing.")] = False,
 ) -> None:
     """Time gennorm and its peers."""
-    from gennorm.cli.bench.command import run
+    from gennorm.cli.bench.command import Request, listed, run
 
-    status = run(
-        patterns or [], size, work, peers, threads, seconds, as_json, chart, list_cases=list_cases, start_up=startup
-    )
-    if status:
-        raise typer.Exit(status)
+    request = Request(tuple(patterns or ()), measure, size, work, peers, threads, seconds, gigabytes, as_json, chart)
+    if list_cases:
+        listed(request)
+    elif run(request):
+        raise typer.Exit(1)

@@ -1,108 +1,177 @@
-"""The command: which cases and peers are asked for, and what is done with what comes out."""
+"""The command: what is asked for, and what is done with what comes out."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
+
+from rich.console import Console
 
 import gennorm as gn
 from gennorm.cli.bench import charts, report
+from gennorm.cli.bench.accuracy import FORMULAS, Error, errors
 from gennorm.cli.bench.cases import Case, Size, Work, matching, matrix
+from gennorm.cli.bench.growth import Grown, growth
 from gennorm.cli.bench.peers import COPY, PEERS, Peer, found
 from gennorm.cli.bench.running import Result, measure, threads
-from gennorm.cli.bench.startup import startup
+from gennorm.cli.bench.startup import Waited, startup
 from gennorm.cli.console import console, progress
 from gennorm.cli.options import refuse
 from gennorm.errors import suggest
 
-__all__ = ["run"]
+__all__ = ["Measure", "Request", "listed", "run"]
 
 PROCESSES = 3  # that are started for each time of starting up
+ALIASES = {"onnxruntime": "ONNX Runtime", "sklearn": "scikit-learn"}
+UNITS = 1e-3  # errors above this are no rounding, growth is of values around 1
 
 
-def run(
-    patterns: list[str],
-    size: str | None,
-    work: str | None,
-    peers: str | None,
-    number: int | None,
-    seconds: float,
-    as_json: Path | None,
-    chart: Path | None,
-    *,
-    list_cases: bool,
-    start_up: bool,
-) -> int:
+class Measure(StrEnum):
+    """What there is to measure."""
+
+    SPEED = "speed"
+    STARTUP = "startup"
+    ACCURACY = "accuracy"
+    GROWTH = "growth"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A command line, as it was written; None is what was not.
+
+    Attributes
+    ----------
+    patterns : tuple of str
+    measure, size, work, peers : str or None
+        Words with commas between them.
+    threads : int or None
+    seconds, gigabytes : float
+    json, chart : Path or None
+    """
+
+    patterns: tuple[str, ...] = ()
+    measure: str | None = None
+    size: str | None = None
+    work: str | None = None
+    peers: str | None = None
+    threads: int | None = None
+    seconds: float = 0.3
+    gigabytes: float = 1.0
+    json: Path | None = None
+    chart: Path | None = None
+
+    def cases(self) -> list[Case]:
+        """The cases that are asked for."""
+        sizes, works = _some("--size", self.size, [*Size]), _some("--work", self.work, [*Work])
+        chosen = matching(matrix(), self.patterns, sizes, works)
+        if not chosen:
+            refuse("PATTERN", "there is no such case; gennorm bench --list lists them all")
+        return chosen
+
+    def measures(self) -> list[str]:
+        """What is to be measured."""
+        return _some("--measure", self.measure, [*Measure]) or [Measure.SPEED]
+
+    def wanted(self) -> dict[str, type[Peer]]:
+        """The peers that are asked for."""
+        spelled = {_spelling(name): name for name in PEERS} | ALIASES
+        names = [spelled[name] for name in _some("--peers", self.peers, list(spelled))]
+        return {name: PEERS[name] for name in names or PEERS}
+
+    def number(self) -> int:
+        """How many threads everybody has."""
+        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        number = min(gn.get_num_threads(), available) if self.threads is None else self.threads
+        if number > available:
+            refuse("--threads", f"{number} are more than the {available} processors that this process may run on")
+        return number
+
+
+def run(request: Request) -> int:
     """Measure, print and write; the status is 1 where values disagree."""
+    cases, measures, wanted, number = request.cases(), request.measures(), request.wanted(), request.number()
+    if request.chart is not None:
+        charts.suffix_of(request.chart)  # before minutes are spent
     screen = console()
-    sizes, works = _some("--size", size, [*Size]), _some("--work", work, [*Work])
-    chosen = matching(matrix(), patterns, sizes, works)
-    if not chosen:
-        refuse("PATTERN", "there is no such case; gennorm bench --list lists them all")
-    if list_cases:
-        for case in chosen:
-            screen.print(f"{case.work:10} {case.size:7} {case.name}")
-        return 0
-    spelled = {_spelling(name): name for name in PEERS} | {"onnxruntime": "ONNX Runtime"}
-    names = [spelled[name] for name in _some("--peers", peers, list(spelled))] or list(PEERS)
-    number = gn.get_num_threads() if number is None else number
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if number > available:
-        refuse("--threads", f"{number} threads are more than the {available} processors that this process may run on")
-    if chart is not None:
-        charts.suffix_of(chart)  # before minutes are spent
     with threads(number):
-        present, absent = found({name: PEERS[name] for name in names}, number)
+        present, absent = found(wanted, number)
         versions = {peer.name: peer.version for peer in present}
         machine = f"{report.processor()}, {number} {'thread' if number == 1 else 'threads'}"
         screen.print(machine)
         screen.print(", ".join([f"gennorm {gn.__version__}", *(f"{name} {text}" for name, text in versions.items())]))
         for name, lacks in absent.items():
             screen.print(f"without {name}: {lacks}", style="yellow")
-        screen.print("A ratio is how many times as long as gennorm somebody takes; below 1 gennorm is slower.")
-        with progress("", counted=True) as bar:
-            results = _measured(chosen, present, number, seconds, bar)
-    columns = [name for name in PEERS if name in versions]
-    for kind in Work:
-        rows = [result for result in results if result.case.work is kind]
-        if rows:
-            columns_here = [*columns, COPY] if kind is Work.OUT else columns
-            shown = [name for name in columns_here if any(name in row.seconds for row in rows)]
-            screen.print("")
-            screen.print(report.table(kind, rows, shown))
-    screen.print("")
-    screen.print(report.summary(results, [*columns, COPY]))
-    waited = []
-    if start_up:
-        with progress("", counted=True) as bar:
-            waited = startup(PROCESSES, bar)
-        screen.print("")
-        screen.print(report.startup_table(waited))
-    if as_json is not None:
-        report.write(report.record(results, versions, absent, number, waited), as_json)
-    if chart is not None:
-        charts.draw(results, columns, f"gennorm bench, {machine}", chart)
-    wrong = report.disagreements(results)
+        results = _speed(cases, present, request, screen) if Measure.SPEED in measures else []
+        exact = _accuracy(present, screen) if Measure.ACCURACY in measures else []
+        grown = _growth(request, screen) if Measure.GROWTH in measures else []
+        waited = _startup(screen) if Measure.STARTUP in measures else []
+    if request.json is not None:
+        report.write(report.record(results, versions, absent, number, waited, exact, grown), request.json)
+    if request.chart is not None and results:
+        charts.draw(results, [name for name in PEERS if name in versions], f"gennorm bench, {machine}", request.chart)
+    wrong = [
+        *report.disagreements(results),
+        *(f"{one.name}, {one.bytes:,} bytes" for one in grown if one.wrong > UNITS),
+    ]
     for line in wrong:
         screen.print(f"≠ {line}", style="bold red")
     return 1 if wrong else 0
 
 
-def _measured(
-    cases: Sequence[Case], peers: Sequence[Peer], number: int, seconds: float, bar: Callable[..., None]
-) -> list[Result]:
+def listed(request: Request) -> None:
+    """Print the cases that are asked for."""
+    for case in request.cases():
+        console().print(f"{case.work:10} {case.size:7} {case.name}")
+
+
+def _speed(cases: Sequence[Case], peers: Sequence[Peer], request: Request, screen: Console) -> list[Result]:
     """The results in the order of the cases, taken with those of one array after each other."""
-    found: dict[Case, Result] = {}
-    for case in sorted(cases, key=lambda case: ([*Size].index(case.size), case.shape, case.dtype, case.padding)):
-        bar(len(found), len(cases), f"{case.name}, {case.work}")
-        found[case] = measure(case, peers, number, seconds)
-    return [found[case] for case in cases]
+    measured: dict[Case, Result] = {}
+    with progress("", counted=True) as bar:
+        for case in sorted(cases, key=lambda case: ([*Size].index(case.size), case.shape, case.dtype, case.padding)):
+            bar(len(measured), len(cases), f"{case.name}, {case.work}")
+            measured[case] = measure(case, peers, request.number(), request.seconds)
+    results = [measured[case] for case in cases]
+    columns = [*(peer.name for peer in peers), COPY]
+    screen.print("A ratio is how many times as long as gennorm somebody takes; below 1 gennorm is slower.")
+    for kind in Work:
+        rows = [result for result in results if result.case.work is kind]
+        if rows:
+            screen.print(
+                "", report.table(kind, rows, [name for name in columns if any(row.ratio(name) for row in rows)])
+            )
+    screen.print("", report.summary(results, columns))
+    return results
 
 
-def _some(option: str, text: str | None, allowed: list[str]) -> list[str]:
+def _accuracy(peers: Sequence[Peer], screen: Console) -> list[Error]:
+    judged = [peer for peer in peers if peer.name in FORMULAS]
+    with progress("", counted=True) as bar:
+        measured = list(errors(judged, bar))
+    screen.print("", report.accuracy_table(measured, [peer.name for peer in judged]))
+    return measured
+
+
+def _growth(request: Request, screen: Console) -> list[Grown]:
+    with progress("", counted=True) as bar:
+        measured = list(growth(request.gigabytes, request.seconds, bar))
+    screen.print("", report.growth_table(measured))
+    return measured
+
+
+def _startup(screen: Console) -> list[Waited]:
+    with progress("", counted=True) as bar:
+        measured = startup(PROCESSES, bar)
+    screen.print("", report.startup_table(measured))
+    return measured
+
+
+def _some(option: str, text: str | None, allowed: Sequence[str]) -> list[str]:
     """The words of a text with commas, each one of those that are allowed."""
-    words = [] if text is None else [word.strip().casefold() for word in text.split(",")]
+    words = [] if text is None else [_spelling(word.strip()) for word in text.split(",")]
     for word in words:
         if word not in allowed:
             refuse(option, f'"{word}" is none of {", ".join(allowed)}{suggest(word, allowed)}')

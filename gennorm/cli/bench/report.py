@@ -16,7 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 import gennorm as gn
+from gennorm.cli.bench.accuracy import Error
 from gennorm.cli.bench.cases import Work
+from gennorm.cli.bench.growth import Grown
 from gennorm.cli.bench.peers import COPY
 from gennorm.cli.bench.running import Result
 from gennorm.cli.bench.startup import Waited
@@ -104,6 +106,58 @@ def startup_table(waited: Sequence[Waited]) -> Table:
     return found
 
 
+def growth_table(grown: Sequence[Grown]) -> Table:
+    """Nanoseconds for each element, arrays growing to the right."""
+    sizes = list(dict.fromkeys(one.bytes for one in grown))
+    found = _table("Nanoseconds for an element")
+    found.add_column("")
+    for size in sizes:
+        found.add_column(f"{size >> 20:,} MB", justify="right")
+    rows: dict[str, list[str]] = {}
+    for one in grown:
+        rows.setdefault(one.name, []).append(f"{one.nanoseconds:.3f}")
+    for name, cells in rows.items():
+        found.add_row(name, *cells)
+    return found
+
+
+def accuracy_table(errors: Sequence[Error], peers: Sequence[str]) -> Table:
+    """The largest error for each length, over all that it was measured for."""
+    found = _table("The largest error, in units in the last place")
+    for heading in ("", "gennorm", "the bound", *peers):
+        found.add_column(heading, justify="right" if heading else "left")
+    rows: dict[tuple[str, str, int], list[Error]] = {}
+    for error in errors:
+        rows.setdefault((error.dtype, error.layout, error.length), []).append(error)
+    for (dtype, layout, length), some in rows.items():
+        for far in (False, True):
+            kind = [error for error in some if (error.offset > 0) is far and error.scale == 1]
+            cells = [unit(worst(error.ulps[name] for error in kind)) for name in ("gennorm", *peers)]
+            cells.insert(1, unit(max(error.bound for error in kind)))
+            name = f"{dtype}, {layout} of {length:,}, mean {'up to 1e8 deviations' if far else '0'}"
+            found.add_row(name, *cells)
+    return found
+
+
+def worst(values: Iterable[float | None]) -> float | None:
+    """The largest; None, which is not a number, is larger than all."""
+    found = list(values)
+    return None if None in found else max(value for value in found if value is not None)
+
+
+def unit(value: float | None) -> str:
+    """An error in so many digits as matter.
+
+    Examples
+    --------
+    >>> unit(1.284), unit(152.82), unit(16461.5), unit(None)
+    ('1.3', '153', '1.6e+04', 'NaN')
+    """
+    if value is None:
+        return "NaN"
+    return f"{value:.1f}" if value < 99.95 else f"{value:.0f}" if value < 9999.5 else f"{value:.1e}"
+
+
 def disagreements(results: Iterable[Result]) -> list[str]:
     """A line for everybody whose values are wrong."""
     return [
@@ -156,6 +210,8 @@ def record(
     absent: Mapping[str, str],
     threads: int,
     waited: Sequence[Waited],
+    accuracy: Sequence[Error],
+    grown: Sequence[Grown],
 ) -> dict[str, Any]:
     """A run: the format of docs/benchmarks/README.md, and of the machine nothing but its kind."""
     return {
@@ -174,8 +230,10 @@ def record(
         "peers": dict(versions),
         "absent": dict(absent),
         "cases": [_case(result) for result in results],
-        "summary": [{**row, **_digits(row)} for row in summarized(results, [*versions, COPY])],
-        "startup": [asdict(wait) for wait in waited],
+        "summary": [_rounded(row) for row in summarized(results, [*versions, COPY])],
+        "startup": [_rounded(asdict(wait)) for wait in waited],
+        "accuracy": [_rounded(asdict(error)) for error in accuracy],
+        "growth": [_rounded(asdict(one)) for one in grown],
     }
 
 
@@ -183,19 +241,43 @@ def _case(result: Result) -> dict[str, Any]:
     case = result.case
     described = {"name": case.name, "work": case.work, "norm": case.norm, "size": case.size}
     array = {"shape": list(case.shape), "dtype": case.dtype, "bytes": case.bytes}
-    seconds = {name: float(f"{value:.4g}") for name, value in result.seconds.items()}
-    found = {**described, **array, "seconds": seconds, "floor": float(f"{result.floor:.4g}")}
-    return {**found, "wrong": {name: float(f"{error:.3g}") for name, error in result.wrong.items()}}
+    measured = {"seconds": result.seconds, "floor": result.floor, "wrong": result.wrong}
+    return {**described, **array, **_rounded(measured)}
 
 
-def _digits(row: Mapping[str, Any]) -> dict[str, float]:
-    return {name: round(row[name], 3) for name in ("geometric_mean", "least")}
+def _rounded(values: Any) -> Any:
+    """The same with four digits, which is more than a measurement has."""
+    if isinstance(values, Mapping):
+        return {name: _rounded(value) for name, value in values.items()}
+    return float(f"{values:.4g}") if isinstance(values, float) else values
 
 
 def write(result: Mapping[str, Any], path: Path) -> None:
-    """Write a record."""
+    """Write a record, a line for each thing that was measured."""
     with replacing(path) as part:
-        part.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.write_text(text_of(result), encoding="utf-8")
+
+
+def text_of(result: Mapping[str, Any]) -> str:
+    """JSON with a line for each item of the lists.
+
+    Examples
+    --------
+    >>> print(text_of({"threads": 1, "cases": [{"name": "a"}, {"name": "b"}]}), end="")
+    {
+     "threads": 1,
+     "cases": [
+      {"name": "a"},
+      {"name": "b"}
+     ]
+    }
+    """
+
+    def written(value: Any) -> str:
+        lines = [json.dumps(item, ensure_ascii=False) for item in value] if isinstance(value, list) else []
+        return "[\n  " + ",\n  ".join(lines) + "\n ]" if lines else json.dumps(value, ensure_ascii=False)
+
+    return "{\n " + ",\n ".join(f"{json.dumps(name)}: {written(value)}" for name, value in result.items()) + "\n}\n"
 
 
 def processor() -> str:
