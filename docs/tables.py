@@ -1,10 +1,10 @@
-"""Write the tables of README.md, or check that they are what a command writes.
+"""Write the tables of README.md and of the pages, or check that they are what a command writes.
 
     python docs/tables.py --write
     python docs/tables.py --check
 
-The preset table comes from the presets themselves. The benchmark table comes from the newest file of docs/benchmarks,
-which `python -m tests.benchmarks` writes; see docs/benchmarks/README.md.
+The preset table comes from the presets themselves, the others from the files in docs/benchmarks, which `gennorm bench`
+writes; docs/benchmarks.md has the commands.
 """
 
 from __future__ import annotations
@@ -19,8 +19,17 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).resolve().parent
-README = DOCS.parent / "README.md"
 RESULTS = DOCS / "benchmarks"
+NOTHING = "_Nothing has been recorded yet._"
+
+# What `gennorm bench` calls what it times, and what the tables do.
+WORK = {
+    "forward": "forward",
+    "backward": "forward and backward",
+    "out": "forward into `out=`",
+    "inference": "by given moments",
+    "adapt": "moments of a data set",
+}
 
 # How a newcomer calls each preset, and where the norm is from.
 PRESETS = {
@@ -51,11 +60,12 @@ def preset_table() -> str:
 def recorded(folder: Path = RESULTS) -> list[dict[str, Any]]:
     """The runs of `gennorm bench` on record, fewest threads first."""
     found: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
-    return sorted((run for run in found if run["cases"]), key=lambda run: int(run["threads"]))
+    return sorted(found, key=lambda run: (int(run["threads"]), not run["cases"]))
 
 
 def benchmark_table(runs: Sequence[dict[str, Any]]) -> str:
     """The geometric mean against each peer, and the worst case, for each kind of work and number of threads."""
+    runs = [run for run in runs if run["cases"]]
     if not runs:
         return NOTHING
     peers = list(dict.fromkeys(row["peer"] for run in runs for row in run["summary"]))
@@ -77,7 +87,8 @@ def benchmark_table(runs: Sequence[dict[str, Any]]) -> str:
 
 def case_tables(runs: Sequence[dict[str, Any]]) -> str:
     """Every case of every run."""
-    parts = [NOTHING] if not runs else []
+    runs = [run for run in runs if run["cases"]]
+    parts = [] if runs else [NOTHING]
     for run in runs:
         parts.append(f"### {run['threads']} {'thread' if run['threads'] == 1 else 'threads'}")
         for work, title in WORK.items():
@@ -122,34 +133,111 @@ def microseconds(value: float) -> str:
     return f"{round(value, digits):,.{min(max(digits, 0), 2)}f}"
 
 
-def filled(text: str, name: str, body: str) -> str:
+def filled(text: str, name: str, body: str, page: str) -> str:
     """`text` with `body` between the two markers of the table called `name`."""
     opening, closing = f"<!-- {name}: begin (docs/tables.py) -->", f"<!-- {name}: end -->"
     before, found, rest = text.partition(opening)
     _, ended, after = rest.partition(closing)
     if not found or not ended:
-        msg = f"README.md lacks the markers {opening} and {closing}"
+        msg = f"{page} lacks the markers {opening} and {closing}"
         raise SystemExit(msg)
     return f"{before}{opening}\n{body}\n{closing}{after}"
+
+
+def accuracy_tables(runs: Sequence[dict[str, Any]]) -> str:
+    """The largest errors by length, by mean and by deviation."""
+    errors = [error for run in runs for error in run["accuracy"]]
+    if not errors:
+        return NOTHING
+    tables = [
+        errors_by("elements of a slice, mean 0", "length", [e for e in errors if e["offset"] == 0 and e["scale"] == 1]),
+        errors_by("mean, in deviations", "offset", [e for e in errors if e["scale"] == 1 and e["length"] > 1]),
+        errors_by("deviation, mean 0", "scale", [e for e in errors if e["offset"] == 0 and e["length"] > 1]),
+    ]
+    return "\n\n".join([*tables, *(note(run) for run in runs if run["accuracy"])])
+
+
+def errors_by(title: str, key: str, errors: Sequence[dict[str, Any]]) -> str:
+    """One table: the largest error over all that is not in its rows."""
+    rows: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
+    for error in sorted(errors, key=lambda error: (error["dtype"], error["layout"] == "columns", error[key])):
+        rows.setdefault((error["dtype"], error["layout"], error[key]), []).append(error)
+    names = list(errors[0]["ulps"])
+    cells = [
+        [
+            f"{dtype}, {layout}",
+            f"{value:,}" if key == "length" else f"{value:g}",
+            *(ulps(worst([error["ulps"][name] for error in some])) for name in names),
+            ulps(max(error["bound"] for error in some)),
+        ]
+        for (dtype, layout, value), some in rows.items()
+    ]
+    return table(["slices", title, *names, "the bound"], cells, "l" + "r" * (len(names) + 2))
+
+
+def worst(values: Sequence[float | None]) -> float | None:
+    """The largest; NaN is larger than all."""
+    numbers = [value for value in values if value is not None]
+    return max(numbers) if len(numbers) == len(values) else None
+
+
+def ulps(value: float | None) -> str:
+    """An error, in as many digits as matter."""
+    if value is None:
+        return "NaN"
+    if value >= 1e4:
+        digits, exponent = f"{value:.0e}".split("e")
+        return f"{digits}·10{''.join('⁰¹²³⁴⁵⁶⁷⁸⁹'[int(digit)] for digit in str(int(exponent)))}"
+    return f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"
+
+
+def growth_table(runs: Sequence[dict[str, Any]]) -> str:
+    """Nanoseconds for each element, arrays growing to the right."""
+    grown = [(run["threads"], one) for run in runs for one in run["growth"]]
+    if not grown:
+        return NOTHING
+    sizes = list(dict.fromkeys(one["bytes"] for _, one in grown))
+    rows: dict[tuple[str, int], dict[int, str]] = {}
+    for number, one in grown:
+        rows.setdefault((one["name"], number), {})[one["bytes"]] = f"{one['nanoseconds']:.3f}"
+    header = ["nanoseconds for an element", "threads", *(f"{size >> 20:,} MB" for size in sizes)]
+    cells = [[name, str(number), *(row.get(size, "") for size in sizes)] for (name, number), row in rows.items()]
+    return table(header, cells, "l" + "r" * (1 + len(sizes)))
+
+
+def written(folder: Path = RESULTS) -> dict[Path, dict[str, str]]:
+    """The tables of each page by the names of their markers."""
+    runs = recorded(folder)
+    return {
+        DOCS.parent / "README.md": {"presets": preset_table(), "benchmark": benchmark_table(runs)},
+        DOCS / "benchmarks.md": {
+            "benchmark": benchmark_table(runs),
+            "cases": case_tables(runs),
+            "growth": growth_table(runs),
+        },
+        DOCS / "explanation" / "numerics.md": {"accuracy": accuracy_tables(runs)},
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write or check; the exit status is 1 where the check finds a difference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     choice = parser.add_mutually_exclusive_group(required=True)
-    choice.add_argument("--write", action="store_true", help="write the tables into README.md")
-    choice.add_argument("--check", action="store_true", help="fail where README.md differs from what would be written")
+    choice.add_argument("--write", action="store_true", help="write the tables into the pages")
+    choice.add_argument("--check", action="store_true", help="fail where a page differs from what would be written")
     options = parser.parse_args(arguments)
-    old = README.read_text(encoding="utf-8")
-    new = filled(filled(old, "presets", preset_table()), "benchmark", benchmark_table(newest()))
-    if options.write:
-        README.write_text(new, encoding="utf-8")
-        return 0
-    if new != old:
-        lines = difflib.unified_diff(old.splitlines(), new.splitlines(), "README.md", "docs/tables.py", lineterm="")
-        print("\n".join(lines), "\n\nREADME.md is out of date: python docs/tables.py --write", file=sys.stderr)
-        return 1
-    return 0
+    stale = False
+    for page, bodies in written().items():
+        old = new = page.read_text(encoding="utf-8")
+        for name, body in bodies.items():
+            new = filled(new, name, body, page.name)
+        if options.write:
+            page.write_text(new, encoding="utf-8")
+        elif new != old:
+            stale = True
+            lines = difflib.unified_diff(old.splitlines(), new.splitlines(), page.name, "docs/tables.py", lineterm="")
+            print("\n".join(lines), f"\n\n{page.name} is out of date: python docs/tables.py --write", file=sys.stderr)
+    return 1 if stale else 0
 
 
 if __name__ == "__main__":

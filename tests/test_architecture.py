@@ -53,6 +53,8 @@ INSIDE = {
     "": BELOW_LAYER - {"kernels"} | {"layer", "presets"},
     **{front: {"", "errors", "config", "moments", "layer", "presets"} for front in FRONTS},
 }
+# What `gennorm bench` is compared with, imported where it is compared.
+BENCHED = {"torch", "jax", "onnx", "onnxruntime", "sklearn"}
 # What each may import from elsewhere, the standard library apart.
 OUTSIDE = {
     "config": {"numpy"},
@@ -66,7 +68,7 @@ OUTSIDE = {
     "gradients": {"numpy"},
     "layer": {"numpy"},
     "presets": {"numpy"},
-    "cli": {"numpy", "ml_dtypes", "typer", "rich", "PIL", "torch"},
+    "cli": {"numpy", "ml_dtypes", "typer", "rich", "PIL", "matplotlib", *BENCHED},
     **{front: {"numpy", framework} for front, framework in FRONTS.items()},
 }
 

@@ -101,14 +101,13 @@ def bound(length: int, far: float, dtype: str) -> float:
 
     docs/explanation/numerics.md derives it.
     """
-    moments = (length + 8) * 2.0 ** (DIGITS[dtype] - 54)  # of sums in float64, in units of 1
-    if dtype == "float64":
-        return 10 + 2 * moments + moments * (1 + 1 / 16) + 2 * far
-    return 10 + 2 * 512 * moments + 33 * moments + far * 2.0 ** (DIGITS[dtype] - 53)
+    m = (length + 8) * 2.0 ** (DIGITS[dtype] - 54)  # that a sum in float64 may be off by
+    mean = far * 2.0 ** (DIGITS[dtype] - 53)
+    return 10 + (2 * 512 + 33 if dtype == "float32" else 2 + 17 / 16) * m + mean
 
 
 def _errors(peers: Sequence[Peer], dtype: str, length: int, offset: float, scale: float) -> Iterator[Error]:
-    number = max(1, min(64, SLICES // length))
+    number = max(2, min(64, SLICES // length))  # one column is a row
     drawn = np.random.default_rng(length).standard_normal((number, length))
     x = ((drawn + offset) * scale).astype(dtype)
     right, far = np.empty(x.shape, np.longdouble), 0.0

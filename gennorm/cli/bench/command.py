@@ -26,7 +26,6 @@ __all__ = ["Measure", "Request", "listed", "run"]
 
 PROCESSES = 3  # that are started for each time of starting up
 ALIASES = {"onnxruntime": "ONNX Runtime", "sklearn": "scikit-learn"}
-UNITS = 1e-3  # errors above this are no rounding, growth is of values around 1
 
 
 class Measure(StrEnum):
@@ -114,7 +113,7 @@ def run(request: Request) -> int:
         charts.draw(results, [name for name in PEERS if name in versions], f"gennorm bench, {machine}", request.chart)
     wrong = [
         *report.disagreements(results),
-        *(f"{one.name}, {one.bytes:,} bytes" for one in grown if one.wrong > UNITS),
+        *(f"{one.name}, {one.bytes:,} bytes" for one in grown if one.wrong > 1),
     ]
     for line in wrong:
         screen.print(f"≠ {line}", style="bold red")

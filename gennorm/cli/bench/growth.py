@@ -12,6 +12,7 @@ import gennorm as gn
 from gennorm.arrays import dtype_named
 from gennorm.cli.bench.cases import Array
 from gennorm.cli.bench.timing import best
+from gennorm.cli.bench.values import NEAR
 from gennorm.plan import ITEMSIZE
 
 __all__ = ["SERIES", "Grown", "grown", "growth"]
@@ -54,7 +55,7 @@ class Grown:
     nanoseconds : float
         For each element.
     wrong : float
-        The largest error; the output is compared where the array begins and where it ends.
+        The largest error over what is allowed; the output is compared where the array begins and where it ends.
     """
 
     name: str
@@ -93,10 +94,11 @@ def grown(series: Series, elements: int, seconds: float) -> Grown:
     part = series.shape(BLOCK)
     right = _standardized(block.astype(np.float64).reshape(part), series)
     ends = (y[: part[0]], y[-part[0] :])
-    wrong = max(float(np.abs(end.astype(np.float64) - right).max()) for end in ends)
+    worst = max(float(np.abs(end.astype(np.float64) - right).max()) for end in ends)
     del y, ends
     taken = best({"": lambda: layer(x)}, seconds)[""]
-    return Grown(series.name, elements, x.nbytes, taken, taken / elements * 1e9, wrong)
+    allowed = NEAR[series.dtype] * float(np.abs(right).max())
+    return Grown(series.name, elements, x.nbytes, taken, taken / elements * 1e9, worst / allowed)
 
 
 def _standardized(x: Array, series: Series) -> Array:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from gennorm.cli.bench.cases import Array, Arrays, Case, Work
 
-__all__ = ["compute", "distance", "expected"]
+__all__ = ["NEAR", "compute", "distance", "expected"]
 
 # Of the largest value. Everybody rounds to the dtype, and most also add up in it, hundreds of thousands of elements.
 NEAR = {"float64": 1e-9, "float32": 2e-4, "float16": 1e-2, "bfloat16": 5e-2}
