@@ -71,7 +71,8 @@ TOGETHER = """\
 | forward | 1 | 2 | **8.00×** (4.00×) | **2.00×** (2.00×) |  |
 | forward into `out=` | 1 | 1 |  |  | **1.17×** (1.17×) |
 
-The geometric mean, and in brackets the least of all cases. Some kind, Python 3.11.7, torch 2.13.0, JAX 0.10; 2026-01-02."""
+The geometric mean, and in brackets the least of all cases. Some kind, Python 3.11.7, torch 2.13.0, JAX 0.10; """
+TOGETHER += "2026-01-02."
 
 CASES = """\
 ### 1 thread

@@ -10,9 +10,8 @@ from gennorm.cli.bench.cases import Work
 from gennorm.cli.bench.report import TITLES, geometric_mean
 from gennorm.cli.bench.running import Result
 from gennorm.cli.files import replacing
-from gennorm.errors import FileError, suggest
 
-__all__ = ["draw", "suffix_of"]
+__all__ = ["FORMATS", "draw"]
 
 FORMATS = (".svg", ".png", ".pdf")
 # Okabe and Ito's colours, which everybody can tell apart.
@@ -26,22 +25,6 @@ COLOURS = {
 }
 INK, FAINT = "#222222", "#DDDDDD"
 SETTINGS: Any = {"font.family": "sans-serif", "svg.fonttype": "path", "svg.hashsalt": "gennorm", "font.size": 9}
-
-
-def suffix_of(path: Path) -> str:
-    """The format that a chart is written in.
-
-    Raises
-    ------
-    FileError
-        It is none of those that can be written.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in FORMATS:
-        msg = f'{path}: a chart is no "{path.suffix}" file{suggest(path.suffix, FORMATS)}\n'
-        msg += f"write a name that ends with {', '.join(FORMATS)}"
-        raise FileError(msg, code="F012")
-    return suffix[1:]
 
 
 def draw(results: Sequence[Result], peers: Sequence[str], subtitle: str, path: Path) -> None:
@@ -63,8 +46,8 @@ def draw(results: Sequence[Result], peers: Sequence[str], subtitle: str, path: P
         figure.legend(handles, labels, loc="outside lower center", ncols=len(peers), frameon=False, handletextpad=0.2)
         figure.suptitle(subtitle, x=0.01, ha="left", fontsize=10, color=INK)
         with replacing(path) as part:
-            metadata = {"Date": None} if suffix_of(path) == "svg" else None
-            figure.savefig(part, format=suffix_of(path), dpi=160, metadata=metadata)
+            kind = path.suffix.lower()[1:]
+            figure.savefig(part, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
 
 
 def _panel(panel: Any, results: Sequence[Result], work: Work, norms: Sequence[str], peers: Sequence[str]) -> None:

@@ -80,6 +80,14 @@ class Request:
         names = [spelled[name] for name in _some("--peers", self.peers, list(spelled))]
         return {name: PEERS[name] for name in names or PEERS}
 
+    def check(self) -> None:
+        """End where the files cannot be what they are called, or would be in no folder."""
+        if self.chart is not None and self.chart.suffix.lower() not in charts.FORMATS:
+            refuse("--chart", f'"{self.chart}" is no picture; write a name that ends with {", ".join(charts.FORMATS)}')
+        for option, path in (("--json", self.json), ("--chart", self.chart)):
+            if path is not None and not path.parent.is_dir():
+                refuse(option, f'there is no folder "{path.parent}"')
+
     def number(self) -> int:
         """How many threads everybody has."""
         available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -92,8 +100,7 @@ class Request:
 def run(request: Request) -> int:
     """Measure, print and write; the status is 1 where values disagree."""
     cases, measures, wanted, number = request.cases(), request.measures(), request.wanted(), request.number()
-    if request.chart is not None:
-        charts.suffix_of(request.chart)  # before minutes are spent
+    request.check()  # before minutes are spent
     screen = console()
     with threads(number):
         present, absent = found(wanted, number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -69,7 +70,8 @@ def distance(case: Case, found: Mapping[str, Any], right: Mapping[str, Array]) -
     for name, value in right.items():
         other = np.asarray(found.get(name))
         if other.shape != value.shape:
-            return float("inf")
+            return math.inf
         error = float(np.max(np.abs(other.astype(np.float64, copy=False) - value), initial=0.0))
-        worst = max(worst, error / (NEAR[case.dtype] * float(np.max(np.abs(value), initial=1e-300))))
-    return worst if worst == worst else float("inf")  # noqa: PLR0124 - NaN
+        share = error / (NEAR[case.dtype] * float(np.max(np.abs(value), initial=1e-300)))
+        worst = max(worst, share if math.isfinite(share) else math.inf)
+    return worst
