@@ -21,6 +21,7 @@ OFFSETS = (0.0, 1.0, 1e2, 1e4, 1e6, 1e8)  # of the mean from zero, in deviations
 SCALES = (1e-30, 1e-10, 1.0, 1e10, 1e30)  # the deviation
 LENGTHS = (1, 2, 8, 100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 SLICES = 1_000_000  # elements of all slices of a length, as long as there are no more than 64 of them
+BLOCK = 1 << 16
 
 DIGITS = {"float32": 24, "float64": 53}
 
@@ -37,7 +38,9 @@ class Error:
     length : int
         Elements of a slice.
     offset, scale : float
-        The mean, in deviations, and the deviation.
+        The mean, in deviations, and the deviation, that elements were drawn with.
+    far : float
+        How many deviations the mean of a slice is from zero at the most.
     ulps : dict
         The largest error by who made it; None where it is not a number.
     bound : float
@@ -49,6 +52,7 @@ class Error:
     length: int
     offset: float
     scale: float
+    far: float
     ulps: dict[str, float | None]
     bound: float
 
@@ -57,7 +61,7 @@ def errors(
     peers: Sequence[Peer],
     report: Callable[..., None],
     lengths: Sequence[int] = LENGTHS,
-    dtypes: Sequence[str] = ("float32", "float64"),
+    dtypes: Sequence[str] = tuple(DIGITS),
 ) -> Iterator[Error]:
     """Every length far from zero, and every length very small and very large, near to zero and far from it."""
     kinds = [*((offset, 1.0) for offset in OFFSETS), *product((0.0, 1e4), (scale for scale in SCALES if scale != 1))]
@@ -90,9 +94,14 @@ def ulps(found: Array, right: Array, dtype: str) -> float | None:
     >>> ulps(np.array([1 + 2.0**-22, 2.0**-23]), np.array([1.0, 0.0]), "float32")
     2.0
     """
-    _, exponents = np.frexp(np.maximum(np.abs(right), 1))
-    off = np.ldexp(np.abs(found.astype(np.longdouble) - right), DIGITS[dtype] - exponents)
-    worst = float(np.max(off))
+    axis = int(np.argmax(right.shape))
+    pieces = right.size // BLOCK + 1  # whose temporaries stay in the cache
+    worst = 0.0
+    for y, z in zip(np.array_split(found, pieces, axis), np.array_split(right, pieces, axis), strict=True):
+        unit = np.spacing(np.maximum(np.abs(z), 1).astype(np.float64)) * 2.0 ** (DIGITS["float64"] - DIGITS[dtype])
+        off = np.abs(y - z).astype(np.float64) / unit
+        largest = float(np.max(off, initial=0.0))
+        worst = max(worst, largest if math.isfinite(largest) else math.inf)
     return worst if math.isfinite(worst) else None
 
 
@@ -122,7 +131,7 @@ def _errors(peers: Sequence[Peer], dtype: str, length: int, offset: float, scale
             with np.errstate(all="ignore"):
                 y = FORMULAS[peer.name](array, axis)
             found[peer.name] = None if y is None else ulps(y, z, dtype)
-        yield Error(dtype, layout, length, offset, scale, found, bound(length, far, dtype))
+        yield Error(dtype, layout, length, offset, scale, far, found, bound(length, far, dtype))
 
 
 def _torch(x: Array, axis: int) -> Array | None:
