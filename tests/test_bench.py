@@ -283,6 +283,21 @@ def test_a_run(tmp_path):
     assert len(svg) > 10_000
 
 
+def test_what_was_measured_is_printed_where_the_rest_is_interrupted(monkeypatch):
+    honest, done = command.measure, []
+
+    def interrupted(case, *rest):
+        if done:
+            raise KeyboardInterrupt
+        done.append(case)
+        return honest(case, *rest)
+
+    monkeypatch.setattr(command, "measure", interrupted)
+    text = bench("1x768", "--work", "forward", "--peers", "numpy", *QUICK, status=130)
+    assert re.search(r"layer norm 1×768 +[\d.]+ µs", text)
+    assert "RMS norm 1×768" not in text
+
+
 def test_a_wrong_peer_is_marked_and_the_status_is_1(monkeypatch):
     honest = peers.Numpy.competitor
 

@@ -24,6 +24,7 @@ from gennorm.errors import suggest
 
 __all__ = ["Measure", "Request", "listed", "run"]
 
+SIZES = [*Size]
 PROCESSES = 3  # that are started for each time of starting up
 ALIASES = {"onnxruntime": "ONNX Runtime", "sklearn": "scikit-learn"}
 
@@ -136,21 +137,25 @@ def listed(request: Request) -> None:
 def _speed(cases: Sequence[Case], peers: Sequence[Peer], request: Request, screen: Console) -> list[Result]:
     """The results in the order of the cases, taken with those of one array after each other."""
     measured: dict[Case, Result] = {}
-    with progress("", counted=True) as bar:
-        for case in sorted(cases, key=lambda case: ([*Size].index(case.size), case.shape, case.dtype, case.padding)):
-            bar(len(measured), len(cases), f"{case.name}, {case.work}")
-            measured[case] = measure(case, peers, request.number(), request.seconds)
-    results = [measured[case] for case in cases]
-    columns = [*(peer.name for peer in peers), COPY]
+    try:
+        with progress("", counted=True) as bar:
+            for case in sorted(cases, key=lambda case: (SIZES.index(case.size), case.shape, case.dtype, case.padding)):
+                bar(len(measured), len(cases), f"{case.name}, {case.work}")
+                measured[case] = measure(case, peers, request.number(), request.seconds)
+    finally:  # what has been measured is not lost where the rest is interrupted
+        results = [measured[case] for case in cases if case in measured]
+        _print(results, [*(peer.name for peer in peers), COPY], screen)
+    return results
+
+
+def _print(results: Sequence[Result], columns: Sequence[str], screen: Console) -> None:
     screen.print("A ratio is how many times as long as gennorm somebody takes; below 1 gennorm is slower.")
     for kind in Work:
         rows = [result for result in results if result.case.work is kind]
         if rows:
-            screen.print(
-                "", report.table(kind, rows, [name for name in columns if any(row.ratio(name) for row in rows)])
-            )
+            timed = [name for name in columns if any(name in row.seconds for row in rows)]
+            screen.print("", report.table(kind, rows, timed))
     screen.print("", report.summary(results, columns))
-    return results
 
 
 def _accuracy(peers: Sequence[Peer], screen: Console) -> list[Error]:

@@ -114,7 +114,8 @@ class Gennorm(Peer):
         if case.work is Work.ADAPT:
             adapted = gn.feature_norm(case.channel)
             return Competitor(
-                lambda: adapted.adapt(x), lambda layer: _moments(layer.moments.mean, layer.moments.variance())
+                lambda: adapted.adapt(x, progress=False),
+                lambda layer: _moments(layer.moments.mean, layer.moments.variance()),
             )
         if case.work is Work.OUT:
             out = np.empty(x.shape, x.dtype)

@@ -16,7 +16,7 @@ from gennorm.cli.bench.values import distance, expected
 
 __all__ = ["Result", "cache", "measure", "threads"]
 
-ELSEWHERE = 1 << 20  # what a core's own cache holds where the system does not say
+OWN = 1 << 20  # what a core's own cache holds where the system does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +94,10 @@ def cache() -> int:
     """Bytes of the largest cache that a core has to itself."""
     largest = 0
     for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
-        shared, size = (_read(folder / name) for name in ("shared_cpu_list", "size"))
-        # The threads of one core share what is its own; a cache of three or more processors is not.
-        if size.endswith("K") and size[:-1].isdecimal() and folder.name != "index3" and shared:
+        level, size = (_read(folder / name) for name in ("level", "size"))
+        if level in {"1", "2"} and size.endswith("K"):  # the third level is everybody's
             largest = max(largest, int(size[:-1]) << 10)
-    return largest or ELSEWHERE
+    return largest or OWN
 
 
 def _read(path: Path) -> str:
