@@ -1,10 +1,10 @@
-"""Write the tables of README.md, or check that they are what a command writes.
+"""Write the tables of README.md and of the pages, or check that they are what a command writes.
 
     python docs/tables.py --write
     python docs/tables.py --check
 
-The preset table comes from the presets themselves. The benchmark table comes from the newest file of docs/benchmarks,
-which `python -m tests.benchmarks` writes; see docs/benchmarks/README.md.
+The preset table comes from the presets themselves, the others from the files in docs/benchmarks, which `gennorm bench`
+writes; docs/benchmarks.md has the commands.
 """
 
 from __future__ import annotations
@@ -19,8 +19,17 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).resolve().parent
-README = DOCS.parent / "README.md"
 RESULTS = DOCS / "benchmarks"
+NOTHING = "_Nothing has been recorded yet._"
+
+# What `gennorm bench` calls what it times, and what the tables do.
+WORK = {
+    "forward": "forward",
+    "backward": "forward and backward",
+    "out": "forward into `out=`",
+    "inference": "by given moments",
+    "adapt": "moments of a data set",
+}
 
 # How a newcomer calls each preset, and where the norm is from.
 PRESETS = {
@@ -48,32 +57,74 @@ def preset_table() -> str:
     return table(["preset", "the layer it is", "from"], rows)
 
 
-def newest(folder: Path = RESULTS) -> dict[str, Any] | None:
-    """The newest benchmark by the date inside it."""
+def recorded(folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """The runs of `gennorm bench` on record, fewest threads first."""
     found: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
-    return max(found, key=lambda result: str(result["date"]), default=None)
+    return sorted(found, key=lambda run: (int(run["threads"]), not run["cases"]))
 
 
-def benchmark_table(result: dict[str, Any] | None) -> str:
-    """Microseconds of each case and the ratio to each peer, with the geometric means in the last row."""
-    if result is None:
-        return "_No benchmark has been recorded yet._"
-    peers: list[str] = result["peers"]
+def benchmark_table(runs: Sequence[dict[str, Any]]) -> str:
+    """The geometric mean against each peer, and the worst case, for each kind of work and number of threads."""
+    runs = [run for run in runs if run["cases"]]
+    if not runs:
+        return NOTHING
+    peers = list(dict.fromkeys(row["peer"] for run in runs for row in run["summary"]))
     rows: list[list[str]] = []
-    ratios: dict[str, list[float]] = {peer: [] for peer in peers}
-    for case in result["cases"]:
-        own = case["microseconds"]["gennorm"]
-        cells = [case["name"], microseconds(own)]
-        for peer in peers:
-            other = case["microseconds"].get(peer)
-            cells.append("" if other is None else f"{microseconds(other)} ({other / own:.1f}×)")
-            if other is not None:
-                ratios[peer].append(other / own)
-        rows.append(cells)
-    means = [f"**{geometric_mean(ratios[peer]):.1f}×**" if ratios[peer] else "" for peer in peers]
-    rows.append(["**geometric mean**", "", *means])
-    body = table(["µs, best of many", "gennorm", *peers], rows, align="l" + "r" * (len(peers) + 1))
-    return f"{body}\n\n{result['note']}"
+    for work, title in WORK.items():
+        for run in runs:
+            found = {row["peer"]: row for row in run["summary"] if row["work"] == work}
+            cells = [
+                f"**{times(row['geometric_mean'])}** ({times(row['least'])})" if row else ""
+                for row in map(found.get, peers)
+            ]
+            if found:
+                number = max(row["cases"] for row in found.values())
+                rows.append([title, str(run["threads"]), str(number), *cells])
+    body = table(["times as long as gennorm takes", "threads", "cases", *peers], rows, "lrr" + "r" * len(peers))
+    notes = "\n\n".join(dict.fromkeys(note(run) for run in runs))
+    return f"{body}\n\nThe geometric mean, and in brackets the least of all cases. {notes}"
+
+
+def case_tables(runs: Sequence[dict[str, Any]]) -> str:
+    """Every case of every run."""
+    runs = [run for run in runs if run["cases"]]
+    parts = [] if runs else [NOTHING]
+    for run in runs:
+        parts.append(f"### {run['threads']} {'thread' if run['threads'] == 1 else 'threads'}")
+        for work, title in WORK.items():
+            cases = [case for case in run["cases"] if case["work"] == work]
+            peers = [peer for peer in [*run["peers"], "np.copyto"] if any(peer in case["seconds"] for case in cases)]
+            if cases:
+                rows = [case_row(case, peers) for case in cases]
+                parts.append(table([title, "gennorm, µs", "of the floor", *peers], rows, "l" + "r" * (len(peers) + 2)))
+        if run["startup"]:
+            rows = [
+                [wait["name"], *(f"{wait[key]:.2f}" if wait[key] else "" for key in ("seconds", "compiling"))]
+                for wait in run["startup"]
+            ]
+            parts.append(table(["a new process", "seconds", "nothing cached"], rows, "lrr"))
+        parts.append(note(run))
+    return "\n\n".join(parts)
+
+
+def case_row(case: dict[str, Any], peers: Sequence[str]) -> list[str]:
+    """One line: the time, how many times the floor it is, and the ratios."""
+    own = case["seconds"]["gennorm"]
+    ratios = [times(case["seconds"][peer] / own) if peer in case["seconds"] else "" for peer in peers]
+    marked = [f"≠ {ratio}" if peer in case["wrong"] else ratio for peer, ratio in zip(peers, ratios, strict=True)]
+    return [case["name"], microseconds(own * 1e6), times(own / case["floor"]), *marked]
+
+
+def note(run: dict[str, Any]) -> str:
+    """On what, and by which versions."""
+    machine = run["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in run["peers"].items())
+    return f"{machine['processor']}, Python {machine['python']}, {versions}; {run['date']}."
+
+
+def times(ratio: float) -> str:
+    """A ratio with two or three digits."""
+    return f"{ratio:.2f}×" if ratio < 9.995 else f"{ratio:.{1 if ratio < 99.95 else 0}f}×"
 
 
 def microseconds(value: float) -> str:
@@ -82,39 +133,111 @@ def microseconds(value: float) -> str:
     return f"{round(value, digits):,.{min(max(digits, 0), 2)}f}"
 
 
-def geometric_mean(values: Sequence[float]) -> float:
-    """The mean of ratios."""
-    return math.exp(math.fsum(map(math.log, values)) / len(values))
-
-
-def filled(text: str, name: str, body: str) -> str:
+def filled(text: str, name: str, body: str, page: str) -> str:
     """`text` with `body` between the two markers of the table called `name`."""
     opening, closing = f"<!-- {name}: begin (docs/tables.py) -->", f"<!-- {name}: end -->"
     before, found, rest = text.partition(opening)
     _, ended, after = rest.partition(closing)
     if not found or not ended:
-        msg = f"README.md lacks the markers {opening} and {closing}"
+        msg = f"{page} lacks the markers {opening} and {closing}"
         raise SystemExit(msg)
     return f"{before}{opening}\n{body}\n{closing}{after}"
+
+
+def accuracy_tables(runs: Sequence[dict[str, Any]]) -> str:
+    """The largest errors by length, by mean and by deviation."""
+    errors = [error for run in runs for error in run["accuracy"]]
+    if not errors:
+        return NOTHING
+    tables = [
+        errors_by("elements of a slice, mean 0", "length", [e for e in errors if e["offset"] == 0 and e["scale"] == 1]),
+        errors_by("mean, in deviations", "offset", [e for e in errors if e["scale"] == 1 and e["length"] > 1]),
+        errors_by("deviation, mean 0", "scale", [e for e in errors if e["offset"] == 0 and e["length"] > 1]),
+    ]
+    return "\n\n".join([*tables, *(note(run) for run in runs if run["accuracy"])])
+
+
+def errors_by(title: str, key: str, errors: Sequence[dict[str, Any]]) -> str:
+    """One table: the largest error over all that is not in its rows."""
+    rows: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
+    for error in sorted(errors, key=lambda error: (error["dtype"], error["layout"] == "columns", error[key])):
+        rows.setdefault((error["dtype"], error["layout"], error[key]), []).append(error)
+    names = list(errors[0]["ulps"])
+    cells = [
+        [
+            f"{dtype}, {layout}",
+            f"{value:,}" if key == "length" else f"{value:g}",
+            *(ulps(worst([error["ulps"][name] for error in some])) for name in names),
+            ulps(max(error["bound"] for error in some)),
+        ]
+        for (dtype, layout, value), some in rows.items()
+    ]
+    return table(["slices", title, *names, "the bound"], cells, "l" + "r" * (len(names) + 2))
+
+
+def worst(values: Sequence[float | None]) -> float | None:
+    """The largest; NaN is larger than all."""
+    numbers = [value for value in values if value is not None]
+    return max(numbers) if len(numbers) == len(values) else None
+
+
+def ulps(value: float | None) -> str:
+    """An error, in as many digits as matter."""
+    if value is None:
+        return "NaN"
+    if value >= 1e4:
+        digits, exponent = f"{value:.0e}".split("e")
+        return f"{digits}·10{''.join('⁰¹²³⁴⁵⁶⁷⁸⁹'[int(digit)] for digit in str(int(exponent)))}"
+    return f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"
+
+
+def growth_table(runs: Sequence[dict[str, Any]]) -> str:
+    """Nanoseconds for each element, arrays growing to the right."""
+    grown = [(run["threads"], one) for run in runs for one in run["growth"]]
+    if not grown:
+        return NOTHING
+    sizes = list(dict.fromkeys(one["bytes"] for _, one in grown))
+    rows: dict[tuple[str, int], dict[int, str]] = {}
+    for number, one in grown:
+        rows.setdefault((one["name"], number), {})[one["bytes"]] = f"{one['nanoseconds']:.3f}"
+    header = ["nanoseconds for an element", "threads", *(f"{size >> 20:,} MB" for size in sizes)]
+    cells = [[name, str(number), *(row.get(size, "") for size in sizes)] for (name, number), row in rows.items()]
+    return table(header, cells, "l" + "r" * (1 + len(sizes)))
+
+
+def written(folder: Path = RESULTS) -> dict[Path, dict[str, str]]:
+    """The tables of each page by the names of their markers."""
+    runs = recorded(folder)
+    return {
+        DOCS.parent / "README.md": {"presets": preset_table(), "benchmark": benchmark_table(runs)},
+        DOCS / "benchmarks.md": {
+            "benchmark": benchmark_table(runs),
+            "cases": case_tables(runs),
+            "growth": growth_table(runs),
+        },
+        DOCS / "explanation" / "numerics.md": {"accuracy": accuracy_tables(runs)},
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write or check; the exit status is 1 where the check finds a difference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     choice = parser.add_mutually_exclusive_group(required=True)
-    choice.add_argument("--write", action="store_true", help="write the tables into README.md")
-    choice.add_argument("--check", action="store_true", help="fail where README.md differs from what would be written")
+    choice.add_argument("--write", action="store_true", help="write the tables into the pages")
+    choice.add_argument("--check", action="store_true", help="fail where a page differs from what would be written")
     options = parser.parse_args(arguments)
-    old = README.read_text(encoding="utf-8")
-    new = filled(filled(old, "presets", preset_table()), "benchmark", benchmark_table(newest()))
-    if options.write:
-        README.write_text(new, encoding="utf-8")
-        return 0
-    if new != old:
-        lines = difflib.unified_diff(old.splitlines(), new.splitlines(), "README.md", "docs/tables.py", lineterm="")
-        print("\n".join(lines), "\n\nREADME.md is out of date: python docs/tables.py --write", file=sys.stderr)
-        return 1
-    return 0
+    stale = False
+    for page, bodies in written().items():
+        old = new = page.read_text(encoding="utf-8")
+        for name, body in bodies.items():
+            new = filled(new, name, body, page.name)
+        if options.write:
+            page.write_text(new, encoding="utf-8")
+        elif new != old:
+            stale = True
+            lines = difflib.unified_diff(old.splitlines(), new.splitlines(), page.name, "docs/tables.py", lineterm="")
+            print("\n".join(lines), f"\n\n{page.name} is out of date: python docs/tables.py --write", file=sys.stderr)
+    return 1 if stale else 0
 
 
 if __name__ == "__main__":

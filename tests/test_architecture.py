@@ -60,6 +60,8 @@ INSIDE = {
     "": BELOW_LAYER - {"kernels", "engine"} | {"layer", "precompiling", "presets"},
     **{front: (BELOW_LAYER - {"kernels"}) | {"", "layer", "presets"} for front in FRONTS},
 }
+# What `gennorm bench` is compared with, imported where it is compared.
+BENCHED = {"torch", "jax", "onnx", "onnxruntime", "sklearn"}
 # What each may import from elsewhere, the standard library apart.
 OUTSIDE = {
     "config": {"numpy"},
@@ -76,7 +78,7 @@ OUTSIDE = {
     "layer": {"numpy"},
     "precompiling": {"numpy"},
     "presets": {"numpy"},
-    "cli": {"numpy", "ml_dtypes", "typer", "rich", "PIL", "torch"},
+    "cli": {"numpy", "ml_dtypes", "typer", "rich", "PIL", "matplotlib", *BENCHED},
     **{front: {"numpy", "ml_dtypes", framework} for front, framework in FRONTS.items()},
 }
 

@@ -4,8 +4,9 @@ The bound is that of `accuracy`, with an exact mean in the place of the referenc
 without the second pass of the kernels, and that is a test too.
 """
 
+import json
 import math
-from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,21 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gennorm as gn
+from gennorm.cli.bench import accuracy, peers
 from tests import engines
 from tests.accuracy import V, assert_within, error_bound
 from tests.strategies import RESULTS, dtype_of
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 def exactly(values):
-    """Mean, variance and standardized elements of one slice: the mean to 106 bits, what follows from it to 53."""
-    values = values.astype(np.float64)
-    total = math.fsum(values)
-    mean = (Fraction(total) + Fraction(math.fsum([*values, -total]))) / len(values)
-    high = float(mean)
-    deviations = (values - high) - float(mean - Fraction(high))
-    scale = max(float(np.abs(deviations).max()), 1e-300)
-    variance = math.fsum((deviations / scale) ** 2) / len(values)
-    return high, deviations / scale / math.sqrt(variance) if variance else 0 * deviations
+    """Mean and standardized elements of one slice, to the bits of float64."""
+    mean, z = accuracy.exactly(values)
+    return mean, z.astype(np.float64)
 
 
 def normal(shape, mean, deviation, dtype, seed=0):
@@ -224,6 +222,90 @@ def test_a_mean_is_not_outside_its_slice(value, higher, dtype):
     for array in (x, x[:, None]):
         mean = gn.NormalizationLayer(1).measure(array).mean
         assert np.all((x.min() <= mean) & (mean <= x.max()))
+
+
+# ------------------------------------------------------------------------------------------------------ beside others
+
+SUMMED = {"rows": 10_000, "columns": 100}  # from so many elements on, float64
+ACCURACY = [path for path in (ROOT / "docs" / "benchmarks").glob("*.json") if json.loads(path.read_text())["accuracy"]]
+SEQUENTIAL = "in float64, each lane adds up its elements one after another, where others add in a tree"
+
+
+def nearer(error):
+    """By how many units in the last place somebody else may be nearer to the exact values.
+
+    That many are the roundings of an operation more. Where all hold a mean in one float64, each is off by up to half a
+    unit of the mean itself, and who is nearer there is chance.
+    """
+    return 0.5 if error.dtype == "float32" else 1.5 + error.far
+
+
+def beside(error):
+    """What is wrong with the largest errors of one kind of data, in words."""
+    own = error.ulps["gennorm"]
+    what = f"{error.layout} of {error.length}, mean {error.offset:g}, deviation {error.scale:g}: {own}"
+    if own is None or own > error.bound:
+        return [f"{what} is beyond the bound {error.bound}"]
+    others = {name: ulps for name, ulps in error.ulps.items() if ulps is not None}
+    return [f"{what}, {name} {ulps}" for name, ulps in others.items() if own > ulps + nearer(error)]
+
+
+@pytest.fixture(scope="module")
+def others():
+    found, absent = peers.found({name: peers.PEERS[name] for name in accuracy.FORMULAS}, 1)
+    assert absent == {}
+    return found
+
+
+LENGTHS = (1, 2, 8, 100, 1000, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layout", "length"),
+    [
+        pytest.param(
+            *(dtype, layout, length),
+            marks=[pytest.mark.xfail(reason=SEQUENTIAL)] * (dtype == "float64" and length >= SUMMED[layout]),
+        )
+        for dtype in ("float32", "float64")
+        for layout in ("rows", "columns")
+        for length in LENGTHS
+    ],
+)
+def test_nobody_is_nearer(dtype, layout, length, others):
+    """The errors of `gennorm bench --measure accuracy`: within the bound, and not above those of anybody else."""
+    measured = [e for e in accuracy.errors(others, lambda *_: None, [length], [dtype]) if e.layout == layout]
+    assert len(measured) == len(accuracy.OFFSETS) + 2 * (len(accuracy.SCALES) - 1)
+    assert [line for error in measured for line in beside(error)] == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.xfail(reason=SEQUENTIAL))])
+def test_nobody_is_nearer_on_record(dtype):
+    """The tables of docs/explanation/numerics.md, up to ten million elements."""
+    chosen = [error for error in on_record() if error.dtype == dtype]
+    assert {error.length for error in chosen} == {*accuracy.LENGTHS}
+    assert all(error.ulps.keys() == {"gennorm", *accuracy.FORMULAS} for error in chosen)
+    assert [line for error in chosen for line in beside(error)] == []
+
+
+def test_the_record_is_within_the_bound():
+    assert [error for error in on_record() if not error.ulps["gennorm"] <= error.bound] == []
+
+
+def on_record():
+    """What the tables are made of."""
+    (path,) = ACCURACY
+    return [accuracy.Error(**error) for error in json.loads(path.read_text(encoding="utf-8"))["accuracy"]]
+
+
+def test_a_shift_is_seen(others, monkeypatch):
+    """The check itself: an output that is off by eleven units is beyond the bound."""
+    honest = gn.normalize
+    monkeypatch.setattr(
+        accuracy.gn, "normalize", lambda x, *args, **given: honest(x, *args, **given) * (1 + 23 * 2**-24)
+    )
+    measured = list(accuracy.errors(others, lambda *_: None, [100], ["float32"]))
+    assert any("is beyond the bound" in line for error in measured for line in beside(error))
 
 
 # ------------------------------------------------------------------------------------------------------- half precision

@@ -1,4 +1,4 @@
-"""The command line, ``gennorm demo | apply | adapt | explain | presets``, behind a door that needs no extra.
+"""The command line, ``gennorm demo | apply | adapt | explain | presets | bench``, behind a door that needs no extra.
 
 The commands are in `gennorm.cli.app`. What they need besides gennorm is an extra, and where it is not installed the
 command says so in a line.

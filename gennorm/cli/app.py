@@ -329,3 +329,82 @@ def _example(preset: Preset) -> str:
     if preset is Preset.GROUP:
         return " --groups 32 --shape 8,256,56,56"
     return " --shape 8,128,768" if preset in {Preset.LAYER, Preset.RMS} else " --shape 8,64,56,56"
+
+
+# --------------------------------------------------------------------------------------------------------------- bench
+
+
+@app.command(
+    help=_text("""Time gennorm beside those of torch, torch.compile, JAX, ONNX Runtime and NumPy that are installed.
+
+[cyan]gennorm bench --threads 1[/cyan]                             everything: minutes
+[cyan]gennorm bench --size tiny,small --peers torch,jax[/cyan]
+[cyan]gennorm bench "group norm" bfloat16 --work backward[/cyan]
+[cyan]gennorm bench --json speed.json --chart speed.svg[/cyan]
+[cyan]gennorm bench --measure accuracy,startup,growth[/cyan]
+[cyan]gennorm bench --list[/cyan]                                  what there is
+
+Every case is computed by everybody and compared with the definition in float64 before anything is timed; then they take
+turns in this process, and the best time of each counts. A ratio is how many times as long as gennorm somebody takes.
+The floor is the time in which np.copyto moves the bytes that must move.
+
+The status is 1 where values disagree, and what disagrees is marked ≠.""")
+)
+def bench(
+    patterns: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PATTERN]...", help="Cases with this in their name; * is anything.", show_default=False
+        ),
+    ] = None,
+    measure: Annotated[
+        str | None,
+        typer.Option(
+            help="speed (if not given), startup (new processes), accuracy (errors beside those of others), growth (an "
+            "element of ever larger arrays): some of them.",
+            metavar="WHAT",
+            show_default=False,
+        ),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="tiny, small, middle, large: some of them.", metavar="SIZES", show_default=False)
+    ] = None,
+    work: Annotated[
+        str | None,
+        typer.Option(
+            help="forward, backward, out, inference, adapt: some of them.", metavar="WORK", show_default=False
+        ),
+    ] = None,
+    peers: Annotated[
+        str | None,
+        typer.Option(
+            help="torch, torch.compile (compiles each case for seconds), jax, onnxruntime, numpy, scikit-learn: some.",
+            metavar="NAMES",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads for everybody.", metavar="NUMBER", min=1, show_default=False)
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(help="How long each takes turns at a case.", metavar="SECONDS", min=0)
+    ] = 0.3,
+    gigabytes: Annotated[float, typer.Option(help="How large arrays grow.", metavar="NUMBER", min=2**-10)] = 1.0,
+    as_json: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write what was measured to this file.", metavar="FILE", show_default=False),
+    ] = None,
+    chart: Annotated[
+        Path | None,
+        typer.Option(help="Draw the ratios into this .svg, .png or .pdf file.", metavar="FILE", show_default=False),
+    ] = None,
+    list_cases: Annotated[bool, typer.Option("--list", help="List the cases, and measure nothing.")] = False,
+) -> None:
+    """Time gennorm and its peers."""
+    from gennorm.cli.bench.command import Request, listed, run
+
+    request = Request(tuple(patterns or ()), measure, size, work, peers, threads, seconds, gigabytes, as_json, chart)
+    if list_cases:
+        listed(request)
+    elif run(request):
+        raise typer.Exit(1)

@@ -1,1 +1,1 @@
-"""Speed, measured: run by name only, `python -m tests.benchmarks` or `pytest tests/benchmarks`."""
+"""The goals of speed: run by name only, `pytest tests/benchmarks`, on a machine that has nothing else to do."""

@@ -1,0 +1,77 @@
+"""What is right: the definition in NumPy, which is a peer as well, and the comparison with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gennorm.cli.bench.cases import Array, Arrays, Case, Work
+
+__all__ = ["NEAR", "compute", "distance", "expected"]
+
+# Of the largest value. Everybody rounds to the dtype, and most also add up in it, hundreds of thousands of elements.
+NEAR = {"float64": 1e-9, "float32": 2e-4, "float16": 1e-2, "bfloat16": 5e-2}
+SUMS = ("gradient of scaling", "gradient of biases")
+BLOCK = 1 << 18  # elements that NumPy's temporaries hold without leaving the cache
+
+
+def compute(case: Case, arrays: Arrays, arithmetic: npt.DTypeLike) -> dict[str, Array]:
+    """The output, and in training its gradients, as anybody writes them in NumPy."""
+    sizes, axes = case.split
+    x = arrays.x.astype(arithmetic, copy=False).reshape(sizes)
+    scaling, biases, mean, variance = (
+        array.astype(arithmetic, copy=False).reshape(case.broadcast)
+        for array in (arrays.scaling, arrays.biases, arrays.mean, arrays.variance)
+    )
+    if case.work is Work.ADAPT:
+        return {"mean": x.mean(axes), "variance": x.var(axes)}
+    if case.work is Work.INFERENCE:
+        factor = 1 / np.sqrt(variance + case.epsilon)
+        z = ((x - mean) * factor).reshape(case.shape)
+        return {"output": z if case.norm == "feature" else z * scaling + biases}
+    centred = x if case.norm == "RMS" else x - x.mean(axes, keepdims=True)
+    factor = 1 / np.sqrt(np.mean(centred * centred, axes, keepdims=True) + case.epsilon)
+    z = (centred * factor).reshape(case.shape)
+    y = z * scaling + biases if case.biased else z * scaling
+    if case.work is not Work.BACKWARD:
+        return {"output": y}
+    dy = arrays.dy.astype(arithmetic, copy=False)
+    others = tuple(axis for axis in range(len(case.shape)) if axis not in case.scaled)
+    found = {"output": y, "gradient of scaling": (dy * z).sum(others)}
+    if case.biased:
+        found["gradient of biases"] = dy.sum(others)
+    dz, z = (dy * scaling).reshape(sizes), z.reshape(sizes)
+    along = z * np.mean(dz * z, axes, keepdims=True)
+    if case.norm != "RMS":
+        along += dz.mean(axes, keepdims=True)
+    return {**found, "gradient of the input": (factor * (dz - along)).reshape(case.shape)}
+
+
+def expected(case: Case, arrays: Arrays) -> dict[str, Array]:
+    """The right values, in float64; a few examples at a time where one does not depend on another."""
+    step = len(arrays.x) if 0 in case.aggregated else max(1, BLOCK * len(arrays.x) // arrays.x.size)
+    starts = range(0, len(arrays.x), step)
+    parts = []
+    for lo in starts:
+        some = arrays.examples(lo, lo + step)
+        parts.append(compute(replace(case, shape=some.x.shape), some, np.float64))
+    joined = {name: [part[name] for part in parts] for name in parts[0]}
+    return {name: np.sum(values, axis=0) if name in SUMS else np.concatenate(values) for name, values in joined.items()}
+
+
+def distance(case: Case, found: Mapping[str, Any], right: Mapping[str, Array]) -> float:
+    """The largest error of any of the values, over what is allowed; infinite where one is missing or misshapen."""
+    worst = 0.0
+    for name, value in right.items():
+        other = np.asarray(found.get(name))
+        if other.shape != value.shape:
+            return math.inf
+        error = float(np.max(np.abs(other.astype(np.float64, copy=False) - value), initial=0.0))
+        share = error / (NEAR[case.dtype] * float(np.max(np.abs(value), initial=1e-300)))
+        worst = max(worst, share if math.isfinite(share) else math.inf)
+    return worst

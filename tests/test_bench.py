@@ -1,0 +1,419 @@
+"""`gennorm bench`: what is in the matrix, that everybody computes the same, and what is printed, written and drawn."""
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import re
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import gennorm as gn
+from gennorm.cli.app import app
+from gennorm.cli.bench import cases, charts, command, growth, peers, report, running, startup, timing, values
+from gennorm.cli.bench.cases import Case, Size, Work
+from gennorm.cli.bench.running import Result
+
+MATRIX = cases.matrix()
+
+
+def bench(*arguments, status=0):
+    result = CliRunner().invoke(app, ["bench", *map(str, arguments)], prog_name="gennorm", env={"COLUMNS": "200"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == status, result.output
+    return result.stdout
+
+
+def misuse(*arguments):
+    result = CliRunner().invoke(app, ["bench", *map(str, arguments)], prog_name="gennorm", env={"COLUMNS": "200"})
+    assert result.exit_code == 2, result.output
+    return " ".join(re.findall(r"│ (.*?) *│", result.stderr))
+
+
+# ---------------------------------------------------------------------------------------------------------- the matrix
+
+
+def test_every_case_has_a_name_of_its_own():
+    assert len({(case.name, case.work) for case in MATRIX}) == len(MATRIX)
+
+
+@pytest.mark.parametrize("work", [Work.FORWARD, Work.BACKWARD])
+def test_the_matrix_is_whole(work):
+    """Every norm of every size, both places of the channels, odd sizes, every dtype, and what has no name."""
+    found = [case for case in MATRIX if case.work is work]
+    norms = ("layer", "RMS", "group", "instance", "batch", "channel-wise layer")
+    assert {case.norm for case in found} == {*norms}
+    for size in Size:
+        here = [case for case in found if case.size is size]
+        assert {case.norm for case in here} == {*norms}
+        images = {case.norm for case in here if len(case.shape) == 4 and case.channel == -1}
+        assert images == {"group", "instance", "batch"}
+        assert any(case.trailing == 3 for case in here)
+        assert all(case.bytes >= 100e6 for case in here if size is Size.LARGE)
+        # Half of a middle array's bytes where its elements have half of the usual ones.
+        assert all(4e6 <= case.bytes <= 26e6 for case in here if size is Size.MIDDLE)
+    assert {(1, 768), (128, 768), (4099, 1023)} <= {case.shape for case in found}
+    assert {case.dtype for case in found} == {"float32", "float64", "float16", "bfloat16"}
+    assert [case.norm for case in found if case.padding] == ["layer"]
+    assert [dict(case.groups) for case in found if len(case.groups) > 1] == [{1: 8, 2: 4}]
+
+
+def test_large_forwards_are_also_into_arrays_that_are_there():
+    into = {case.name for case in MATRIX if case.work is Work.OUT}
+    assert into == {case.name for case in MATRIX if case.work is Work.FORWARD and case.size is Size.LARGE}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "name"),
+    [
+        (["RMS norm 1x768"], "RMS norm 1×768"),
+        (["rms*1×768"], "RMS norm 1×768"),
+        (["8 × 4 groups"], "group norm 16×64×56×56, 8 × 4 groups"),
+        (["rows 64 apart"], "layer norm 4096×768, rows 64 apart"),
+    ],
+)
+def test_patterns(patterns, name):
+    assert [case.name for case in cases.matching(MATRIX, patterns, works=["forward"])] == [name]
+
+
+def test_sizes_and_work_are_chosen():
+    chosen = cases.matching(MATRIX, ["layer", "batch"], ["tiny"], ["backward"])
+    assert {case.norm for case in chosen} == {"layer", "channel-wise layer", "batch"}
+    assert {(case.size, case.work) for case in chosen} == {(Size.TINY, Work.BACKWARD)}
+
+
+CACHE = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("case", "span", "arrays"),
+    [
+        # Rows that fit: in and out. A row of three lines and a bit is four lines.
+        (Case("layer", (100, 50), Size.SMALL), 256, 2),
+        (Case("layer", (100, 50), Size.SMALL, Work.BACKWARD), 256, 5),
+        # A column of float32 touches a line for each element.
+        (Case("batch", (1000, 64), Size.SMALL), 64_000, 2),
+        (Case("batch", (100_000, 64), Size.SMALL), 6_400_000, 3),
+        (Case("batch", (100_000, 64), Size.SMALL, Work.BACKWARD), 6_400_000, 8),
+        (Case("batch", (100_000, 64), Size.SMALL, Work.INFERENCE), 6_400_000, 2),
+        (Case("feature", (100_000, 64), Size.SMALL, Work.ADAPT, channel=-1), 6_400_000, 1),
+        # Channels last: 8 channels of float32 are half a line.
+        (Case("group", (2, 100, 64), Size.SMALL, channel=-1, groups=((2, 8),)), 6_400, 2),
+        (Case("instance", (2, 64, 100), Size.SMALL), 448, 2),
+        (Case("group", (2, 64, 100), Size.SMALL, groups=((1, 8),)), 3_200, 2),
+    ],
+    ids=str,
+)
+def test_what_must_move(case, span, arrays):
+    assert case.span == span
+    assert case.moved(CACHE) == arrays * case.bytes
+
+
+def test_cache_of_a_core():
+    assert 1 << 15 <= running.cache() <= 1 << 27
+
+
+# ------------------------------------------------------------------------------------------------ who computes the same
+
+
+def shrunk(case):
+    """The same case of a few elements: 3 examples, 64 channels, and groups of them."""
+    sizes = (3, 5, 6, 64) if case.channel == -1 else (3, 64, 6, 5)
+    shape = sizes if len(case.shape) == 4 else (3, 64)
+    return dataclasses.replace(case, shape=shape, groups=tuple((axis, 2) for axis, _ in case.groups))
+
+
+KINDS = list({(case.name, case.work): case for case in map(shrunk, MATRIX)}.values())
+EAGER = [peer for name, peer in peers.PEERS.items() if name != "torch.compile"]
+# What has no function for a case, by its class.
+BEYOND = {
+    peers.Torch: lambda case: case.work is Work.OUT,
+    peers.Jax: lambda case: case.work is Work.OUT,
+    peers.Numpy: lambda case: case.work is Work.OUT,
+    peers.Sklearn: lambda case: case.work is not Work.ADAPT,
+    peers.OnnxRuntime: lambda case: (
+        case.work in {Work.BACKWARD, Work.OUT, Work.ADAPT}
+        or (case.norm == "batch" and case.work is Work.FORWARD)
+        or case.norm == "channel-wise layer"
+        or case.dtype == "bfloat16"
+        or case.padding
+        or len(case.groups) > 1
+        or (case.channel == -1 and len(case.shape) > 2)
+    ),
+}
+
+
+@pytest.mark.parametrize("peer", [peers.Gennorm, *EAGER], ids=lambda peer: peer.name)
+@pytest.mark.parametrize("case", KINDS, ids=lambda case: f"{case.name}, {case.work}")
+def test_everybody_computes_the_definition(case, peer):
+    arrays = case.arrays()
+    here = peer(1)
+    competitor = here.competitor(case, arrays)
+    if competitor is None:
+        assert BEYOND[peer](case)
+        return
+    with here.during(case):
+        found = competitor.values(competitor.call())
+    assert values.distance(case, found, values.expected(case, arrays)) <= peer.slack
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("work", ["forward", "backward"])
+def test_compiled_torch_computes_the_definition(work):
+    case = Case("group", (2, 8, 5), Size.TINY, Work(work), groups=((1, 2),))
+    assert peers.Compiled.absence() is None
+    arrays, here = case.arrays(), peers.Compiled(1)
+    competitor = here.competitor(case, arrays)
+    with here.during(case):
+        found = competitor.values(competitor.call())
+    assert values.distance(case, found, values.expected(case, arrays)) <= here.slack
+
+
+def test_into_an_array_that_is_there():
+    case = Case("layer", (5, 40), Size.TINY, Work.OUT)
+    arrays = case.arrays()
+    call = peers.Gennorm(1).competitor(case, arrays).call
+    assert call() is call()
+
+
+def test_examples_are_joined(monkeypatch):
+    """A few examples at a time give what all at once give, parameters' gradients and a remainder included."""
+    case = Case("group", (7, 8, 10), Size.SMALL, Work.BACKWARD, groups=((1, 2),))
+    arrays = case.arrays()
+    whole = values.compute(case, arrays, np.float64)
+    monkeypatch.setattr(values, "BLOCK", 3 * 80)
+    for name, found in values.expected(case, arrays).items():
+        np.testing.assert_allclose(found, whole[name], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("spoil", [lambda y: 1.01 * y, lambda y: y[:-1], lambda y: np.where(y > 1, np.nan, y)])
+def test_a_wrong_value_is_seen(spoil):
+    case = Case("layer", (5, 40), Size.TINY)
+    right = values.expected(case, case.arrays())
+    assert values.distance(case, right, right) == 0
+    assert values.distance(case, {"output": spoil(right["output"])}, right) > 1
+    assert values.distance(case, {}, right) == math.inf
+
+
+# -------------------------------------------------------------------------------------------------------------- timing
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only `sleep` moves."""
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    return sleep
+
+
+def test_everybody_takes_turns_and_the_least_counts(clock):
+    turns, slow = [], itertools.cycle([4e-3, 3e-3, 2e-3, 7e-3])
+
+    def call(name, seconds):
+        turns.append(name)
+        clock(seconds)
+
+    found = timing.best({"slow": lambda: call("slow", next(slow)), "fast": lambda: call("fast", 1e-3)}, seconds=0.02)
+    assert found == {"slow": pytest.approx(2e-3), "fast": pytest.approx(1e-3)}
+    rounds = [(name, len(list(some))) for name, some in itertools.groupby(turns[4:])]  # after two calls of each
+    assert rounds[:3] == [("slow", 3), ("fast", 6), ("slow", 3)]  # the order is reversed each round
+
+
+def test_short_calls_are_timed_together(clock):
+    found = timing.best({"short": lambda: clock(1e-6)}, seconds=0)
+    assert found["short"] == pytest.approx(1e-6)
+    assert timing._number(lambda: clock(1e-6)) == 200
+
+
+def test_each_has_its_own_time(clock):
+    spent = {"slow": 0, "fast": 0}
+
+    def call(name, seconds):
+        spent[name] += 1
+        clock(seconds)
+
+    timing.best({"slow": lambda: call("slow", 0.5), "fast": lambda: call("fast", 0.01)}, seconds=0.29)
+    assert spent == {"slow": 2 + 3, "fast": 2 + 30}
+
+
+def test_threads_are_processors():
+    before = gn.get_num_threads(), os.sched_getaffinity(0)
+    with running.threads(1):
+        assert gn.get_num_threads() == len(os.sched_getaffinity(0)) == 1
+    assert (gn.get_num_threads(), os.sched_getaffinity(0)) == before
+
+
+# --------------------------------------------------------------------------------------------------------- the command
+
+QUICK = ("--seconds", 0.001, "--threads", 1)
+
+
+def test_a_run(tmp_path):
+    data, picture = tmp_path / "speed.json", tmp_path / "speed.svg"
+    arguments = ("group norm 1x64x8x8", "--work", "forward,backward", "--peers", "torch,JAX,onnxruntime,numpy")
+    text = bench(*arguments, *QUICK, "--json", data, "--chart", picture)
+    lines = text.splitlines()
+    assert lines[1].startswith(f"gennorm {gn.__version__}, torch ")
+    at = next(i for i, line in enumerate(lines) if line.startswith("Forward, the output allocated"))
+    assert re.fullmatch(r" +gennorm +of the floor +torch +JAX +ONNX Runtime +NumPy *", lines[at + 1])
+    assert re.fullmatch(r"group norm 1×64×8×8, 32 groups +[\d.]+ µs( +[\d.]+×){5} *", lines[at + 2])
+    assert re.search(r"Forward and backward.* +torch +1( +[\d.]+×){2} +group norm 1×64×8×8, 32 groups", text)
+    run = json.loads(data.read_text(encoding="utf-8"))
+    assert run["format"] == "gennorm/bench"
+    assert run["threads"] == 1
+    assert list(run["peers"]) == ["torch", "JAX", "ONNX Runtime", "NumPy"]
+    forward, backward = run["cases"]
+    assert list(forward["seconds"]) == ["gennorm", "torch", "JAX", "ONNX Runtime", "NumPy"]
+    assert list(backward["seconds"]) == ["gennorm", "torch", "JAX", "NumPy"]
+    assert forward["wrong"] == backward["wrong"] == {}
+    means = {(row["work"], row["peer"]): row["geometric_mean"] for row in run["summary"]}
+    ratio = forward["seconds"]["torch"] / forward["seconds"]["gennorm"]
+    assert means["forward", "torch"] == pytest.approx(ratio, rel=2e-3)
+    svg = picture.read_text(encoding="utf-8")
+    assert svg.startswith("<?xml")
+    assert len(svg) > 10_000
+
+
+def test_what_was_measured_is_printed_where_the_rest_is_interrupted(monkeypatch):
+    honest, done = command.measure, []
+
+    def interrupted(case, *rest):
+        if done:
+            raise KeyboardInterrupt
+        done.append(case)
+        return honest(case, *rest)
+
+    monkeypatch.setattr(command, "measure", interrupted)
+    text = bench("1x768", "--work", "forward", "--peers", "numpy", *QUICK, status=130)
+    assert re.search(r"layer norm 1×768 +[\d.]+ µs", text)
+    assert "RMS norm 1×768" not in text
+
+
+def test_a_wrong_peer_is_marked_and_the_status_is_1(monkeypatch):
+    honest = peers.Numpy.competitor
+
+    def liar(self, case, arrays):
+        told = honest(self, case, arrays)
+        return dataclasses.replace(told, values=lambda found: {name: 1.1 * y for name, y in found.items()})
+
+    monkeypatch.setattr(peers.Numpy, "competitor", liar)
+    text = bench("layer norm 1x768", "--work", "forward", "--peers", "numpy", *QUICK, status=1)
+    assert re.search(r"layer norm 1×768 .* ≠ [\d.]+×", text)
+    assert re.search(r"≠ layer norm 1×768, forward: NumPy is off by [\d.]+ times what is allowed", text)
+
+
+def test_who_is_absent_is_named(monkeypatch):
+    monkeypatch.setattr(peers, "find_spec", lambda name: None if name == "jax" else object())
+    monkeypatch.setattr(peers.shutil, "which", lambda _: None)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    text = bench("layer norm 1x768", "--work", "forward", "--peers", "jax,torch.compile,numpy", *QUICK)
+    assert "without JAX: jax is not installed" in text
+    assert "without torch.compile: there is no C++ compiler (no-such-compiler)" in text
+
+
+def test_half_an_installation_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax", None)
+    monkeypatch.setattr(peers, "find_spec", lambda _: object())
+    assert peers.Jax.absence().startswith("jax cannot be imported: ")
+
+
+def test_the_list():
+    lines = bench("bfloat16", "--list", "--work", "backward").splitlines()
+    assert "backward   large   layer norm 65536×1024, bfloat16" in lines
+    assert len(bench("--list").splitlines()) == len(MATRIX)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["no such case"], "Invalid value for 'PATTERN': there is no such case; gennorm bench --list lists them all"),
+        (["--size", "huge"], "Invalid value for '--size': \"huge\" is none of tiny, small, middle, large"),
+        (
+            ["--work", "forwards"],
+            '"forwards" is none of forward, backward, out, inference, adapt; did you mean "forward"?',
+        ),
+        (["--peers", "jaxx"], '"jaxx" is none of torch, torch.compile, jax, onnxruntime, numpy, scikit-learn, sklearn'),
+        (["--measure", "sped"], '"sped" is none of speed, startup, accuracy, growth; did you mean "speed"?'),
+        (["--threads", 4096], "Invalid value for '--threads': 4096 are more than the"),
+        (
+            ["--chart", "a.gif"],
+            "Invalid value for '--chart': \"a.gif\" is no picture; write a name that ends with .svg",
+        ),
+        (["--json", "no/a.json"], "Invalid value for '--json': there is no folder \"no\""),
+    ],
+)
+def test_misuse(arguments, text):
+    assert text in misuse(*arguments)
+
+
+# --------------------------------------------------------------------------------------------------- what else is there
+
+
+def test_growth_in_the_command(tmp_path):
+    data = tmp_path / "growth.json"
+    text = bench("--measure", "growth", "--gigabytes", 2**-8, *QUICK, "--json", data)
+    assert re.search(r"Nanoseconds for an element *\n +1 MB +4 MB *\n", text)
+    grown = json.loads(data.read_text(encoding="utf-8"))["growth"]
+    assert {one["name"] for one in grown} == {series.name for series in growth.SERIES}
+    assert {one["bytes"] for one in grown} == {1 << 20, 1 << 22}
+    assert all(one["wrong"] < 1 for one in grown)
+
+
+def test_a_wrong_end_of_a_large_array_is_seen(monkeypatch):
+    honest = gn.NormalizationLayer.__call__
+
+    def liar(self, x, **keywords):
+        y = honest(self, x, **keywords)
+        y[-1] += 0.1
+        return y
+
+    monkeypatch.setattr(gn.NormalizationLayer, "__call__", liar)
+    text = bench("--measure", "growth", "--gigabytes", 2**-10, *QUICK, status=1)
+    assert "≠ one slice, 1,048,576 bytes" in text
+
+
+def test_startup(monkeypatch):
+    monkeypatch.setattr(startup, "FIRST", {"layer norm": startup.FIRST["layer norm"]})
+    monkeypatch.setattr(command, "PROCESSES", 1)
+    text = bench("--measure", "startup", *QUICK)
+    assert re.search(r"import gennorm, with NumPy +[\d.]+ m?s", text)
+    cached, compiled = re.search(r"first call, layer norm +([\d.]+) m?s +([\d.]+) (?:m?s)", text).groups()
+    assert float(cached) > 0 < float(compiled)
+
+
+def test_the_chart_has_every_dot(tmp_path):
+    """Two peers, two cases: four dots, and a bar for each mean."""
+    some = [Case("layer", (size, 768), Size.TINY) for size in (1, 2)]
+    results = [Result(case, {"gennorm": 1.0, "torch": 2.0 + i, "JAX": 0.5}, 0.5, {}) for i, case in enumerate(some)]
+    charts.draw(results, ["torch", "JAX"], "title", tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    charts.draw(results, ["torch", "JAX"], "title", tmp_path / "a.svg")
+    svg = (tmp_path / "a.svg").read_text(encoding="utf-8")
+    for peer in ("torch", "JAX"):
+        assert svg.lower().count(f"fill: {charts.COLOURS[peer].lower()}; fill-opacity") >= 2
+
+
+def test_summary():
+    some = [Case("layer", (size, 768), Size.TINY) for size in (1, 2)]
+    results = [
+        Result(some[0], {"gennorm": 1.0, "torch": 2.0}, 1, {}),
+        Result(some[1], {"gennorm": 1.0, "torch": 8.0}, 1, {}),
+    ]
+    (row,) = report.summarized(results, ["torch", "JAX"])
+    assert row == {
+        "work": "forward",
+        "peer": "torch",
+        "cases": 2,
+        "geometric_mean": pytest.approx(4),
+        "least": 2.0,
+        "least_in": "layer norm 1×768",
+    }
