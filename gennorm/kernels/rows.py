@@ -113,7 +113,8 @@ def forward(
                             x, x_slice + x_row + start, y, y_slice + y_row + start, size, pivot
                         )
                     elif attempt == 0:
-                        sum_, sum_of_squares = sums(x, x_slice + x_row + start, size)
+                        x_next, _, _ = offsets(geometry, outer_runs, outer, min(part + 1, last - 1) // pieces)
+                        sum_, sum_of_squares = sums(x, x_slice + x_row + start, size, x_next - x_row)
                     else:
                         sum_, sum_of_squares = sums_about(x, x_slice + x_row + start, size, pivot)
                     added += sum_
@@ -162,14 +163,20 @@ def forward(
         fence()
 
 
-def sums(x: Array, start: int, size: int) -> tuple[float, float]:
-    """Sum of contiguous elements and of their squares; two accumulators hide the latency of one."""
+def sums(x: Array, start: int, size: int, ahead: int) -> tuple[float, float]:
+    """Sum of contiguous elements and of their squares; two accumulators hide the latency of one.
+
+    What lies ``ahead`` is fetched meanwhile, if that is not here: the processor does not expect it.
+    """
     added = splat(0.0)
     added_too = splat(0.0)
     squared = splat(0.0)
     squared_too = splat(0.0)
     stop = start + size
     while start + 2 * LANES <= stop:
+        if ahead != 0:
+            prefetch(x, start + ahead)
+            prefetch(x, start + ahead + LANES)
         vector = widen(load(x, start))
         added += vector
         squared = muladd(vector, vector, squared)
