@@ -560,7 +560,7 @@ class NormalizationLayer:
         resolved = back.plan.resolved
         if learns:
             self._require_learnable(resolved)
-        given = None if grouped else self._instead(moments, resolved)
+        given = None if grouped else self._instead(moments, back)
         parameters = self._ready(resolved, scaling, biases)
         per_example, scaling, biases = together(parameters, resolved)
         if per_example:
@@ -573,8 +573,8 @@ class NormalizationLayer:
 
         rows: Array
         if given is not None:
-            rows = back.ordered(given)
-            bound.apply(x, y, rows if bound is back else bound.ordered(given), scaling, biases)
+            rows = given
+            bound.apply(x, y, rows if bound is back else bound.ordered(back.shaped(rows)), scaling, biases)
         elif weights is None:
             rows = bound.normalize(x, y, scaling, biases, keep=keep or learns)
         else:
@@ -597,10 +597,18 @@ class NormalizationLayer:
             self._learn(measured(bound if weights is None else back, rows), resolved)
         return y, kept
 
-    def _instead(self, moments: Moments | None, resolved: Resolved) -> Array:
-        """Mean and variance to normalize by instead of the input's: those given, else those that the layer holds."""
-        found = held(self._held, resolved) if moments is None else applicable(moments, resolved, self._config)
-        return np.stack(found)
+    def _instead(self, moments: Moments | None, bound: Bound) -> Array:
+        """Mean and variance to normalize by instead of the input's, as rows: those given, else those that are held."""
+        resolved = bound.plan.resolved
+        if moments is not None:
+            return bound.ordered(np.stack(applicable(moments, resolved, self._config)))
+        # What is held is never changed, only set anew.
+        whose, rows = bound.held
+        if whose is not self._held or whose is None:
+            whose = self._held
+            rows = bound.ordered(np.stack(held(whose, resolved)))
+            bound.held = whose, rows
+        return rows
 
     def _is_one(self, x: Any) -> bool:
         """Whether this is one example to a layer that knows the moments of batches: a batch of one."""

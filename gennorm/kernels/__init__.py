@@ -65,6 +65,8 @@ def _kernel(family: str, step: str, dtypes: tuple[str, str, str], flags: frozens
         "SUMS",
         "TANGENT",
         "STREAM",
+        "ACROSS",
+        "PLAIN",
         "SCALING",
         "BIASES",
     )
@@ -120,6 +122,7 @@ class Bound:
         self.dtypes = (plan.dtype, plan.result, plan.compute)
         if plan.family == "columns":
             self.tile = plan.geometry[columns.TILE]
+        self.held: tuple[Any, Array] = None, NOTHING  # moments that somebody applies again and again, and their rows
         self._kernels: dict[Any, Kernel] = {}
         self._sweeps: dict[Any, _Sweep] = {}
         self._parameter_steps = self._prepared_steps()
@@ -216,9 +219,9 @@ class Bound:
             return
         source, target = self._source(x), self._target(y)
         mean, variance = moments
-        self._run(
+        self._run_given(
             _flat(source, plan.dtype), _flat(target, plan.result), self.parameter(scaling), self.parameter(biases),
-            mean, variance, self.given, APPLY=1,
+            mean, variance,
         )  # fmt: skip
         _deliver(target, y)
 
@@ -277,9 +280,9 @@ class Bound:
         source, target = self._source(y), self._target(x)
         gains = None if scaling is None else self.parameter(1.0 / scaling.astype(np.float64))
         mean, variance = moments
-        self._run(
+        self._run_given(
             _flat(source, plan.dtype), _flat(target, plan.result), gains, self.parameter(biases),
-            mean, variance, self.given, CENTER=1, INVERT=1, APPLY=1,
+            mean, variance, CENTER=1, INVERT=1,
         )  # fmt: skip
         _deliver(target, x)
 
@@ -361,6 +364,7 @@ class Bound:
         numbers: Array,
         lo: int = 0,
         hi: int | None = None,
+        geometry: Array | None = None,
         **flags: int,
     ) -> None:
         """Run one forward kernel over the tasks ``lo`` to ``hi``."""
@@ -370,17 +374,37 @@ class Bound:
             "forward", SCALING=0 if scaling is None else kind, BIASES=0 if biases is None else kind, **flags
         )
         unused = NOTHING_REAL[plan.compute]
-        gains, shifts = (unused if array is None else array for array in (scaling, biases))
-        geometry = self.geometry
+        gains = unused if scaling is None else scaling
+        shifts = unused if biases is None else biases
+        fields = self.geometry if geometry is None else geometry
         hi = plan.tasks if hi is None else hi
         if lo == 0 and not shared(self.size):
-            kernel(x, y, gains, shifts, means, spreads, geometry, numbers, *self._space(6, 3), 0, hi)
+            kernel(x, y, gains, shifts, means, spreads, fields, numbers, *self._space(6, 3), 0, hi)
             return
 
         def work(first: int, last: int) -> None:
-            kernel(x, y, gains, shifts, means, spreads, geometry, numbers, *self._space(6, 3), lo + first, lo + last)
+            kernel(x, y, gains, shifts, means, spreads, fields, numbers, *self._space(6, 3), lo + first, lo + last)
 
-        run(work, hi - lo, self.size * (hi - lo) // plan.tasks)
+        run(work, hi - lo, self.size * min(hi - lo, plan.tasks) // plan.tasks)
+
+    def _run_given(
+        self,
+        x: Array,
+        y: Array,
+        scaling: Array | None,
+        biases: Array | None,
+        means: Array,
+        variances: Array,
+        **flags: int,
+    ) -> None:
+        """Run a forward kernel with moments that are given, over the rows of all slices in the order of memory."""
+        across, geometry, hi = 1, self.geometry, self.plan.tasks
+        if self.plan.family == "rows":
+            across = self.plan.geometry[rows.ROWS] * self.plan.geometry[rows.PIECES]
+        if across > 1:
+            geometry, hi, flags["ACROSS"] = geometry.copy(), across * self.plan.slices, 1
+            geometry[rows.PORTION] = 1
+        self._run(x, y, scaling, biases, means, variances, self.given, 0, hi, geometry, APPLY=1, **flags)
 
     def _space(self, doubles: int, reals: int) -> tuple[Array, ...]:
         """The workspace of one call of a kernel, numbers for every lane of a tile."""
@@ -434,6 +458,7 @@ class Bound:
         blocks = max(1, min(SHARES, plan.tasks, SPARE // max(16 * parameters, 1), self.size // least))
         block = -(-plan.tasks // blocks)
         flags = {"SCALING": kind * scaled, "BIASES": kind * biased, "WEIGHTED": weighted, "TANGENT": int(tangent)}
+        flags["PLAIN"] = int(plan.family == "columns" and not weighted and max(flags["SCALING"], flags["BIASES"]) < 2)
         phases = [{"SUMS": 1}, {"APPLY": 1}] if in_two else [{"SUMS": 1, "APPLY": 1}]
         varying = plan.family == "rows" and not tangent and 2 in (flags["SCALING"], flags["BIASES"])
         sweep = self._sweeps[key] = _Sweep(

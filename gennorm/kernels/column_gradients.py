@@ -33,12 +33,14 @@ from .columns import (
 from .steps import MEAN, PER_COUNT, PER_DEGREE, VARIANCE, offsets, slopes
 from .vector import (
     LANES,
+    WIDE,
     Array,
     Vector,
     choose,
     first_lanes,
     load,
     load_part,
+    load_wide,
     narrow,
     splat,
     store,
@@ -53,6 +55,7 @@ SCALING = 0  # 0: absent, 1: constant along a lane, 2: varies from lane to lane 
 BIASES = 0
 TANGENT = 0  # a directional derivative: the scaling multiplies what comes out instead of what goes in
 WEIGHTED = 0  # the weights are a mask; 1: it chooses what the statistics contribute to, 2: what the sums are of
+PLAIN = 1  # no weights, and no parameters that vary from line to line
 real = np.float32
 
 
@@ -126,7 +129,13 @@ def backward(
                 start = (part - row * pieces) * piece
                 size = min(piece, length - start)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
-                for line in range(start, start + size):
+                down = size if PLAIN and width <= WIDE else 0
+                if down > 0:
+                    products_down(
+                        x, x_tile + x_row + start * x_line, x_line, dy, y_tile + y_row + start * y_line, y_line,
+                        size, width, lanes, tile, work,
+                    )  # fmt: skip
+                for line in range(start + down, start + size):
                     products(
                         x, x_tile + x_row + line * x_line, dy, weights, y_tile + y_row + line * y_line, width,
                         lanes, tile, work, scaling, p_tile + p_row + line * p_line, left,
@@ -186,7 +195,13 @@ def backward(
                 start = (part - row * pieces) * piece
                 size = min(piece, length - start)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
-                for line in range(start, start + size):
+                down = size if PLAIN and width <= WIDE else 0
+                if down > 0:
+                    combine_down(
+                        x, x_tile + x_row + start * x_line, x_line, dy, dx, y_tile + y_row + start * y_line, y_line,
+                        size, width, lanes, tile,
+                    )  # fmt: skip
+                for line in range(start + down, start + size):
                     combine(
                         x, x_tile + x_row + line * x_line, dy, dx, weights, y_tile + y_row + line * y_line, width,
                         lanes, tile, scaling, p_tile + p_row + line * p_line, left,
@@ -230,6 +245,40 @@ def products(
         gradients[to_biases] += total(to_line)
 
 
+def products_down(
+    x: Array, x_start: int, x_line: int, dy: Array, y_start: int, y_line: int, lines: int, width: int,
+    lanes: Array, tile: int, work: Array,
+) -> None:  # fmt: skip
+    """Add the terms of a block of lines to the sums of their lanes, which stay in registers for a few lanes at a time.
+
+    One line after another, with the sums in memory, takes 18 against 11 ms for the gradient of (8, 224, 224, 64).
+    """
+    lane = 0
+    while lane + WIDE <= width:
+        centre = load_wide(lanes, lane)
+        added = load_wide(work, lane)
+        squared = load_wide(work, tile + lane)
+        for i in range(lines):
+            gradient = load_wide(dy, y_start + i * y_line + lane)
+            added += widen(gradient)
+            squared += widen(gradient * (load_wide(x, x_start + i * x_line + lane) - centre))
+        store(work, lane, added)
+        store(work, tile + lane, squared)
+        lane += WIDE
+    while lane < width:
+        count = width - lane
+        centre_ = load(lanes, lane)
+        added_ = load(work, lane)
+        squared_ = load(work, tile + lane)
+        for i in range(lines):
+            gradient_ = load_part(dy, y_start + i * y_line + lane, count)
+            added_ += widen(gradient_)
+            squared_ += widen(gradient_ * (load_part(x, x_start + i * x_line + lane, count) - centre_))
+        store(work, lane, added_)
+        store(work, tile + lane, squared_)
+        lane += LANES
+
+
 def products_at(
     x: Array, x_start: int, dy: Array, weights: Array, y_start: int, lane: int, count: int, lanes: Array, tile: int,
     work: Array, scaling: Array, p_start: int, left: int, gradients: Array, to_scaling: int, to_biases: int,
@@ -259,6 +308,35 @@ def products_at(
     store(work, lane, load(work, lane) + widen(gradient))
     store(work, tile + lane, load(work, tile + lane) + widen(gradient * deviation))
     return widen(given), widen(term)
+
+
+def combine_down(
+    x: Array, x_start: int, x_line: int, dy: Array, dx: Array, y_start: int, y_line: int, lines: int, width: int,
+    lanes: Array, tile: int,
+) -> None:  # fmt: skip
+    """Write the gradient of a block of lines, some lanes after another."""
+    lane = 0
+    while lane + WIDE <= width:
+        centre = load_wide(lanes, lane)
+        gain = load_wide(lanes, tile + lane)
+        slope = load_wide(lanes, 3 * tile + lane)
+        shift = load_wide(lanes, 4 * tile + lane)
+        for i in range(lines):
+            at = y_start + i * y_line + lane
+            deviation = load_wide(x, x_start + i * x_line + lane) - centre
+            store(dx, at, load_wide(dy, at) * gain + (deviation * slope + shift))
+        lane += WIDE
+    while lane < width:
+        count = width - lane
+        centre_ = load(lanes, lane)
+        gain_ = load(lanes, tile + lane)
+        slope_ = load(lanes, 3 * tile + lane)
+        shift_ = load(lanes, 4 * tile + lane)
+        for i in range(lines):
+            at = y_start + i * y_line + lane
+            deviation_: Vector = load_part(x, x_start + i * x_line + lane, count) - centre_
+            store_part(dx, at, count, load_part(dy, at, count) * gain_ + (deviation_ * slope_ + shift_))
+        lane += LANES
 
 
 def combine(

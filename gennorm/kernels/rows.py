@@ -56,6 +56,7 @@ APPLY = 1  # write the output
 SCALING = 0  # 0: absent, 1: constant along a row, 2: varies along a row
 BIASES = 0
 STREAM = 0  # write past the caches, and fetch the next row meanwhile
+ACROSS = 0  # take the same unit of one slice after another: with moments that are given, that is the order of memory
 INVERT = 0  # from output to input: the scaling is given as its reciprocals
 real = np.float32  # the type of the arithmetic; moments are always float64
 
@@ -91,6 +92,9 @@ def forward(
     for unit in range(lo, hi):
         number = unit // units if units > 1 else unit
         first = (unit - number * units) * portion
+        if ACROSS:
+            first = unit // slices * portion
+            number = unit - unit // slices * slices
         last = min(first + portion, rows * pieces)
         x_slice, y_slice, p_slice = offsets(geometry, RUNS, kept, number)
 
