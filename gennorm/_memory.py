@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gennorm._threads import changing
-from gennorm.errors import ConfigError
+from gennorm.errors import ConfigError, shown
 
 __all__ = ["clear_reserve", "copied", "empty_like", "get_reserve", "set_reserve"]
 
@@ -94,8 +94,7 @@ def set_reserve(limit: int) -> None:
     """
     global _limit  # noqa: PLW0603
     if isinstance(limit, bool) or not isinstance(limit, (int, np.integer)) or limit < 0:
-        shown = f'"{limit}"' if isinstance(limit, str) else repr(limit)
-        msg = f"the reserve cannot be {shown}\nwrite a number of bytes, such as 2**30, or 0 to keep no memory"
+        msg = f"the reserve cannot be {shown(limit)}\nwrite a number of bytes, such as 2**30, or 0 to keep no memory"
         raise ConfigError(msg, code="C104")
     _limit = int(limit)
     _give_up(0)

@@ -23,6 +23,7 @@ import pytest
 
 import gennorm as gn
 from gennorm import (
+    _memory,
     _threads,
     adapting,
     arrays,
@@ -41,7 +42,7 @@ from gennorm.errors import GennormError, point, suggest
 
 MODULES: list[ModuleType] = [
     *(levels, config, statistics, adapting, files, presets),
-    *(layers, arrays, parameters, _threads),
+    *(layers, arrays, parameters, _memory, _threads),
 ]
 # Modules whose texts are asserted in tests of their own.
 ELSEWHERE = ["test_moments.py"]

@@ -1,0 +1,207 @@
+"""Memory of outputs: used again when nobody refers to it, never before; placed as the input is; bounded."""
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import gennorm as gn
+from gennorm import _memory
+
+SHAPE = (64, 1024)  # 256 KiB: large enough to be kept
+
+
+@pytest.fixture(autouse=True)
+def own_reserve():
+    before = gn.get_reserve()
+    gn.clear_reserve()
+    yield
+    gn.set_reserve(before)
+    gn.clear_reserve()
+
+
+def address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def example(seed: int = 0, shape=SHAPE) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def at(offset: int, shape=SHAPE) -> np.ndarray:
+    """An array that begins so many bytes into a cache line."""
+    size = int(np.prod(shape)) * 4
+    raw = np.empty(size + 128, np.uint8)
+    begin = (offset - address(raw)) % 64
+    array = raw[begin : begin + size].view(np.float32).reshape(shape)
+    array[...] = example(shape=shape)
+    return array
+
+
+def test_memory_that_nobody_holds_is_used_again():
+    layer, x = gn.layer_norm(1024), example()
+    where = address(layer(x))
+    assert address(layer(x)) == where
+    assert address(layer.vjp(x)[0]) == where
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda y: y,
+        lambda y: y[3:],
+        lambda y: y.T,
+        lambda y: y.view(np.int32),
+        lambda y: y.ravel()[5:6],
+        lambda y: memoryview(y),
+        lambda y: np.asarray(memoryview(y)),
+        lambda y: {"deep": [y.reshape(-1)[::2]]},
+        lambda y: np.lib.stride_tricks.sliding_window_view(y, 3, axis=1),
+        lambda y: y.__array_interface__ and y.data,
+    ],
+)
+def test_memory_that_somebody_holds_is_not(hold):
+    layer, x = gn.layer_norm(1024), example()
+    y = layer(x)
+    expected, where, held = y.copy(), address(y), hold(y)
+    del y
+    others = [layer(example(seed)) for seed in range(1, 20)]
+    assert where not in {address(other) for other in others}
+    del held, others
+    again = [layer(x) for _ in range(20)]
+    assert where in {address(y) for y in again}
+    np.testing.assert_array_equal(again[-1], expected)
+
+
+def test_memory_held_by_torch_is_not():
+    torch = pytest.importorskip("torch")
+    layer, x = gn.layer_norm(1024), example()
+    y = layer(x)
+    where, tensor = address(y), torch.from_numpy(y)[1:]
+    expected = tensor.clone()
+    del y
+    assert all(address(layer(example(seed))) != where for seed in range(1, 5))
+    assert torch.equal(tensor, expected)
+
+
+@pytest.mark.parametrize("offset", [0, 16, 32, 48, 4])
+def test_an_output_begins_where_its_input_does_in_a_cache_line(offset):
+    x = at(offset)
+    assert address(gn.layer_norm(1024)(x)) % 64 == offset
+
+
+@pytest.mark.parametrize("order", ["C", "F", "channels last", "reversed"])
+def test_an_output_has_the_layout_of_its_input(order):
+    x = example(shape=(8, 16, 32, 32))
+    x = {
+        "C": x,
+        "F": np.asfortranarray(x),
+        "channels last": np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2),
+        "reversed": x[:, ::-1],
+    }[order]
+    layer = gn.group_norm(4, 16)
+    for _ in range(2):
+        y = layer(x)
+        assert y.strides == np.empty_like(x).strides
+        np.testing.assert_array_equal(y, layer(np.ascontiguousarray(x)))
+
+
+def test_parameters_begin_where_large_arrays_do():
+    layer = gn.NormalizationLayer(-1, "Same", input_shape=(..., 7), scaling=np.arange(7.0))
+    assert {address(array) % 64 for array in (layer.scaling, layer.biases)} == {16}
+
+
+def test_no_more_is_kept_than_the_limit():
+    layer = gn.layer_norm(1024)
+    gn.set_reserve(1 << 20)  # three outputs and what they leave over
+    held = [layer(example(seed)) for seed in range(8)]
+    assert _memory._kept <= 1 << 20
+    expected = [layer(example(seed)) for seed in range(8)]
+    for y, z in zip(held, expected, strict=True):
+        np.testing.assert_array_equal(y, z)
+
+
+def test_other_sizes_make_room():
+    gn.set_reserve(1 << 20)
+    for columns in range(1024, 1024 + 64 * 12, 64):
+        gn.layer_norm(columns)(example(shape=(64, columns)))
+        assert _memory._kept <= 1 << 20
+    layer, x = gn.layer_norm(4000), example(shape=(32, 4000))
+    where = address(layer(x))
+    assert address(layer(x)) == where
+
+
+def test_nothing_is_kept_where_the_limit_is_none():
+    gn.set_reserve(0)
+    layer = gn.layer_norm(1024)
+    held = [layer(example(seed)) for seed in range(3)]
+    assert (_memory._kept, sum(map(len, _memory._shelves.values()))) == (0, 0)
+    del held
+
+
+def test_what_waits_is_given_back():
+    layer = gn.layer_norm(1024)
+    held = layer(example())
+    layer(example())
+    assert _memory._kept > 0
+    gn.clear_reserve()
+    kept = _memory._kept
+    assert 0 < kept < 2 * held.nbytes  # what is in use
+    del held
+    gn.clear_reserve()
+    assert _memory._kept == 0
+
+
+def test_threads_never_share_memory():
+    layer = gn.layer_norm(1024)
+    wrong = []
+
+    def work(seed: int) -> None:
+        x = example(seed, (64 + seed % 2, 1024))
+        expected = layer(x).copy()
+        for _ in range(200):
+            y, z = layer(x), layer(x)
+            if address(y) == address(z) or not (np.array_equal(y, expected) and np.array_equal(z, expected)):
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert wrong == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
+def test_a_child_has_memory_of_its_own():
+    code = """
+import os, numpy as np, gennorm as gn
+layer, x = gn.layer_norm(1024), np.random.default_rng(0).standard_normal((64, 1024)).astype("f4")
+y = layer(x); expected = y.copy(); layer(x)
+child = os.fork()
+z = [layer(x + 1) for _ in range(4)]
+assert np.array_equal(y, expected)
+if child == 0:
+    os._exit(0 if np.array_equal(layer(x), expected) else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_cycle_that_holds_an_output_gives_it_back_when_it_is_collected():
+    layer, x = gn.layer_norm(1024), example()
+    cycle = [layer(x)]
+    cycle.append(cycle)
+    where = address(cycle[0])
+    del cycle
+    gc.collect()
+    assert address(layer(x)) == where
