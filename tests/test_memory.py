@@ -57,7 +57,7 @@ def test_memory_that_nobody_holds_is_used_again():
         lambda y: y.T,
         lambda y: y.view(np.int32),
         lambda y: y.ravel()[5:6],
-        lambda y: memoryview(y),
+        memoryview,
         lambda y: np.asarray(memoryview(y)),
         lambda y: {"deep": [y.reshape(-1)[::2]]},
         lambda y: np.lib.stride_tricks.sliding_window_view(y, 3, axis=1),
