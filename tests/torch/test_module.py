@@ -43,7 +43,11 @@ def group_norm(groups=2, channels=4, **keywords):
     return gt.NormalizationLayer("All", 1, {1: groups}, input_shape=(channels, ...), batched=True, **keywords)
 
 
-MADE = {"layer": (layer_norm, (3, 6, 8)), "batch": (batch_norm, (4, 5, 3, 2)), "instance": (instance_norm, (4, 5, 3, 2))}
+MADE = {
+    "layer": (layer_norm, (3, 6, 8)),
+    "batch": (batch_norm, (4, 5, 3, 2)),
+    "instance": (instance_norm, (4, 5, 3, 2)),
+}
 MADE["group"] = group_norm, (3, 4, 5, 2)
 made = pytest.mark.parametrize(("make", "shape"), MADE.values(), ids=MADE)
 
@@ -120,7 +124,12 @@ SETTINGS = [
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize(
     ("levels", "shape"),
-    [(("{0, 2}", 1), (6, 5, 4)), ((2, 1), (6, 5, 4)), (("All", 1, {1: 5}), (6, 5, 4)), (("{0, 2}", 1, {0: 3}), (6, 5, 4))],
+    [
+        (("{0, 2}", 1), (6, 5, 4)),
+        ((2, 1), (6, 5, 4)),
+        (("All", 1, {1: 5}), (6, 5, 4)),
+        (("{0, 2}", 1, {0: 3}), (6, 5, 4)),
+    ],
     ids=str,
 )
 def test_moving_statistics_with_every_setting(levels, shape, settings, masked):
@@ -379,7 +388,9 @@ def test_functional_call_takes_other_parameters():
 
 
 @pytest.mark.parametrize(
-    "copied", [copy.copy, copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))], ids=["copy", "deep", "pickle"]
+    "copied",
+    [copy.copy, copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))],
+    ids=["copy", "deep", "pickle"],
 )
 @made
 def test_copies(make, shape, copied):
