@@ -338,6 +338,81 @@ def vjp(
     return np.asarray(dx), dscaling, dbiases
 
 
+def second(
+    x: ArrayLike,
+    dy: ArrayLike,
+    along: tuple[ArrayLike, ArrayLike | None, ArrayLike | None],
+    aggregation_levels: Levels = "2;;All",
+    scaling_levels: Levels = "Complement",
+    group_number: Groups = None,
+    method: str = "Standardize",
+    unbiased: bool = False,
+    epsilon: float = 1e-3,
+    *,
+    scaling: ArrayLike | None = None,
+    biases: ArrayLike | None = None,
+    batched: bool = False,
+    epsilon_placement: str = "inside",
+    mask: ArrayLike | None = None,
+    mean: ArrayLike | None = None,
+    variance: ArrayLike | None = None,
+) -> tuple[Array, Array, Array | None]:
+    """Derivatives by ``dy``, ``x`` and ``scaling`` of the cotangents that ``vjp`` gives, multiplied by ``along``.
+
+    The output is linear in ``dy``, so the first is its derivative along ``along``. The cotangents are gradients of one
+    number, ``sum(dy * y)``, so how they change along ``along`` is also what ``along`` draws from them: the other two
+    are ``vjp``, line by line, with the derivative of every line along ``along`` beside it.
+    """
+    x, dy = np.asarray(x, dtype=np.float64), np.asarray(dy, dtype=np.float64)
+    t = np.asarray(along[0], dtype=np.float64)
+    levels_and_method = (aggregation_levels, scaling_levels, group_number, method, unbiased, epsilon)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        s = _statistics(x, *levels_and_method, batched, epsilon_placement, mask, mean, variance)
+        over, total = s.where.over_slices, s.where.total
+        weight, to_weight, to_shift = (
+            value if value is None else s.where.over_levels(np.asarray(value, dtype=np.float64), batched)
+            for value in (scaling, along[1], along[2])
+        )
+        weight = np.ones(()) if weight is None else weight
+        to_weight = np.zeros(()) if to_weight is None else to_weight
+        # Statistics and what follows from them, each with a dot: how it changes.
+        z, through = x - s.mean, s.degrees is not None
+        z_dot, factor_dot, slope_dot = t, np.zeros(()), np.zeros(())
+        count = over(np.maximum(total(s.counted), 1.0))
+        if through:
+            counted = np.where(s.counted == 1, t, 0.0)
+            if method == "Standardize":
+                z_dot = t - over(total(counted)) / count
+            v_dot = 2 * over(total(counted * np.where(s.counted == 1, z, 0.0))) / s.degrees
+            factor_dot = s.slope * v_dot
+            slope_dot = _bend(s, epsilon_placement) * v_dot
+        y_dot = to_weight * z * s.factor + weight * (z_dot * s.factor + z * factor_dot)
+        if to_shift is not None:
+            y_dot = y_dot + to_shift
+        g, g_dot = dy * weight, dy * to_weight
+        dscaling = None
+        if scaling is not None:
+            dscaling = s.where.summed_like(dy * (z_dot * s.factor + z * factor_dot), np.asarray(scaling))
+        dx = g_dot * s.factor + g * factor_dot
+        if through:
+            gz, gz_dot = over(total(g * z)), over(total(g_dot * z + g * z_dot))
+            back = 2 / s.degrees * (gz_dot * s.slope * z + gz * slope_dot * z + gz * s.slope * z_dot)
+            if method == "Standardize":
+                back = back - (over(total(g_dot)) * s.factor + over(total(g)) * factor_dot) / count
+            dx = dx + np.where(s.counted == 1, back, 0.0)
+    return np.asarray(y_dot + np.zeros_like(x)), np.asarray(dx), dscaling
+
+
+def _bend(s: Statistics, epsilon_placement: str) -> Array:
+    """The second derivative of the factor by the variance; 0 where the slope is."""
+    if epsilon_placement == "outside":
+        deviation = np.sqrt(s.variance)
+        bend = s.factor**3 / (2 * s.variance) + s.factor**2 / (4 * s.variance * deviation)
+    else:
+        bend = 0.75 * s.factor**5
+    return np.where(s.slope == 0, 0.0, bend)
+
+
 def moving(
     mean: ArrayLike,
     variance: ArrayLike,

@@ -1,0 +1,91 @@
+"""What looks at a module without running it: torch.compile, torch.export, fake tensors."""
+
+import copy
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+
+import gennorm.torch as gt  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+
+
+def layer_norm(**keywords):
+    return gt.NormalizationLayer(-1, "Same", epsilon=1e-5, input_shape=(..., 8), **keywords)
+
+
+def batch_norm(**keywords):
+    return gt.NormalizationLayer("{0, 2}", 1, input_shape=(5, None), batched=True, statistics="moving", **keywords)
+
+
+MADE = {"layer": (layer_norm, (4, 8)), "batch": (batch_norm, (6, 5, 8))}
+
+
+def compiled(make, shape, backend, **keywords):
+    """A network and its compiled twin after one step of training; outputs and everything that the step changed."""
+    torch._dynamo.reset()
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), make(**keywords), nn.Tanh(), nn.Linear(8, 8))
+    twin = copy.deepcopy(net)
+    fast = torch.compile(twin, fullgraph=True, backend=backend)
+    x = torch.randn(shape)
+    for one in (net, fast):
+        y = one(x)
+        y.square().mean().backward()
+    for one, other in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad)
+    for one, other in zip(net.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(other, one)
+    net.eval()
+    twin.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), net(x))
+        more = torch.randn(shape[0] + 1, *shape[1:])
+        torch.testing.assert_close(fast(more), net(more))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"method": "RMS", "biases": None}, {"scaling": None, "biases": None}], ids=str
+)
+@pytest.mark.parametrize("name", MADE)
+def test_one_graph(name, settings):
+    compiled(*MADE[name], "aot_eager", **settings)
+
+
+def test_one_graph_for_a_compiler():
+    compiled(*MADE["batch"], "inductor")
+
+
+@pytest.mark.parametrize("layout", ["dense", "channels last", "gapped", "expanded"])
+def test_what_is_announced_is_what_comes(layout):
+    """Shapes, strides and dtypes of the fake implementation, and the derivative that is registered."""
+    module = gt.NormalizationLayer("2;;All", 1, input_shape=(4, None, None), batched=True)
+    x = torch.randn(2, 4, 3, 5)
+    x = {
+        "dense": x,
+        "channels last": x.to(memory_format=torch.channels_last),
+        "gapped": torch.randn(2, 4, 6, 5)[:, :, ::2],
+        "expanded": torch.randn(2, 4, 1, 5).expand(2, 4, 3, 5),
+    }[layout]
+    parameters = [one.detach().clone().requires_grad_() for one in (module.weight, module.bias)]
+    mask, moments = torch.rand(2, 1, 3, 5) < 0.7, torch.ones(3, 2, 4, dtype=torch.float64)
+    for given in ((None, None), (mask, None), (None, moments)):
+        torch.library.opcheck(
+            torch.ops.gennorm.normalize.default,
+            (x.clone(memory_format=torch.preserve_format).requires_grad_(), *parameters, *given, module._text, None),
+        )
+
+
+def test_fake_tensors_and_exports():
+    module, x = layer_norm(), torch.randn(3, 8)
+    with torch._subclasses.FakeTensorMode():
+        assert layer_norm()(torch.randn(3, 8)).shape == (3, 8)
+    exported = torch.export.export(module, (x,))
+    torch.testing.assert_close(exported.module()(x), module(x))
+    traced = torch.fx.experimental.proxy_tensor.make_fx(module)(x)
+    other = torch.randn(3, 8)
+    torch.testing.assert_close(traced(other), module(other))
+    frozen = layer_norm().requires_grad_(False)
+    torch.testing.assert_close(torch.jit.trace(frozen, x)(other), frozen(other))
