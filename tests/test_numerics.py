@@ -253,7 +253,8 @@ def beside(error):
 @pytest.fixture(scope="module")
 def others():
     found, absent = peers.found({name: peers.PEERS[name] for name in accuracy.FORMULAS}, 1)
-    assert absent == {}
+    if absent:
+        pytest.skip(", ".join(absent.values()))
     return found
 
 
