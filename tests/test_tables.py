@@ -117,6 +117,12 @@ def test_growth_table(tables):
     assert line == "| rows | 1 | 0.220 | 0.144 |"
 
 
+def test_a_busy_machine_is_said(tables):
+    busy = {**RUN, "machine": {**MACHINE, "load": 4.96}}
+    assert tables.note(busy).endswith("; 2026-01-02, other work beside it (load 5.0 on 2 processors).")
+    assert "other work" not in tables.note(RUN)
+
+
 def test_runs_on_record_are_by_their_threads(tables, tmp_path):
     assert tables.recorded(tmp_path) == []
     for name, threads in (("a", 2), ("b", 1)):

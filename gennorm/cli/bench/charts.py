@@ -57,10 +57,8 @@ def _panel(panel: Any, results: Sequence[Result], work: Work, norms: Sequence[st
         dots = [
             (ratio, row + shift) for row, norm in enumerate(norms) for ratio in _ratios(results, work, [peer], norm)
         ]
-        colour = COLOURS[peer]
-        panel.scatter(*zip(*dots, strict=True), s=14, color=colour, alpha=0.55, linewidths=0, label=peer) if dots else (
-            panel.scatter([], [], s=14, color=colour, label=peer)
-        )
+        colour, (across, down) = COLOURS[peer], zip(*dots, strict=True) if dots else ((), ())
+        panel.scatter(across, down, s=14, color=colour, alpha=0.55, linewidths=0, label=peer)
         for row, norm in enumerate(norms):
             if ratios := _ratios(results, work, [peer], norm):
                 mean = geometric_mean(ratios)
