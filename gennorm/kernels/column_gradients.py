@@ -110,9 +110,10 @@ def backward(
             index += 1
         for lane in range(0, width, LANES):
             mean = load(work, mean_at + lane)
-            inverse, by_sum, by_product = slopes(
-                load(work, inverse_at + lane), load(work, by_sum_at + lane), load(work, by_product_at + lane), numbers
-            )
+            per_count, per_degree = load(work, by_sum_at + lane), load(work, by_product_at + lane)
+            inverse, by_sum, by_product = slopes(load(work, inverse_at + lane), per_count, per_degree, numbers)
+            store(lanes, 3 * tile + lane, narrow(per_degree))
+            store(lanes, 4 * tile + lane, narrow(per_count))
             store(work, inverse_at + lane, inverse)
             store(work, by_sum_at + lane, by_sum)
             store(work, by_product_at + lane, by_product)
@@ -176,9 +177,11 @@ def backward(
         if APPLY:
             for lane in range(0, width, LANES):
                 # A term that is not there stays 0 where its sum is NaN.
-                by_sum, by_product, zero = load(work, by_sum_at + lane), load(work, by_product_at + lane), splat(0.0)
-                slope = choose(by_product, load(work, squared_at + lane) * by_product, zero)
-                shift = choose(by_sum, load(work, lane) * by_sum, zero)
+                zero = splat(0.0)
+                slope = load(work, squared_at + lane) * load(work, by_product_at + lane)
+                slope = choose(widen(load(lanes, 3 * tile + lane)), slope, zero)
+                shift = load(work, lane) * load(work, by_sum_at + lane)
+                shift = choose(widen(load(lanes, 4 * tile + lane)), shift, zero)
                 shift += slope * (widen(load(lanes, lane)) - load(work, mean_at + lane))
                 gain = load(work, inverse_at + lane)
                 if SCALING == 1:

@@ -119,8 +119,8 @@ def backward(
             else:
                 added, squared = sums[number], sums[slices + number]
             # A term that is not there stays 0 where its sum is NaN.
-            slope = by_product * squared if by_product != 0.0 else 0.0
-            shift = by_sum * added if by_sum != 0.0 else 0.0
+            slope = by_product * squared if per_degree != 0.0 else 0.0
+            shift = by_sum * added if per_count != 0.0 else 0.0
             shift += slope * rest
             for part in range(first, last):
                 row = part // pieces if pieces > 1 else part
