@@ -376,7 +376,6 @@ def interrupt_the_first(after):
     say("stopped" if stopped else "finished")
     call("columns")
     call("layer", "float64")
-    differentiate()
 
 
 # -------------------------------------------------------------------------------------------------- what there is not
@@ -473,12 +472,15 @@ def one_core(how):
         names.append(thread.name)
         start(thread)
 
+    def pool(names):
+        return [name for name in names if name.startswith("gennorm_")]  # and not one that compiles, alone
+
     threading.Thread.start = noted
     call("large")
-    assert not names, names
+    assert not pool(names), names
     gn.set_num_threads(2)  # what the program itself says comes first
     call("large")
-    assert [name for name in names if name.startswith("gennorm")], names
+    assert pool(names), names
 
 
 # -------------------------------------------------------------------------------------------------------------- a cache

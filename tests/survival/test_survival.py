@@ -101,9 +101,9 @@ def test_a_long_call_is_interrupted():
     assert play("interrupt_a_call")[0] > 5
 
 
-@pytest.mark.parametrize("after", [0.02, 0.1, 0.2, 0.4, 0.6, 0.9])
+@pytest.mark.parametrize("after", [0.05, 0.15, 0.4, 0.8])
 def test_the_first_call_is_interrupted(after, tmp_path):
-    assert play("interrupt_the_first", str(after), GENNORM_CACHE_DIR=str(tmp_path))[0] >= 4
+    assert play("interrupt_the_first", str(after), GENNORM_CACHE_DIR=str(tmp_path))[0] >= 2
 
 
 # -------------------------------------------------------------------------------------------------- what there is not
@@ -238,7 +238,6 @@ def test_eight_processes_at_once_fifty_times(tmp_path):
 
 def test_eight_interpreters_at_once(tmp_path):
     dtypes = ("float32", "float64", "float16", "bfloat16") * 2
-    for _ in ("cold", "warm"):
-        processes = [begin("compete", dtype, GENNORM_CACHE_DIR=str(tmp_path)) for dtype in dtypes]
-        assert [end(process)[0] for process in processes] == [1] * 8
-        assert len(list((tmp_path / "gennorm").iterdir())) == 4
+    processes = [begin("compete", dtype, GENNORM_CACHE_DIR=str(tmp_path)) for dtype in dtypes]
+    assert [end(process)[0] for process in processes] == [1] * 8
+    assert len(list((tmp_path / "gennorm").iterdir())) == 4
