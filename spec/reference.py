@@ -350,7 +350,6 @@ def second(
     epsilon: float = 1e-3,
     *,
     scaling: ArrayLike | None = None,
-    biases: ArrayLike | None = None,
     batched: bool = False,
     epsilon_placement: str = "inside",
     mask: ArrayLike | None = None,
