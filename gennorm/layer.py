@@ -506,7 +506,7 @@ class NormalizationLayer:
         >>> found = layer.vjp(x)[1](dy)
         >>> _, gradients = layer.second(x, dy, gn.gradients.Gradients(2 * found.input, None, None))
         >>> step = np.array([0.0, 1e-6, 0.0])
-        >>> abs((length(x + step) - length(x - step)) / 2e-6 - gradients.input[1]) < 1e-8
+        >>> bool(abs((length(x + step) - length(x - step)) / 2e-6 - gradients.input[1]) < 1e-8)
         True
         """
         from gennorm.second import second
