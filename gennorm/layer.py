@@ -442,7 +442,8 @@ class NormalizationLayer:
 
     def _along_parameters(self, kept: Kept, dscaling: Any, dbiases: Any, dtype: np.dtype[Any]) -> Array:
         """What directions of the parameters add to the output's: it is linear in them, so the output that they give."""
-        resolved, x = kept.bound.plan.resolved, kept.x
+        x = kept.x
+        resolved = self._bind(x, None, grouped=kept.grouped).plan.resolved  # not that of parameters for each example
         given = [
             Parameter.given("dscaling", np.zeros(np.shape(dbiases)) if dscaling is None else dscaling, resolved),
             Parameter(None, False) if dbiases is None else Parameter.given("dbiases", dbiases, resolved),
@@ -505,7 +506,7 @@ class NormalizationLayer:
         >>> found = layer.vjp(x)[1](dy)
         >>> _, gradients = layer.second(x, dy, gn.gradients.Gradients(2 * found.input, None, None))
         >>> step = np.array([0.0, 1e-6, 0.0])
-        >>> abs((length(x + step) - length(x - step)) / 2e-6 - gradients.input[1]) < 1e-8
+        >>> bool(abs((length(x + step) - length(x - step)) / 2e-6 - gradients.input[1]) < 1e-8)
         True
         """
         from gennorm.second import second

@@ -350,7 +350,6 @@ def second(
     epsilon: float = 1e-3,
     *,
     scaling: ArrayLike | None = None,
-    biases: ArrayLike | None = None,
     batched: bool = False,
     epsilon_placement: str = "inside",
     mask: ArrayLike | None = None,
@@ -376,14 +375,14 @@ def second(
         weight = np.ones(()) if weight is None else weight
         to_weight = np.zeros(()) if to_weight is None else to_weight
         # Statistics and what follows from them, each with a dot: how it changes.
-        z, through = x - s.mean, s.degrees is not None
+        z, degrees = x - s.mean, s.degrees
         z_dot, factor_dot, slope_dot = t, np.zeros(()), np.zeros(())
         count = over(np.maximum(total(s.counted), 1.0))
-        if through:
+        if degrees is not None:
             counted = np.where(s.counted == 1, t, 0.0)
             if method == "Standardize":
                 z_dot = t - over(total(counted)) / count
-            v_dot = 2 * over(total(counted * np.where(s.counted == 1, z, 0.0))) / s.degrees
+            v_dot = 2 * over(total(counted * np.where(s.counted == 1, z, 0.0))) / degrees
             factor_dot = s.slope * v_dot
             slope_dot = _bend(s, epsilon_placement) * v_dot
         y_dot = to_weight * z * s.factor + weight * (z_dot * s.factor + z * factor_dot)
@@ -394,9 +393,9 @@ def second(
         if scaling is not None:
             dscaling = s.where.summed_like(dy * (z_dot * s.factor + z * factor_dot), np.asarray(scaling))
         dx = g_dot * s.factor + g * factor_dot
-        if through:
+        if degrees is not None:
             gz, gz_dot = over(total(g * z)), over(total(g_dot * z + g * z_dot))
-            back = 2 / s.degrees * (gz_dot * s.slope * z + gz * slope_dot * z + gz * s.slope * z_dot)
+            back = 2 / degrees * (gz_dot * s.slope * z + gz * slope_dot * z + gz * s.slope * z_dot)
             if method == "Standardize":
                 back = back - (over(total(g_dot)) * s.factor + over(total(g)) * factor_dot) / count
             dx = dx + np.where(s.counted == 1, back, 0.0)

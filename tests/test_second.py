@@ -1,4 +1,4 @@
-"""Second derivatives, and first ones along directions of the parameters: against the definition, differences and torch."""
+"""Second derivatives, and first ones along directions of parameters: against the definition, differences and torch."""
 
 import itertools
 
@@ -49,13 +49,13 @@ def check(layer, x, settings, mask=None, moments=None, **held):
     """Every second derivative is that of the definition, and the derivative along all directions too."""
     dtype = x.dtype.name
     dy, ways = direction(x.shape, 6, dtype), along(x, layer, dtype)
-    scaling, biases = parameters(layer)
+    scaling, _ = parameters(layer)
     ddy, found = layer.second(x, dy, ways, mask=mask, moments=moments)
     wide = [
         None if value is None else np.asarray(value, np.float64) for value in (ways.input, ways.scaling, ways.biases)
     ]
     exact = reference.second(
-        x.astype(np.float64), dy.astype(np.float64), wide, **settings, scaling=scaling, biases=biases, mask=mask, **held
+        x.astype(np.float64), dy.astype(np.float64), wide, **settings, scaling=scaling, mask=mask, **held
     )
     near(ddy, exact[0], dtype, "by the gradient")
     near(found.input, exact[1], dtype, "by the input")
@@ -69,7 +69,7 @@ def check(layer, x, settings, mask=None, moments=None, **held):
     near(pushed, exact[0], dtype, "along the directions")
 
 
-# ------------------------------------------------------------------------------------------------------ the definition
+# ------------------------------------------------------------------------------------------------------- the definition
 
 SETTINGS = [
     {"method": method, "epsilon_placement": placement, "epsilon": epsilon, "unbiased": unbiased}
@@ -102,7 +102,7 @@ def test_the_definition_is_what_differences_of_the_gradient_are(levels, settings
         dx, ds, db = reference.vjp(x, dy, **every, scaling=s, biases=b, mask=mask)
         return (dx * t).sum() + (ds * p).sum() + (db * q).sum()
 
-    found = reference.second(x, dy, (t, p, q), **every, scaling=s, biases=b, mask=mask)
+    found = reference.second(x, dy, (t, p, q), **every, scaling=s, mask=mask)
     step = 1e-5
     for place, exact in zip((1, 0, 2), found, strict=True):
         point = [x, dy, s]
@@ -202,7 +202,7 @@ def test_directions_of_some():
         np.testing.assert_allclose(one, part[0], rtol=1e-13, atol=1e-13)
 
 
-# ------------------------------------------------------------------------------------------------------------ degenerate
+# ----------------------------------------------------------------------------------------------------------- degenerate
 
 
 @pytest.mark.parametrize("placement", ["inside", "floor", "outside"])
@@ -232,7 +232,7 @@ def test_what_is_not_finite_stays_in_its_slice():
         assert np.array_equal(one[[0, 2]], other[[0, 2]])
 
 
-# ----------------------------------------------------------------------------------------------------------- and torch's
+# ---------------------------------------------------------------------------------------------------------- and torch's
 
 
 def torch_second(function, x, dy, t):
@@ -264,7 +264,7 @@ def test_torch_s_second_derivative(layer, peer, shape):
     np.testing.assert_allclose(found.input, expected[1], rtol=1e-9, atol=1e-9)
 
 
-# ----------------------------------------------------------------------------------------- moments shared with others
+# ------------------------------------------------------------------------------------------- moments shared with others
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -292,7 +292,7 @@ def test_parts_of_a_batch(method, parts, masked):
         for piece, m in zip(pieces, masks, strict=True):
             call(piece, m, lambda sums: heard.append(sums.copy()) or sums)
         assert len(heard) == len(pieces)
-        return [call(piece, m, lambda sums: sum(heard)) for piece, m in zip(pieces, masks, strict=True)]
+        return [call(piece, m, lambda _: sum(heard)) for piece, m in zip(pieces, masks, strict=True)]
 
     shared = {"moments": moments, "shared": True}
     kept = [layer.vjp(x[piece], mask=m, **shared) for piece, m in zip(pieces, masks, strict=True)]

@@ -35,22 +35,24 @@ transforms = torch._C._are_functorch_transforms_active  # of torch.func
 class Job:
     """Who computes: a core layer, and the group of processes whose inputs share their slices, if there are others.
 
-    The core's statistics are those of the input, and its parameters are not looked at.
+    The core's statistics are those of the input, and its parameters are not looked at. Where it `measures`, the
+    moments are asked for too.
 
     Examples
     --------
-    >>> Job(gennorm.layer_norm(8)).group is None
+    >>> Job(gennorm.layer_norm(8), "Standardize").group is None
     True
     """
 
     core: gennorm.NormalizationLayer
+    method: str
     group: str | None = None
+    measures: bool = False
 
     def moments(self, x: Any, mask: Any, given: Tensor | None) -> dict[str, Any]:
         """What the core is told of the moments of an array: those that are given, or of all processes' arrays."""
-        method = self.core.information("method")
         if given is not None:
-            return {"moments": moments_of(given, method), "shared": self.group is not None}
+            return {"moments": moments_of(given, self.method), "shared": self.group is not None}
         if self.group is None:
             return {}
         return {"moments": merged(self.core.measure(x, mask), self.group), "shared": True}
@@ -121,15 +123,16 @@ class Normalize(_Function):
         with threads_for(x):
             given = job.moments(array, counted, moments)
             y, pullback = job.core.vjp(array, mask=counted, scaling=gains, biases=shifts, **given)
-        return tensor_of(y), tensor_of(pullback.factors), stacked(pullback.moments)
+        asked = job.measures or job.group is not None
+        return tensor_of(y), tensor_of(pullback.factors), stacked(pullback.moments) if asked else None
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
         job, x, scaling, biases, mask, moments = inputs
         _, factors, measured = output
         # Those of all processes are not measured again: not everybody may ask for a derivative of a derivative.
         _keep(ctx, job, x, scaling, biases, mask, moments if job.group is None else measured, factors)
-        ctx.mark_non_differentiable(factors, measured)
+        ctx.mark_non_differentiable(*(one for one in (factors, measured) if one is not None))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Any, ...]:

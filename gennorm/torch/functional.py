@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor, is_grad_enabled
 
 from gennorm.config import LayerConfig, resolve_config
@@ -61,14 +63,14 @@ def normalize(
     Examples
     --------
     >>> import gennorm, torch
-    >>> job = Job(gennorm.NormalizationLayer(1, (), epsilon=0))
+    >>> job = Job(gennorm.NormalizationLayer(1, (), epsilon=0), "Standardize")
     >>> normalize(job, torch.tensor([1.0, 2.0, 3.0]), torch.tensor(2.0), torch.tensor(0.0))
     tensor([-2.4495,  0.0000,  2.4495])
     """
     require(x, scaling, biases, mask)
     if _differentiates(x, scaling, biases) or job.group is not None:
         return Normalize.apply(job, x, scaling, biases, mask, moments)[0]
-    given = None if moments is None else moments_of(moments, job.core.information("method"))
+    given = None if moments is None else moments_of(moments, job.method)
     gains, shifts, counted = arrays(scaling, biases, mask)
     with threads_for(x):
         return tensor_of(job.core(array_of(x), mask=counted, scaling=gains, biases=shifts, moments=given))
@@ -97,12 +99,12 @@ def normalize_and_measure(
     Examples
     --------
     >>> import gennorm, torch
-    >>> job = Job(gennorm.NormalizationLayer(1, (), epsilon=0))
+    >>> job = Job(gennorm.NormalizationLayer(1, (), epsilon=0), "Standardize")
     >>> normalize_and_measure(job, torch.tensor([1.0, 2.0, 3.0]), torch.tensor(1.0), None)[1]
     tensor([3., 2., 2.], dtype=torch.float64)
     """
     require(x, scaling, biases, mask)
-    y, _, measured = Normalize.apply(job, x, scaling, biases, mask, None)
+    y, _, measured = Normalize.apply(replace(job, measures=True), x, scaling, biases, mask, None)
     return y, measured
 
 

@@ -66,7 +66,7 @@ class Normalization(nn.Module):
         self._present = tuple(present)
         self._text = json.dumps(config.to_dict())
         self.core = gennorm.NormalizationLayer.from_config(replace(config, statistics="input").to_dict())
-        self._job = Job(self.core)
+        self._job = Job(self.core, self.config.method)
         self._taken: torch.dtype | None = None  # the dtype of inputs that the core has the right parameters for
         self._size = 0
         self._weight_at: int | None = None
@@ -142,7 +142,7 @@ class Normalization(nn.Module):
         if operators.traced(x):
             y, _, measured = operators.normalize(x, weight, bias, mask, None, self._text, group)
             return y, measured.detach()
-        job = self._job if group is None else Job(self.core, group)
+        job = self._job if group is None else replace(self._job, group=group)
         return functional.normalize_and_measure(job, x, weight, bias, mask=mask)
 
     def _adopt(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:

@@ -38,7 +38,7 @@ def traced(x: Any) -> bool:
 @functools.lru_cache(1024)
 def _job(config: str, group: str | None) -> Job:
     core = replace(_config(config), statistics="input")
-    return Job(gennorm.NormalizationLayer.from_config(core.to_dict()), group)
+    return Job(gennorm.NormalizationLayer.from_config(core.to_dict()), core.method, group, measures=True)
 
 
 @functools.lru_cache(1024)

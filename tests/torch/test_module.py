@@ -287,7 +287,7 @@ def test_an_output_is_nobody_else_s():
     assert torch.equal(kept, before)
 
 
-# ----------------------------------------------------------------------------------------------------- parameters change
+# ---------------------------------------------------------------------------------------------------- parameters change
 
 
 def outputs(module, x):
@@ -438,7 +438,7 @@ def test_moments_move_in_half_precision_too():
     torch.testing.assert_close(module.mean, torch.full((5,), 100 * (1 - 0.999**20)))
 
 
-# ------------------------------------------------------------------------------------------------------- torch's manners
+# ------------------------------------------------------------------------------------------------------ torch's manners
 
 
 def test_what_it_tells():
@@ -563,9 +563,9 @@ def test_autocast():
 
 def test_hooks():
     module, x, called = layer_norm(), sample(3, 8).requires_grad_(), []
-    module.register_forward_pre_hook(lambda _, args: called.append("before"))
-    module.register_forward_hook(lambda _, args, y: called.append("after") or 2 * y)
-    module.register_full_backward_hook(lambda _, dx, dy: called.append("back"))
+    module.register_forward_pre_hook(lambda *_: called.append("before"))
+    module.register_forward_hook(lambda *args: called.append("after") or 2 * args[-1])
+    module.register_full_backward_hook(lambda *_: called.append("back"))
     y = module(x)
     torch.testing.assert_close(y, 2 * F.layer_norm(x, (8,)))
     y.sum().backward()
@@ -638,7 +638,7 @@ def test_a_pool_grows():
             for number in (1, 3, 2, 5):
                 torch.set_num_threads(number)
                 found.append(module(x))
-        assert _threads._workers >= 4
+        assert _threads._pooled >= 4
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, found[0]) for one in found)
