@@ -61,6 +61,8 @@ def shape_of(value: Any) -> tuple[int, ...]:
 
 def parameter_values(name: str, value: Any) -> Array:
     """The values of a parameter as an array of real numbers."""
+    if type(value) is np.ndarray and value.dtype in KNOWN:
+        return value
     if isinstance(value, np.ma.MaskedArray):
         msg = f"{name} is a masked array\nparameters have no missing values: pass an array"
         raise InputError(msg, code="A010")
