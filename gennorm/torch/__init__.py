@@ -13,6 +13,7 @@ refuses those that it cannot; `_autograd` has what autograd knows, `functional` 
 ``moments=held(mean, variance)``, and gets those of a batch from `Normalization.normalize_and_measure`.
 """
 
+from gennorm.torch.accelerating import accelerate, restore
 from gennorm.torch.layers import (
     BatchNorm1d,
     BatchNorm2d,
@@ -37,4 +38,6 @@ __all__ = [
     "LayerNorm",
     "NormalizationLayer",
     "RMSNorm",
+    "accelerate",
+    "restore",
 ]

@@ -35,8 +35,8 @@ __all__ = [
 MISFITS = (ShapeError, LevelRangeError, GroupError, ParameterError)
 
 
-class TorchNorm(Normalization):
-    """What the layers have in common: the config that torch's settings say, and torch's class for what does not fit."""
+class Computed(Normalization):
+    """A module whose config follows from settings of its own, read again when they are assigned."""
 
     def layer(self) -> gennorm.NormalizationLayer:
         """Make the layer of the core that these settings are."""
@@ -45,11 +45,6 @@ class TorchNorm(Normalization):
     def _begin(self) -> None:
         self.config = LayerConfig.from_dict(self.layer().to_config())
         super()._begin()
-
-    def reset_parameters(self) -> None:
-        """Begin anew; the last that torch's constructors do."""
-        super().reset_parameters()
-        self._begin()
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -61,6 +56,15 @@ class TorchNorm(Normalization):
             return self.normalize(x, **keywords)
         except MISFITS as error:
             raise _as_torch(error) from None
+
+
+class TorchNorm(Computed):
+    """What the layers have in common that torch has too."""
+
+    def reset_parameters(self) -> None:
+        """Begin anew; the last that torch's constructors do."""
+        super().reset_parameters()
+        self._begin()
 
 
 class LayerNorm(TorchNorm, nn.LayerNorm):

@@ -55,7 +55,9 @@ def titled(case):
 
 
 def sample(shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).mul(2).add(1).to(dtype)
+    return (
+        torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).mul(2).add(1).to(dtype)
+    )
 
 
 def pair(name, arguments, settings, dtype=torch.float32):
