@@ -267,9 +267,9 @@ def folded(
 
     .. math:: v \leftarrow \text{momentum} \cdot v + (1 - \text{momentum}) \cdot v_\text{batch}
 
-    The variance is biased, or `unbiased` as PyTorch folds it. Where the batch is kept, or grouped, its slices are averaged
-    first. A slice in which nothing was counted takes no part, and where there is no other, the moving moments stay what
-    they are.
+    The variance is biased, or `unbiased` as PyTorch folds it. Where the batch is kept, or grouped, its slices are
+    averaged first. A slice in which nothing was counted takes no part, and where there is no other, the moving moments
+    stay what they are.
 
     Examples
     --------

@@ -1,10 +1,10 @@
 """The normalization layers of a model, computed by the engine: one call, and one that undoes it.
 
-A layer stays the object that it is, with its parameters, buffers, hooks and name: what changes is its class, to a subclass
-of the one it had, whose `forward` is the engine's. Torch's own classes become those of `gennorm.torch.layers`. Of another
-class it must first be proved what it computes: a copy of the layer with random parameters is called beside each layer of
-the core that it could be, on inputs of several scales, ranks and dtypes, and outputs and gradients must agree. Whatever has
-not been proved of it, such as another dtype, the layer computes as it always did.
+A layer stays the object that it is, with its parameters, buffers, hooks and name: what changes is its class, to a
+subclass of the one it had, whose `forward` is the engine's. Torch's own classes become those of `gennorm.torch.layers`.
+Of another class it must first be proved what it computes: a copy of the layer with random parameters is called beside
+each layer of the core that it could be, on inputs of several scales and ranks, and outputs and gradients must agree.
+Whatever has not been proved of it, such as another dtype, the layer computes as it always did.
 """
 
 from __future__ import annotations
@@ -106,10 +106,10 @@ class Report:
 def accelerate(model: nn.Module) -> Report:
     """Let the engine compute every normalization layer of a model that it can.
 
-    Replaced are torch's own layers, and layers of other classes, such as ``LlamaRMSNorm``, of which it is proved on probe
-    inputs that they compute a layer of the core. The model keeps its parameters, buffers, hooks and names: an optimizer
-    or a `state_dict` made before goes on as it was. What a layer has not been proved for it computes as before. Calls use
-    as many threads as torch, `torch.get_num_threads`.
+    Replaced are torch's own layers, and layers of other classes, such as ``LlamaRMSNorm``, of which it is proved on
+    probe inputs that they compute a layer of the core. The model keeps its parameters, buffers, hooks and names: an
+    optimizer or a `state_dict` made before goes on as it was. What such a layer has not been proved for it computes as
+    before: take the model to its dtype first. Calls use as many threads as torch, `torch.get_num_threads`.
 
     Parameters
     ----------
@@ -132,13 +132,14 @@ def accelerate(model: nn.Module) -> Report:
 
     Examples
     --------
-    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.GroupNorm(2, 8), torch.nn.BatchNorm2d(8).to("meta"))
+    >>> nn = torch.nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.BatchNorm2d(8, device="meta"))
     >>> print(accelerate(model))
     replaced by
       1 GroupNorm    NormalizationLayer('All', 1, {1: 2}, epsilon=1e-05, input_shape=(8, ...), batched=True)  1
     left because
       1 BatchNorm2d  its parameters are on the device meta                                                    2
-    >>> isinstance(model[1], torch.nn.GroupNorm), restore(model)
+    >>> isinstance(model[1], nn.GroupNorm), restore(model)
     (True, 1)
     """
     _require_module(model)
@@ -191,7 +192,7 @@ def restore(model: nn.Module) -> int:
         if original is not None:
             for name in MADE:
                 vars(module).pop(name, None)
-            module.__class__ = original
+            object.__setattr__(module, "__class__", original)
             number += 1
     return number
 
@@ -266,7 +267,7 @@ class Proved(Computed):
 def _class(original: type, base: type) -> type:
     """A class that is the original, but for what the base computes."""
 
-    def reduce(self: Any, protocol: Any) -> Any:  # noqa: ARG001
+    def reduce(self: Any, protocol: Any) -> Any:
         return _revived, (original, base), self.__getstate__()
 
     return type(original.__name__, (base, original), {"__reduce_ex__": reduce, "__doc__": original.__doc__})
@@ -394,7 +395,7 @@ def _guesses(module: nn.Module) -> Iterator[Guess]:
 
 
 def _difference(module: nn.Module, guess: Guess, dtype: torch.dtype, rank: int) -> float:
-    """How far outputs and gradients are apart at most, in units of the dtype's rounding; infinite where one has none."""
+    """How far outputs and gradients are apart at most, in units of the dtype's rounding; or infinite."""
     verdict = Verdict(_class(type(module), Proved), {"guess": guess, "_proved": frozenset({(dtype, rank)})})
     generator = torch.Generator().manual_seed(rank)
     theirs, ours = copy.deepcopy(module), copy.deepcopy(module)

@@ -1,8 +1,8 @@
 """Torch's own normalization layers, computed by the engine.
 
-Each is a subclass of torch's class of the same name and has its constructor, parameters, buffers and state dict; what is
-its own is `forward`. The settings that torch reads when it is called, such as ``eps``, are read from the module too: one
-that is assigned counts from the next call on.
+Each is a subclass of torch's class of the same name and has its constructor, parameters, buffers and state dict; what
+is its own is `forward`. The settings that torch reads when it is called, such as ``eps``, are read from the module too:
+one that is assigned counts from the next call on.
 """
 
 from __future__ import annotations

@@ -34,9 +34,10 @@ DERIVED = {"core", "_job"}  # what a module makes of its config, and anew in a c
 class Normalization(nn.Module):
     """What every module of gennorm is: a config, the parameters `weight` and `bias`, and a core that computes.
 
-    A subclass sets `config`, registers the parameters, and in its `forward` calls `normalize` or `normalize_and_measure`.
-    Everything else follows: the core is made by `_begin`, at the latest when it is first needed, is handed the parameters'
-    own memory, and anew when they lie elsewhere; it is made anew where the module is copied or unpickled.
+    A subclass sets `config`, registers the parameters, and in its `forward` calls `normalize` or
+    `normalize_and_measure`. Everything else follows: the core is made by `_begin`, at the latest when it is first
+    needed, is handed the parameters' own memory, and anew when they lie elsewhere; it is made anew where the module is
+    copied or unpickled.
 
     Attributes
     ----------

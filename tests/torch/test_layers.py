@@ -1,4 +1,4 @@
-"""One suite over torch's own layers and ours: outputs, gradients, statistics, state dicts, texts and errors are the same."""
+"""One suite over torch's own layers and ours: the same outputs, gradients, statistics, state dicts, texts and errors."""
 
 import copy
 import inspect
@@ -31,12 +31,12 @@ CASES = [
     *(("BatchNorm1d", (6,), settings, (5, 6)) for settings in RUNNING),
     *(("BatchNorm1d", (6,), settings, (4, 6, 7)) for settings in RUNNING),
     *(("BatchNorm2d", (6,), settings, (4, 6, 5, 3)) for settings in RUNNING),
-    *(("BatchNorm3d", (6,), settings, (2, 6, 3, 2, 4)) for settings in RUNNING),
+    *(("BatchNorm3d", (6,), settings, (2, 6, 3, 2, 4)) for settings in RUNNING[:3]),
     *(("InstanceNorm1d", (6,), settings, (6, 9)) for settings in RUNNING),
     *(("InstanceNorm1d", (6,), settings, (4, 6, 9)) for settings in RUNNING),
     *(("InstanceNorm2d", (6,), settings, (4, 6, 5, 3)) for settings in RUNNING),
-    *(("InstanceNorm3d", (6,), settings, (2, 6, 3, 2, 4)) for settings in RUNNING),
-    *(("GroupNorm", (3, 6), settings, shape) for settings in AFFINE for shape in [(4, 6), (4, 6, 7), (2, 6, 5, 3)]),
+    *(("InstanceNorm3d", (6,), settings, (2, 6, 3, 2, 4)) for settings in RUNNING[:3]),
+    *(("GroupNorm", (2, 12), settings, (4, 12, *more)) for settings in AFFINE for more in [(), (7,), (5, 3)]),
     ("LayerNorm", (16,), {}, (16,)),
     ("LayerNorm", (16,), {"eps": 1e-2}, (3, 16)),
     ("LayerNorm", (16,), {"bias": False}, (2, 3, 16)),
@@ -72,7 +72,7 @@ def pair(name, arguments, settings, dtype=torch.float32):
 
 
 def laid_out(x, layout):
-    if layout == "channels_last" and x.dim() in {4, 5}:
+    if layout == "channels_last":
         return x.contiguous(memory_format={4: torch.channels_last, 5: torch.channels_last_3d}[x.dim()])
     if layout == "gaps":
         return torch.stack([x, x], -1)[..., 0]
@@ -85,9 +85,16 @@ def gradients(module, x, dy):
     return y, torch.autograd.grad(y, [x, *module.parameters()], dy)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "gaps"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=titled)
+VARIANTS = [
+    *((case, dtype, "contiguous") for dtype in DTYPES for case in CASES),
+    *((case, dtype, "channels_last") for dtype in DTYPES[::2] for case in CASES if len(case[-1]) > 3),
+    *((case, torch.float32, "gaps") for case in CASES[::3]),
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype", "layout"), VARIANTS, ids=lambda one: titled(one) if len(str(one)) > 20 else str(one)
+)
 def test_same_numbers(case, dtype, layout):
     """In training three steps and then in evaluation, with and without gradients."""
     *made, shape = case
@@ -228,15 +235,18 @@ def test_same_error_classes(name, arguments, settings, x, grad):
     assert isinstance(caught.value, GennormError) or str(caught.value) == str(expected.value)
 
 
-@pytest.mark.parametrize("tracks", [False, True])
-def test_channels_that_nobody_counted_are_warned_of(tracks):
-    _, ours = pair("InstanceNorm1d", (6,), {"track_running_stats": tracks})
+def test_channels_that_nobody_counted_are_warned_of():
+    _, ours = pair("InstanceNorm1d", (6,), {})
     with pytest.warns(UserWarning, match="does not match num_features"):
-        if tracks:
-            with pytest.raises(RuntimeError):
-                ours(torch.ones(3, 5, 4))
-        else:
-            assert ours(torch.ones(3, 5, 4)).shape == (3, 5, 4)
+        assert ours(torch.ones(3, 5, 4)).shape == (3, 5, 4)
+
+
+@pytest.mark.filterwarnings("ignore:input's size")
+def test_channels_that_have_no_running_statistics():
+    theirs, ours = pair("InstanceNorm1d", (6,), {"track_running_stats": True})
+    for module in (theirs, ours):
+        with pytest.raises(RuntimeError):
+            module(torch.ones(3, 5, 4))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case[2].get("momentum", 0) is not None][::4], ids=titled)
