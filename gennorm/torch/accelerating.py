@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
 
 import gennorm
 from gennorm.errors import GennormError, InputError
@@ -29,13 +30,21 @@ __all__ = ["Left", "Replaced", "Report", "accelerate", "restore"]
 
 DROPINS: dict[type, type] = {getattr(nn, name): getattr(layers, name) for name in layers.__all__}
 OTHERS = (nn.modules.batchnorm._NormBase, nn.LocalResponseNorm, nn.CrossMapLRN2d)  # torch's that have no drop-in
-MADE = ("guess", "config", "core", "_job", "_present", "_text", "_taken", "_size", "_weight_at", "_bias_at")
+MADE: tuple[str, ...] = (
+    "guess",
+    "config",
+    "core",
+    "_job",
+    "_present",
+    "_text",
+    "_taken",
+    "_size",
+    "_weight_at",
+    "_bias_at",
+)
 MADE += ("_weight_steps", "_bias_steps", "_double", "_original", "_proved")
 
-# How far two right answers may be apart, in units of the dtype's rounding and relative to the largest value. Torch sums
-# float32 in float32, and rounds what the engine does not: of Llama's, T5's and torch's own layers of 8 to 8,192 elements,
-# no difference was above 6 units in float32 or above 3 in 16 bits. The smallest one that must be seen, that between n and
-# n - 1 in a variance, is 500 units of float32 for 8,192 elements.
+# EVIDENCE
 UNITS = {torch.float32: 24.0, torch.float64: 24.0, torch.bfloat16: 6.0, torch.float16: 6.0}
 SCALES = (1.0, 30.0)  # of inputs; besides that at which epsilon counts as much as the variance
 RANKS = (2, 3, 4)
@@ -89,7 +98,7 @@ class Report:
     --------
     >>> print(accelerate(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8))))
     replaced by
-      1 LayerNorm  NormalizationLayer(-1, 'Same', epsilon=1e-05, input_shape=(..., 8))  1
+      1 LayerNorm  1  NormalizationLayer(-1, 'Same', epsilon=1e-05, input_shape=(..., 8))
     """
 
     replaced: tuple[Replaced, ...] = ()
@@ -136,9 +145,9 @@ def accelerate(model: nn.Module) -> Report:
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.BatchNorm2d(8, device="meta"))
     >>> print(accelerate(model))
     replaced by
-      1 GroupNorm    NormalizationLayer('All', 1, {1: 2}, epsilon=1e-05, input_shape=(8, ...), batched=True)  1
+      1 GroupNorm  1  NormalizationLayer('All', 1, {1: 2}, epsilon=1e-05, input_shape=(8, ...), batched=True)
     left because
-      1 BatchNorm2d  its parameters are on the device meta                                                    2
+      1 BatchNorm2d  2  its parameters are on the device meta
     >>> isinstance(model[1], nn.GroupNorm), restore(model)
     (True, 1)
     """
@@ -218,7 +227,7 @@ class Guess:
     place: str
     epsilon: str | float
 
-    def layer(self, module: nn.Module) -> gennorm.NormalizationLayer:
+    def layer(self, module: Any) -> gennorm.NormalizationLayer:
         """Make the layer of the core, for the sizes of a module."""
         weight = module._parameters.get("weight")
         shape = getattr(module, "normalized_shape", None) if weight is None else tuple(weight.shape)
@@ -264,7 +273,7 @@ class Proved(Computed):
 
 
 @functools.cache
-def _class(original: type, base: type) -> type:
+def _class(original: Any, base: Any) -> Any:
     """A class that is the original, but for what the base computes."""
 
     def reduce(self: Any, protocol: Any) -> Any:
@@ -273,7 +282,7 @@ def _class(original: type, base: type) -> type:
     return type(original.__name__, (base, original), {"__reduce_ex__": reduce, "__doc__": original.__doc__})
 
 
-def _revived(original: type, base: type) -> Any:
+def _revived(original: Any, base: Any) -> Any:
     kind = _class(original, base)
     return kind.__new__(kind)
 
@@ -314,14 +323,15 @@ class _Judge:
         reason = _unfit(module)
         if reason is not None:
             return reason
-        base = next((kind for kind in DROPINS if isinstance(module, kind)), None)
-        if base is not None and _computes_as(type(module), base):
+        kind: Any = type(module)
+        base = next((one for one in DROPINS if isinstance(module, one)), None)
+        if base is not None and _computes_as(kind, base):
             own = DROPINS[base]
-            return Verdict(own if type(module) is base else _class(type(module), own))
+            return Verdict(own if kind is base else _class(kind, own))
         settings = {name: repr(value) for name, value in vars(module).items() if not name.startswith("_")}
         settings.pop("training")
         tensors = [(name, one.shape, one.dtype) for name, one in module.named_parameters()]
-        key = (type(module), *sorted(settings.items()), *tensors)
+        key = (kind, *sorted(settings.items()), *tensors)
         if key not in self.known:
             self.known[key] = _probed(module)
         return self.known[key]
@@ -332,7 +342,7 @@ def _unfit(module: nn.Module) -> str | None:
     tensors = [*module.parameters(), *module.buffers()]
     if "forward" in vars(module):
         return "its forward has been replaced by another"
-    if any(isinstance(one, nn.parameter.UninitializedTensorMixin) for one in tensors):
+    if any(isinstance(one, UninitializedTensorMixin) for one in tensors):
         return "its parameters have no sizes yet: call the model once"
     for one in tensors:
         if one.device.type != "cpu":
@@ -359,6 +369,7 @@ def _probed(module: nn.Module) -> Verdict | str:
     """What a layer of an unknown class computes, found out by calling it."""
     if isinstance(module, nn.modules.batchnorm._NormBase):
         return "it has a forward of its own, and running statistics, which cannot be probed"
+    kind: Any = type(module)
     dtype = next((one.dtype for one in module.parameters()), torch.float32)
     nearest, differs = "", float("inf")
     with (
@@ -371,7 +382,7 @@ def _probed(module: nn.Module) -> Verdict | str:
             found = {rank: _difference(module, guess, dtype, rank) for rank in RANKS}
             proved = frozenset((dtype, rank) for rank, units in found.items() if units <= UNITS[dtype])
             if proved:
-                return Verdict(_class(type(module), Proved), {"guess": guess, "_proved": proved})
+                return Verdict(_class(kind, Proved), {"guess": guess, "_proved": proved})
             least = min(found.values())
             if least < differs:
                 nearest, differs = repr(guess.layer(module)), least
@@ -396,7 +407,8 @@ def _guesses(module: nn.Module) -> Iterator[Guess]:
 
 def _difference(module: nn.Module, guess: Guess, dtype: torch.dtype, rank: int) -> float:
     """How far outputs and gradients are apart at most, in units of the dtype's rounding; or infinite."""
-    verdict = Verdict(_class(type(module), Proved), {"guess": guess, "_proved": frozenset({(dtype, rank)})})
+    kind: Any = type(module)
+    verdict = Verdict(_class(kind, Proved), {"guess": guess, "_proved": frozenset({(dtype, rank)})})
     generator = torch.Generator().manual_seed(rank)
     theirs, ours = copy.deepcopy(module), copy.deepcopy(module)
     _randomize(theirs, ours, generator=generator)
@@ -465,12 +477,14 @@ def _table(title: str, rows: list[tuple[str, str, str]]) -> Iterator[str]:
         places.setdefault((kind, text), []).append(name or "the model itself")
     if not places:
         return
-    digits = max(len(str(len(names))) for names in places.values())
-    widths = [max(len(key[column]) for key in places) for column in (0, 1)]
+    lines = [
+        (str(len(names)), kind, names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}", text)
+        for (kind, text), names in places.items()
+    ]
+    digits, kinds, names = (max(len(line[column]) for line in lines) for column in range(3))
     yield title
-    for (kind, text), names in places.items():
-        where = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
-        yield f"  {len(names):>{digits}} {kind:<{widths[0]}}  {text:<{widths[1]}}  {where}"
+    for number, kind, where, text in lines:
+        yield f"  {number:>{digits}} {kind:<{kinds}}  {where:<{names}}  {text}"
 
 
 def _require_module(model: Any) -> None:

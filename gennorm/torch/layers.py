@@ -8,6 +8,7 @@ one that is assigned counts from the next call on.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -38,9 +39,7 @@ MISFITS = (ShapeError, LevelRangeError, GroupError, ParameterError)
 class Computed(Normalization):
     """A module whose config follows from settings of its own, read again when they are assigned."""
 
-    def layer(self) -> gennorm.NormalizationLayer:
-        """Make the layer of the core that these settings are."""
-        raise NotImplementedError
+    layer: Callable[[], gennorm.NormalizationLayer]  # makes that of the core which the settings are
 
     def _begin(self) -> None:
         self.config = LayerConfig.from_dict(self.layer().to_config())
@@ -133,7 +132,10 @@ class _Running(TorchNorm):
 
     running_mean: Tensor | None
     running_var: Tensor | None
+    num_batches_tracked: Any
     momentum: float | None
+    num_features: int
+    affine: bool
 
     def _momentum(self) -> float:
         """How much of themselves the running moments keep: the core's momentum is one minus torch's."""
@@ -183,7 +185,7 @@ class _BatchNorm(_Running):
     @torch.compiler.disable
     def _cumulate(self) -> None:
         """Let the next batch count as much as each one before it: the momentum changes from call to call."""
-        self._require_present(self.weight, self.bias)
+        self._require_present(self._parameters["weight"], self._parameters["bias"])
         self.config = replace(self.config, momentum=1 - 1 / int(self.num_batches_tracked))
         self._text = json.dumps(self.config.to_dict())
 

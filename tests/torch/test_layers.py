@@ -1,4 +1,4 @@
-"""One suite over torch's own layers and ours: the same outputs, gradients, statistics, state dicts, texts and errors."""
+"""One suite over torch's own layers and ours: the same outputs, gradients, statistics, states, texts and errors."""
 
 import copy
 import inspect

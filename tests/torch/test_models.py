@@ -1,4 +1,4 @@
-"""Real models from their configs with random weights: the same logits and gradients after `accelerate`, and they learn."""
+"""Real models from configs with random weights: the same logits and gradients after `accelerate`, and they learn."""
 
 import copy
 
