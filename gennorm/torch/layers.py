@@ -39,6 +39,7 @@ MISFITS = (ShapeError, LevelRangeError, GroupError, ParameterError)
 class Computed(Normalization):
     """A module whose config follows from settings of its own, read again when they are assigned."""
 
+    __constants__: Any
     layer: Callable[[], gennorm.NormalizationLayer]  # makes that of the core which the settings are
 
     def _begin(self) -> None:
@@ -62,7 +63,7 @@ class TorchNorm(Computed):
 
     def reset_parameters(self) -> None:
         """Begin anew; the last that torch's constructors do."""
-        super().reset_parameters()
+        super().reset_parameters()  # type: ignore[misc] # torch's class comes after this one
         self._begin()
 
 
@@ -131,11 +132,14 @@ class _Running(TorchNorm):
     """What the layers with running statistics have in common: they are folded as torch folds them."""
 
     running_mean: Tensor | None
-    running_var: Tensor | None
+    running_var: Any
     num_batches_tracked: Any
     momentum: float | None
     num_features: int
     affine: bool
+    track_running_stats: bool
+    eps: float
+    _check_input_dim: Callable[[Tensor], None]
 
     def _momentum(self) -> float:
         """How much of themselves the running moments keep: the core's momentum is one minus torch's."""

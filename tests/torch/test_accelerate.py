@@ -126,7 +126,7 @@ def test_wrong_arithmetic_is_left(wrong):
         (lambda: GemmaRMSNorm(8), "on a probe it differs by "),
         (lambda: nn.LayerNorm(8, device="meta"), "its parameters are on the device meta"),
         (lambda: nn.SyncBatchNorm(8), "its class is not known, and has num_batches_tracked, running_mean, running_var"),
-        (lambda: nn.LazyBatchNorm1d(), "its parameters have no sizes yet: call the model once"),
+        (nn.LazyBatchNorm1d, "its parameters have no sizes yet: call the model once"),
         (lambda: Other(8), "it has a forward of its own, and running statistics, which cannot be probed"),
         (lambda: nn.LayerNorm(8).to(torch.float8_e4m3fn), "its parameters are of the dtype torch.float8_e4m3fn"),
         (
@@ -152,7 +152,7 @@ def patched(module):
     return module
 
 
-@pytest.mark.parametrize("make", [lambda: Named(8), lambda: GroupNorm32(2, 8), lambda: NormWith()])
+@pytest.mark.parametrize("make", [lambda: Named(8), lambda: GroupNorm32(2, 8), NormWith])
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
 def test_subclasses_stay_what_they_are(make, copied):
     module, x = make(), sample(4, 8, 8)
@@ -177,7 +177,7 @@ def test_it_stays_the_model_that_it_is():
     net = model().train()
     net[1].eval()
     before, called = net[1], []
-    hook = net[1].register_forward_hook(lambda module, given, y: called.append(module))
+    hook = net[1].register_forward_hook(lambda module, *_: called.append(module))
     gt.accelerate(net)
     net(sample(4, 8))
     assert called == [before]
