@@ -260,13 +260,16 @@ def _over_slices(mean: Array | None, variance: Array, shape: tuple[int, ...]) ->
 # --------------------------------------------------------------------------------------------------- their next value
 
 
-def folded(moving: Moments, batch: Moments, resolved: Resolved, config: LayerConfig) -> Moments:
+def folded(
+    moving: Moments, batch: Moments, resolved: Resolved, config: LayerConfig, *, unbiased: bool = False
+) -> Moments:
     r"""The moving moments after the moments of an array were folded in.
 
     .. math:: v \leftarrow \text{momentum} \cdot v + (1 - \text{momentum}) \cdot v_\text{batch}
 
-    The variance is biased. Where the batch is kept, or grouped, its slices are averaged first. A slice in which
-    nothing was counted takes no part, and where there is no other, the moving moments stay what they are.
+    The variance is biased, or `unbiased` as PyTorch folds it. Where the batch is kept, or grouped, its slices are
+    averaged first. A slice in which nothing was counted takes no part, and where there is no other, the moving moments
+    stay what they are.
 
     Examples
     --------
@@ -279,7 +282,8 @@ def folded(moving: Moments, batch: Moments, resolved: Resolved, config: LayerCon
     require_held(moving, resolved)
     with np.errstate(all="ignore"):
         olds, news = (
-            [part.mean_square()] if part.mean is None else [part.variance(), part.mean] for part in (moving, batch)
+            [part.mean_square()] if part.mean is None else [part.variance(corrected), part.mean]
+            for part, corrected in ((moving, False), (batch, unbiased))
         )
         counted = batch.count
         if _keeps_batch(resolved):

@@ -61,7 +61,7 @@ INSIDE = {
     **{front: (BELOW_LAYER - {"kernels"}) | {"", "layer", "presets"} for front in FRONTS},
 }
 # What `gennorm bench` is compared with, imported where it is compared.
-BENCHED = {"torch", "jax", "onnx", "onnxruntime", "sklearn"}
+BENCHED = {"torch", "jax", "onnx", "onnxruntime", "sklearn", "transformers"}
 # What each may import from elsewhere, the standard library apart.
 OUTSIDE = {
     "config": {"numpy"},

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import gennorm as gn
 from gennorm.cli.app import app
-from gennorm.cli.bench import cases, charts, command, growth, peers, report, running, startup, timing, values
+from gennorm.cli.bench import cases, charts, command, growth, models, peers, report, running, startup, timing, values
 from gennorm.cli.bench.cases import Case, Size, Work
 from gennorm.cli.bench.running import Result
 
@@ -348,7 +348,7 @@ def test_the_list():
             '"forwards" is none of forward, backward, out, inference, adapt; did you mean "forward"?',
         ),
         (["--peers", "jaxx"], '"jaxx" is none of torch, torch.compile, jax, onnxruntime, numpy, scikit-learn, sklearn'),
-        (["--measure", "sped"], '"sped" is none of speed, startup, accuracy, growth; did you mean "speed"?'),
+        (["--measure", "sped"], '"sped" is none of speed, startup, accuracy, growth, models; did you mean "speed"?'),
         (["--threads", 4096], "Invalid value for '--threads': 4096 are more than the"),
         (
             ["--chart", "a.gif"],
@@ -385,6 +385,28 @@ def test_a_wrong_end_of_a_large_array_is_seen(monkeypatch):
     monkeypatch.setattr(gn.NormalizationLayer, "__call__", liar)
     text = bench("--measure", "growth", "--gigabytes", 2**-10, *QUICK, status=1)
     assert "≠ one slice, 1,048,576 bytes" in text
+
+
+def test_models(tmp_path, monkeypatch):
+    """One that is small: the columns, and what is written."""
+    kind, config, _, _ = models.MODELS["ResNet"]
+    settings = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "basic"}
+    monkeypatch.setattr(models, "MODELS", {"small": (kind, config, settings, models._pictures(32))})
+    data = tmp_path / "models.json"
+    text = bench("--measure", "models", *QUICK, "--json", data)
+    assert "Models, before and after gennorm.torch.accelerate" in text
+    assert re.search(r"small +inference +\d +[\d.]+ .s +\d+% +[\d.]+ .s +\d+% +[\d.]+×", text)
+    found = json.loads(data.read_text(encoding="utf-8"))["models"]
+    assert [one["work"] for one in found] == ["inference", "training"]
+    assert all(one["norms_before"] > 0 and one["layers"] > 3 and one["wrong"] < 1 for one in found)
+
+
+def test_a_model_that_is_not_the_same_is_seen(monkeypatch):
+    monkeypatch.setattr(models, "NEAR", 1e-12)
+    monkeypatch.setattr(
+        models, "MODELS", {"BERT": (*models.MODELS["BERT"][:2], {"num_hidden_layers": 1}, models._words)}
+    )
+    assert "≠ BERT: off by " in bench("--measure", "models", *QUICK, status=1)
 
 
 def test_startup(monkeypatch):

@@ -361,7 +361,7 @@ def bench(
         str | None,
         typer.Option(
             help="speed (if not given), startup (new processes), accuracy (errors beside those of others), growth (an "
-            "element of ever larger arrays): some of them.",
+            "element of ever larger arrays), models (whole ones, before and after accelerate): some of them.",
             metavar="WHAT",
             show_default=False,
         ),

@@ -178,9 +178,9 @@ def backward(
             for lane in range(0, width, LANES):
                 # A term that is not there stays 0 where its sum is NaN.
                 zero = splat(0.0)
-                slope = load(work, squared_at + lane) * load(work, by_product_at + lane)
+                slope: Vector = load(work, squared_at + lane) * load(work, by_product_at + lane)
                 slope = choose(widen(load(lanes, 3 * tile + lane)), slope, zero)
-                shift = load(work, lane) * load(work, by_sum_at + lane)
+                shift: Vector = load(work, lane) * load(work, by_sum_at + lane)
                 shift = choose(widen(load(lanes, 4 * tile + lane)), shift, zero)
                 shift += slope * (widen(load(lanes, lane)) - load(work, mean_at + lane))
                 gain = load(work, inverse_at + lane)

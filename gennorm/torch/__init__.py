@@ -13,6 +13,31 @@ refuses those that it cannot; `_autograd` has what autograd knows, `functional` 
 ``moments=held(mean, variance)``, and gets those of a batch from `Normalization.normalize_and_measure`.
 """
 
+from gennorm.torch.accelerating import accelerate, restore
+from gennorm.torch.layers import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LayerNorm,
+    RMSNorm,
+)
 from gennorm.torch.module import NormalizationLayer
 
-__all__ = ["NormalizationLayer"]
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "NormalizationLayer",
+    "RMSNorm",
+    "accelerate",
+    "restore",
+]

@@ -115,6 +115,7 @@ def fold(
     measured: Tensor,
     shape: tuple[int, ...],
     group: str | None = None,
+    unbiased: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Fold the moments of a batch into a moving mean and variance.
 
@@ -130,6 +131,8 @@ def fold(
         That of the batch.
     group : str, optional
         The processes whose examples count too, where every example has moments of its own.
+    unbiased : bool, default False
+        Whether the variance that is folded in is that over the count minus one.
 
     Returns
     -------
@@ -148,7 +151,7 @@ def fold(
     batch = moments_of(measured, config.method)
     if group is not None:
         batch = gathered(batch, group)
-    found = folded(moving, batch, resolve_config(config, shape), config)
+    found = folded(moving, batch, resolve_config(config, shape), config, unbiased=unbiased)
     _, centre, spread = stacked(found)
     return centre.clone(), spread.clone()
 

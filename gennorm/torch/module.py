@@ -34,31 +34,25 @@ DERIVED = {"core", "_job"}  # what a module makes of its config, and anew in a c
 class Normalization(nn.Module):
     """What every module of gennorm is: a config, the parameters `weight` and `bias`, and a core that computes.
 
-    A subclass calls `super().__init__(config, weight, bias)` and, in its `forward`, `normalize` or
-    `normalize_and_measure`. Everything else follows: the core is handed the parameters' own memory, and anew when they
-    lie elsewhere; it is made anew from the config where the module is copied or unpickled.
+    A subclass sets `config`, registers the parameters, and in its `forward` calls `normalize` or
+    `normalize_and_measure`. Everything else follows: the core is made by `_begin`, at the latest when it is first
+    needed, is handed the parameters' own memory, and anew when they lie elsewhere; it is made anew where the module is
+    copied or unpickled.
 
-    Parameters
+    Attributes
     ----------
     config : LayerConfig
         Says how to normalize. Its `statistics` are not looked at: moments are the input's, or given.
-    weight, bias : Tensor or None
-        Become the parameters; None for one that is absent.
     """
 
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
-
-    def __init__(self, config: LayerConfig, weight: Tensor | None, bias: Tensor | None) -> None:
-        super().__init__()
-        self.config = config
-        self.register_parameter("weight", None if weight is None else nn.Parameter(weight))
-        self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
-        self._begin()
+    config: LayerConfig
+    core: gennorm.NormalizationLayer
+    _present: tuple[bool, ...] | None = None  # which parameters the core was made for; None before there is a core
+    _taken: torch.dtype | None = None  # the dtype of inputs that the core has the right parameters for
 
     def _begin(self) -> None:
         """Make what is derived from the config and from which parameters there are."""
-        present = [self._parameters[key] is not None for key in PARAMETERS.values()]
+        present = [self._parameters.get(key) is not None for key in PARAMETERS.values()]
         modes: dict[str, Any] = {
             name: "Automatic" if there else None for name, there in zip(PARAMETERS, present, strict=True)
         }
@@ -67,7 +61,7 @@ class Normalization(nn.Module):
         self._text = json.dumps(config.to_dict())
         self.core = gennorm.NormalizationLayer.from_config(replace(config, statistics="input").to_dict())
         self._job = Job(self.core, self.config.method)
-        self._taken: torch.dtype | None = None  # the dtype of inputs that the core has the right parameters for
+        self._taken = None
         self._size = 0
         self._weight_at: int | None = None
         self._bias_at: int | None = None
@@ -78,7 +72,7 @@ class Normalization(nn.Module):
         """Normalize a tensor by its own moments, or by given ones; see `gennorm.torch.functional.normalize`."""
         # A small call is mostly Python: what comes before the core is written out here, without a call of our own.
         parameters = self._parameters
-        weight, bias = parameters["weight"], parameters["bias"]
+        weight, bias = parameters.get("weight"), parameters.get("bias")
         if (
             mask is None
             and moments is None
@@ -135,7 +129,7 @@ class Normalization(nn.Module):
 
         With a `group` of processes, by the moments of the inputs of all of them.
         """
-        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        weight, bias = self._parameters.get("weight"), self._parameters.get("bias")
         if not isinstance(x, Tensor):
             require_tensor(x, "the input")
         self._require_present(weight, bias)
@@ -144,6 +138,26 @@ class Normalization(nn.Module):
             return y, measured.detach()
         job = self._job if group is None else replace(self._job, group=group)
         return functional.normalize_and_measure(job, x, weight, bias, mask=mask)
+
+    def _fold(
+        self,
+        x: Tensor,
+        measured: Tensor,
+        mean: Tensor | None,
+        variance: Any,
+        *,
+        group: str | None = None,
+        unbiased: bool = False,
+    ) -> None:
+        """Fold the moments of a batch into these buffers; see `gennorm.torch.functional.fold`."""
+        now = (mean, variance, measured)
+        if operators.traced(x):
+            found = operators.fold(*now, list(x.shape), self._text, group, unbiased)
+        else:
+            found = functional.fold(self.config, *now, tuple(x.shape), group, unbiased)
+        for buffer, value in zip((mean, variance), found, strict=True):
+            if buffer is not None:
+                buffer.copy_(value)
 
     def _adopt(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
         """Hand the parameters' memory to the core, and remember where it is; for inputs of this dtype."""
@@ -159,14 +173,9 @@ class Normalization(nn.Module):
         self._taken = x.dtype
 
     def _require_present(self, weight: Tensor | None, bias: Tensor | None) -> None:
-        """Make the core anew where a parameter has been taken away or put there since."""
+        """Make the core where there is none, and anew where a parameter has been taken away or put there since."""
         if self._present != (weight is not None, bias is not None):
             self._begin()
-
-    def extra_repr(self) -> str:
-        """Return the arguments that make the layer."""
-        layer = gennorm.NormalizationLayer.from_config(json.loads(self._text))
-        return repr(layer).removeprefix("NormalizationLayer(")[:-1]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in DERIVED}
@@ -242,7 +251,11 @@ class NormalizationLayer(Normalization):
         if not made.initialized:
             parameter_shape(config)  # raises, naming the level whose size is not known
         arrays = (made.scaling, made.biases)
-        super().__init__(config, *(None if array is None else tensor_of(array).clone() for array in arrays))
+        super().__init__()
+        self.config = config
+        for name, array in zip(PARAMETERS.values(), arrays, strict=True):
+            self.register_parameter(name, None if array is None else nn.Parameter(tensor_of(array).clone()))
+        self._begin()
         if not config.trainable:
             self.requires_grad_(False)
         self.synchronized, self.process_group = synchronized, process_group
@@ -294,7 +307,7 @@ class NormalizationLayer(Normalization):
         if statistics == "moving" and self.training and self.config.trainable:
             group = self._group(x)
             y, measured = self.normalize_and_measure(x, mask=mask, group=group if self._across else None)
-            self._fold(x, measured, None if self._across else group)
+            self._fold(x, measured, self.mean, self.variance, group=None if self._across else group)
             return y
         if self.variance is None:
             required(None)  # raises
@@ -340,7 +353,9 @@ class NormalizationLayer(Normalization):
 
     def extra_repr(self) -> str:
         """Return the arguments that make the module."""
-        return super().extra_repr() + (", synchronized=True" if self.synchronized else "")
+        layer = gennorm.NormalizationLayer.from_config(json.loads(self._text))
+        arguments = repr(layer).removeprefix("NormalizationLayer(")[:-1]
+        return arguments + (", synchronized=True" if self.synchronized else "")
 
     def _group(self, x: Tensor) -> str | None:
         """The name of the group of processes to synchronize with, if there are others."""
@@ -353,17 +368,6 @@ class NormalizationLayer(Normalization):
                 msg += "leave out its groups or synchronized=True: every process is a group then"
                 raise ConfigError(msg, code="C121")
         return group_name(self.process_group)
-
-    def _fold(self, x: Tensor, measured: Tensor, group: str | None) -> None:
-        """Fold the moments of a batch into the moving ones."""
-        now = (self.mean, cast("Tensor", self.variance), measured)
-        if operators.traced(x):
-            found = operators.fold(*now, list(x.shape), self._text, group)
-        else:
-            found = functional.fold(self.config, *now, tuple(x.shape), group)
-        for buffer, value in zip(now[:2], found, strict=True):
-            if buffer is not None:
-                buffer.copy_(value)
 
     def _hold(self, moments: gennorm.Moments | None) -> None:
         """Let the buffers have these values."""

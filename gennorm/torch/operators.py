@@ -125,12 +125,18 @@ normalize.register_autograd(_backward, setup_context=_keep)
 
 @torch.library.custom_op("gennorm::fold", mutates_args=())
 def fold(
-    mean: Tensor | None, variance: Tensor, measured: Tensor, shape: list[int], config: str, group: str | None
+    mean: Tensor | None,
+    variance: Tensor,
+    measured: Tensor,
+    shape: list[int],
+    config: str,
+    group: str | None,
+    unbiased: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """As `gennorm.torch.functional.fold`."""
-    return functional.fold(_config(config), mean, variance, measured, tuple(shape), group)
+    return functional.fold(_config(config), mean, variance, measured, tuple(shape), group, unbiased)
 
 
 @fold.register_fake
-def _(mean: Any, variance: Tensor, measured: Any, shape: Any, config: Any, group: Any) -> Any:
+def _(mean: Any, variance: Tensor, *_: Any) -> Any:
     return tuple(torch.empty_like(variance, dtype=torch.float64) for _ in range(2))

@@ -12,13 +12,13 @@ from tests.test_errors import constants, entries, lines_run, makers
 torch = pytest.importorskip("torch")
 
 import gennorm.torch as gt  # noqa: E402
-from gennorm.torch import _autograd, distributed, functional, module, operators, tensors  # noqa: E402
+from gennorm.torch import _autograd, accelerating, distributed, functional, layers, module, operators, tensors  # noqa: E402
 
 # Forward mode compiles some of torch's own formulas with torch.jit.script, which torch itself warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 
 TABLE = Path(__file__).parent / "errors.txt"
-MODULES = [_autograd, distributed, functional, module, operators, tensors]
+MODULES = [_autograd, accelerating, distributed, functional, layers, module, operators, tensors]
 ENTRIES = entries(TABLE.read_text(encoding="utf-8"))
 OF_THE_CORE = {"I001", "S010", "I010"}  # reached through a module
 

@@ -15,6 +15,7 @@ from gennorm.cli.bench import charts, report
 from gennorm.cli.bench.accuracy import FORMULAS, Error, errors
 from gennorm.cli.bench.cases import Case, Size, Work, matching, matrix
 from gennorm.cli.bench.growth import Grown, growth
+from gennorm.cli.bench.models import Accelerated, models
 from gennorm.cli.bench.peers import COPY, PEERS, Peer, found
 from gennorm.cli.bench.running import Result, measure, threads
 from gennorm.cli.bench.startup import Waited, startup
@@ -36,6 +37,7 @@ class Measure(StrEnum):
     STARTUP = "startup"
     ACCURACY = "accuracy"
     GROWTH = "growth"
+    MODELS = "models"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +116,16 @@ def run(request: Request) -> int:
         results = _speed(cases, present, request, screen) if Measure.SPEED in measures else []
         exact = _accuracy(present, screen) if Measure.ACCURACY in measures else []
         grown = _growth(request, screen) if Measure.GROWTH in measures else []
+        whole = _models(request, screen) if Measure.MODELS in measures else []
         waited = _startup(screen) if Measure.STARTUP in measures else []
     if request.json is not None:
-        report.write(report.record(results, versions, absent, number, waited, exact, grown), request.json)
+        report.write(report.record(results, versions, absent, number, waited, exact, grown, whole), request.json)
     if request.chart is not None and results:
         charts.draw(results, [name for name in PEERS if name in versions], f"gennorm bench, {machine}", request.chart)
     wrong = [
         *report.disagreements(results),
         *(f"{one.name}, {one.bytes:,} bytes" for one in grown if one.wrong > 1),
+        *(f"{one.name}: off by {one.wrong:.3g} times what is allowed" for one in whole if not one.wrong <= 1),
     ]
     for line in wrong:
         screen.print(f"≠ {line}", style="bold red")
@@ -170,6 +174,17 @@ def _growth(request: Request, screen: Console) -> list[Grown]:
     with progress("", counted=True) as bar:
         measured = list(growth(request.gigabytes, request.seconds, bar))
     screen.print("", report.growth_table(measured))
+    return measured
+
+
+def _models(request: Request, screen: Console) -> list[Accelerated]:
+    try:
+        import transformers  # noqa: F401
+    except ImportError:
+        refuse("--measure", "models need the packages torch and transformers")
+    with progress("", counted=True) as bar:
+        measured = list(models(request.seconds, bar))
+    screen.print("", report.models_table(measured))
     return measured
 
 

@@ -19,6 +19,7 @@ import gennorm as gn
 from gennorm.cli.bench.accuracy import Error
 from gennorm.cli.bench.cases import Work
 from gennorm.cli.bench.growth import Grown
+from gennorm.cli.bench.models import Accelerated
 from gennorm.cli.bench.peers import COPY
 from gennorm.cli.bench.running import Result
 from gennorm.cli.bench.startup import Waited
@@ -121,6 +122,26 @@ def growth_table(grown: Sequence[Grown]) -> Table:
     return found
 
 
+def models_table(measured: Sequence[Accelerated]) -> Table:
+    """Whole models before and after, with the part of the time that their norms take."""
+    found = _table("Models, before and after gennorm.torch.accelerate")
+    for heading in ("", "", "norms", "before", "in norms", "after", "in norms", "speed-up", "of the norms"):
+        found.add_column(heading, justify="right" if heading else "left")
+    for one in measured:
+        found.add_row(
+            one.name,
+            one.work,
+            str(one.layers),
+            duration(one.before),
+            f"{one.norms_before / one.before:.0%}",
+            duration(one.after),
+            f"{one.norms_after / one.after:.0%}",
+            _ratio(one.before / one.after),
+            _ratio(one.norms_before / one.norms_after),
+        )
+    return found
+
+
 def accuracy_table(errors: Sequence[Error], peers: Sequence[str]) -> Table:
     """The largest error for each length, over all that it was measured for."""
     found = _table("The largest error, in units in the last place")
@@ -212,6 +233,7 @@ def record(
     waited: Sequence[Waited],
     accuracy: Sequence[Error],
     grown: Sequence[Grown],
+    models: Sequence[Accelerated],
 ) -> dict[str, Any]:
     """A run: the format of docs/benchmarks/README.md, and of the machine nothing but its kind."""
     return {
@@ -234,6 +256,7 @@ def record(
         "startup": [_rounded(asdict(wait)) for wait in waited],
         "accuracy": [_rounded(asdict(error)) for error in accuracy],
         "growth": [_rounded(asdict(one)) for one in grown],
+        "models": [_rounded(asdict(one)) for one in models],
     }
 
 

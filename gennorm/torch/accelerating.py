@@ -1,0 +1,509 @@
+"""The normalization layers of a model, computed by the engine: one call, and one that undoes it.
+
+A layer stays the object that it is, with its parameters, buffers, hooks and name: what changes is its class, to a
+subclass of the one it had, whose `forward` is the engine's. Torch's own classes become those of `gennorm.torch.layers`.
+Of another class it must first be proved what it computes: a copy of the layer with random parameters is called beside
+each layer of the core that it could be, on inputs of several scales and ranks, and outputs and gradients must agree.
+Whatever has not been proved of it, such as another dtype, the layer computes as it always did.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+import gennorm
+from gennorm.errors import GennormError, InputError
+from gennorm.torch import layers
+from gennorm.torch.layers import Computed
+from gennorm.torch.module import Normalization
+from gennorm.torch.tensors import FLOATING, HALVES
+
+__all__ = ["Left", "Replaced", "Report", "accelerate", "restore"]
+
+DROPINS: dict[type, type] = {getattr(nn, name): getattr(layers, name) for name in layers.__all__}
+OTHERS = (nn.modules.batchnorm._NormBase, nn.LocalResponseNorm, nn.CrossMapLRN2d)  # torch's that have no drop-in
+MADE: tuple[str, ...] = (
+    "guess",
+    "config",
+    "core",
+    "_job",
+    "_present",
+    "_text",
+    "_taken",
+    "_size",
+    "_weight_at",
+    "_bias_at",
+)
+MADE += ("_weight_steps", "_bias_steps", "_double", "_original", "_proved")
+
+# How far two right answers may be apart, in units of the dtype's rounding and relative to the largest value. For 8 to
+# 8,192 elements the layers of Llama, T5 and torch, and layer norm written out in torch, are 2.6 units apart at most in
+# float32, 9.7 in float64 and 1.8 in 16 bits. What has to be seen is far more: between n and n - 1 in a variance there are
+# 513 units of float32 for 8,192 elements. In 16 bits there are 1.3, so those are proved in float32 too.
+UNITS = {torch.float32: 16.0, torch.float64: 32.0, torch.bfloat16: 4.0, torch.float16: 4.0}
+SCALES = (1.0, 30.0)  # of inputs; besides that at which epsilon counts as much as the variance
+RANKS = (2, 3, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """A layer that the engine computes now.
+
+    Attributes
+    ----------
+    name : str
+        Where it is in the model.
+    kind : str
+        The name of the class that it was.
+    by : str
+        The layer of the core that computes it.
+    """
+
+    name: str
+    kind: str
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A layer that computes what it did, and why.
+
+    Attributes
+    ----------
+    name, kind : str
+        As of what is replaced.
+    why : str
+    """
+
+    name: str
+    kind: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of every normalization layer of a model; prints as a table.
+
+    Attributes
+    ----------
+    replaced : tuple of Replaced
+    left : tuple of Left
+
+    Examples
+    --------
+    >>> print(accelerate(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8))))
+    replaced by
+      1 LayerNorm  1  NormalizationLayer(-1, 'Same', epsilon=1e-05, input_shape=(..., 8))
+    """
+
+    replaced: tuple[Replaced, ...] = ()
+    left: tuple[Left, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [
+            *_table("replaced by", [(one.kind, one.by, one.name) for one in self.replaced]),
+            *_table("left because", [(one.kind, one.why, one.name) for one in self.left]),
+        ]
+        return "\n".join(parts) or "no normalization layers"
+
+
+def accelerate(model: nn.Module) -> Report:
+    """Let the engine compute every normalization layer of a model that it can.
+
+    Replaced are torch's own layers, and layers of other classes, such as ``LlamaRMSNorm``, of which it is proved on
+    probe inputs that they compute a layer of the core. The model keeps its parameters, buffers, hooks and names: an
+    optimizer or a `state_dict` made before goes on as it was. What such a layer has not been proved for it computes as
+    before: take the model to its dtype first. Calls use as many threads as torch, `torch.get_num_threads`.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Changed in place; one layer will do too.
+
+    Returns
+    -------
+    Report
+        What was replaced and what was left, and why. A second call replaces nothing.
+
+    Raises
+    ------
+    InputError
+        It is no module.
+
+    See Also
+    --------
+    gennorm.torch.restore : Undo it.
+
+    Examples
+    --------
+    >>> nn = torch.nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.BatchNorm2d(8, device="meta"))
+    >>> print(accelerate(model))
+    replaced by
+      1 GroupNorm  1  NormalizationLayer('All', 1, {1: 2}, epsilon=1e-05, input_shape=(8, ...), batched=True)
+    left because
+      1 BatchNorm2d  2  its parameters are on the device meta
+    >>> isinstance(model[1], nn.GroupNorm), restore(model)
+    (True, 1)
+    """
+    _require_module(model)
+    judge = _Judge()
+    replaced, left = [], []
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if isinstance(module, Normalization):
+            if "_original" in vars(module):
+                left.append(Left(name, vars(module)["_original"].__name__, "it was replaced before"))
+        elif _is_candidate(module):
+            verdict = judge(module)
+            if isinstance(verdict, str):
+                left.append(Left(name, kind, verdict))
+            else:
+                by = _install(module, verdict)
+                replaced.append(Replaced(name, kind, by))
+    return Report(tuple(replaced), tuple(left))
+
+
+def restore(model: nn.Module) -> int:
+    """Undo `accelerate`: every layer of the model is of the class that it was.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Changed in place. Parameters and buffers keep what they have learned since.
+
+    Returns
+    -------
+    int
+        How many layers were given back.
+
+    Raises
+    ------
+    InputError
+        It is no module.
+
+    Examples
+    --------
+    >>> model = torch.nn.Sequential(torch.nn.LayerNorm(8))
+    >>> report = accelerate(model)
+    >>> restore(model), restore(model), type(model[0]).__module__
+    (1, 0, 'torch.nn.modules.normalization')
+    """
+    _require_module(model)
+    number = 0
+    for module in model.modules():
+        original = vars(module).get("_original")
+        if original is not None:
+            for name in MADE:
+                vars(module).pop(name, None)
+            object.__setattr__(module, "__class__", original)
+            number += 1
+    return number
+
+
+# ------------------------------------------------------------------------------------------------------ what replaces
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """What a layer of an unknown class may compute.
+
+    Attributes
+    ----------
+    method : str
+        That of the core.
+    place : {"last", "channels", "groups"}
+        Over the trailing axes, the channels of a batch, or groups of them with everything else.
+    epsilon : str or float
+        The attribute that holds it, or a value that is written into the code.
+    """
+
+    method: str
+    place: str
+    epsilon: str | float
+
+    def layer(self, module: Any) -> gennorm.NormalizationLayer:
+        """Make the layer of the core, for the sizes of a module."""
+        weight = module._parameters.get("weight")
+        shape = getattr(module, "normalized_shape", None) if weight is None else tuple(weight.shape)
+        epsilon = getattr(module, self.epsilon) if isinstance(self.epsilon, str) else self.epsilon
+        settings: dict[str, Any] = {"method": self.method, "epsilon": epsilon}
+        if self.place == "groups":
+            return gennorm.group_norm(module.num_groups, module.num_channels if module.affine else None, **settings)
+        if self.place == "channels":
+            sizes = shape or (None,)
+            return gennorm.NormalizationLayer(1, "Same", batched=True, input_shape=(*sizes, ...), **settings)
+        if shape is None:
+            return gennorm.NormalizationLayer(-1, "Same", scaling=None, biases=None, **settings)
+        return gennorm.layer_norm(shape, **settings)
+
+
+class Proved(Computed):
+    """A layer of any class, computed by a layer of the core where the two have been proved to agree."""
+
+    guess: Guess
+    _proved: frozenset[tuple[torch.dtype, int]]  # dtypes and ranks of inputs
+
+    @property
+    def __constants__(self) -> tuple[str, ...]:
+        return (self.guess.epsilon,) if isinstance(self.guess.epsilon, str) else ()
+
+    def layer(self) -> gennorm.NormalizationLayer:
+        """Make the layer of the core that was proved."""
+        return self.guess.layer(self)
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        """Compute it by the engine, or what has not been proved as before."""
+        if len(given) == 1 and not named:
+            x = given[0]
+            weight = self._parameters.get("weight")
+            if (
+                isinstance(x, Tensor)
+                and (x.dtype, x.dim()) in self._proved
+                and x.is_cpu
+                and (weight is None or weight.dtype is x.dtype)
+            ):
+                return self._normalized(x)
+        return super().forward(*given, **named)
+
+
+@functools.cache
+def _class(original: Any, base: Any) -> Any:
+    """A class that is the original, but for what the base computes."""
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        return _revived, (original, base), self.__getstate__()
+
+    return type(original.__name__, (base, original), {"__reduce_ex__": reduce, "__doc__": original.__doc__})
+
+
+def _revived(original: Any, base: Any) -> Any:
+    kind = _class(original, base)
+    return kind.__new__(kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The class that a layer becomes, and what that has to know."""
+
+    becomes: type
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+def _install(module: Any, verdict: Verdict) -> str:
+    """Change the class; the text is that of the layer of the core."""
+    vars(module).update(verdict.attributes, _original=type(module))
+    module.__class__ = verdict.becomes
+    module._begin()
+    return repr(module.layer())
+
+
+# ---------------------------------------------------------------------------------------------------------- the judge
+
+
+def _is_candidate(module: nn.Module) -> bool:
+    """Whether it is a normalization layer, by its class or by its name."""
+    if isinstance(module, (*DROPINS, *OTHERS)):
+        return True
+    return next(module.children(), None) is None and "norm" in type(module).__name__.lower()
+
+
+class _Judge:
+    """Says what replaces a layer, or why nothing does; layers that are alike are probed once."""
+
+    def __init__(self) -> None:
+        self.known: dict[Any, Verdict | str] = {}
+
+    def __call__(self, module: nn.Module) -> Verdict | str:
+        reason = _unfit(module)
+        if reason is not None:
+            return reason
+        kind: Any = type(module)
+        base = next((one for one in DROPINS if isinstance(module, one)), None)
+        if base is not None and _computes_as(kind, base):
+            own = DROPINS[base]
+            return Verdict(own if kind is base else _class(kind, own))
+        settings = {name: repr(value) for name, value in vars(module).items() if not name.startswith("_")}
+        settings.pop("training")
+        tensors = [(name, one.shape, one.dtype) for name, one in module.named_parameters()]
+        key = (kind, *sorted(settings.items()), *tensors)
+        if key not in self.known:
+            self.known[key] = _probed(module)
+        return self.known[key]
+
+
+def _unfit(module: nn.Module) -> str | None:
+    """Why the engine cannot have a layer, whatever it computes."""
+    tensors = [*module.parameters(), *module.buffers()]
+    if "forward" in vars(module):
+        return "its forward has been replaced by another"
+    if any(isinstance(one, (UninitializedBuffer, UninitializedParameter)) for one in tensors):
+        return "its parameters have no sizes yet: call the model once"
+    for one in tensors:
+        if one.device.type != "cpu":
+            return f"its parameters are on the device {one.device}"
+    for one in module.parameters():
+        if one.dtype not in FLOATING:
+            return f"its parameters are of the dtype {one.dtype}"
+    if nn.utils.parametrize.is_parametrized(module):
+        return "its parameters are computed, by torch.nn.utils.parametrize"
+    own = {name for name, _ in module.named_parameters()}
+    held = {name for name, _ in module.named_buffers()}
+    if type(module) not in DROPINS and not isinstance(module, tuple(DROPINS)) and (held or own - {"weight", "bias"}):
+        return f"its class is not known, and has {', '.join(sorted(held | own - {'weight', 'bias'}))}"
+    return None
+
+
+def _computes_as(kind: type, base: type) -> bool:
+    """Whether a class computes what torch's does: it has no method of its own that takes part."""
+    methods = ("forward", "_apply_instance_norm", "_handle_no_batch_input")
+    return all(getattr(kind, name, None) is getattr(base, name, None) for name in methods)
+
+
+def _probed(module: nn.Module) -> Verdict | str:
+    """What a layer of an unknown class computes, found out by calling it."""
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return "it has a forward of its own, and running statistics, which cannot be probed"
+    kind: Any = type(module)
+    dtype = next((one.dtype for one in module.parameters()), torch.float32)
+    nearest, differs = "", float("inf")
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.autocast("cpu", enabled=False),
+        torch.inference_mode(mode=False),
+        torch.enable_grad(),
+    ):
+        for guess in _guesses(module):
+            least, ranks = _judged(module, guess, dtype)
+            if ranks:
+                proved = frozenset((dtype, rank) for rank in ranks)
+                return Verdict(_class(kind, Proved), {"guess": guess, "_proved": proved})
+            if least < differs:
+                nearest, differs = repr(guess.layer(module)), least
+    if not nearest:
+        return "it does not turn one tensor into one of the same shape, or has no derivative"
+    return f"on a probe it differs by {differs:.1g} of the largest value from {nearest}"
+
+
+def _guesses(module: nn.Module) -> Iterator[Guess]:
+    """What a layer may compute, by the numbers that it holds."""
+    held: Iterable[str | float] = [
+        name for name, value in vars(module).items() if isinstance(value, float) and 0 <= value < 0.1
+    ]
+    places = ["groups"] if isinstance(module, nn.GroupNorm) else ["last", "channels"]
+    likely = isinstance(module, nn.RMSNorm) or module._parameters.get("bias") is None
+    methods = ("RMS", "Standardize") if likely else ("Standardize", "RMS")  # a wrong guess costs compiling its kernels
+    for epsilon in held or (1e-5, 1e-6, 1e-12, torch.finfo(torch.float32).eps):
+        for place in places:
+            for method in methods:
+                yield Guess(method, place, epsilon)
+
+
+def _judged(module: nn.Module, guess: Guess, dtype: torch.dtype) -> tuple[float, list[int]]:
+    """The least difference on inputs of any rank, and the ranks where it is rounding and no more."""
+    least, ranks = float("inf"), []
+    for rank in RANKS:
+        for one in (torch.float32, dtype) if dtype in HALVES else (dtype,):
+            found = _difference(module, guess, one, rank)
+            least = min(least, found)
+            if not found <= UNITS[one] * torch.finfo(one).eps:
+                break
+        else:
+            ranks.append(rank)
+    return least, ranks
+
+
+def _difference(module: nn.Module, guess: Guess, dtype: torch.dtype, rank: int) -> float:
+    """How far outputs and gradients are apart at most, relative to the largest value; infinite where one has none."""
+    kind: Any = type(module)
+    verdict = Verdict(_class(kind, Proved), {"guess": guess, "_proved": frozenset({(dtype, rank)})})
+    generator = torch.Generator().manual_seed(rank)
+    theirs, ours = (copy.deepcopy(module).to(dtype) for _ in range(2))
+    _randomize(theirs, ours, generator=generator)
+    try:
+        core = guess.layer(module)
+        _install(ours, verdict)
+    except GennormError:
+        return float("inf")
+    weight = module._parameters.get("weight")
+    sizes = getattr(module, "normalized_shape", (16,)) if weight is None else tuple(weight.shape)
+    free = rank - len(sizes)
+    if free < 0 or (guess.place != "last" and free < 1):
+        return float("inf")
+    others = (2, 3, 2)[:free]
+    shape = (*others, *sizes) if guess.place == "last" else (others[0], *sizes, *others[1:])
+    most = 0.0
+    for scale in (*SCALES, core.epsilon**0.5 or 1e-3):
+        x, dy = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+        x = (x + 0.5) * scale
+        for training in (True, False):
+            try:
+                pairs = zip(*(_computed(one.train(training), x, dy) for one in (ours, theirs)), strict=True)
+                for one, other in pairs:  # the output first: there is no need of derivatives where it differs
+                    most = max(most, _apart(one, other))
+                    if most > UNITS[dtype] * torch.finfo(dtype).eps:
+                        return most
+            except Exception:  # noqa: BLE001 the code is somebody else's, and what it raises is its answer
+                return float("inf")
+    return most
+
+
+def _randomize(*modules: nn.Module, generator: torch.Generator) -> None:
+    """Give modules that are alike the same random parameters."""
+    with torch.no_grad():
+        for together in zip(*(module.parameters() for module in modules), strict=True):
+            values = torch.rand(together[0].shape, generator=generator) + 0.5
+            for parameter in together:
+                parameter.copy_(values)
+                parameter.requires_grad_(True)
+
+
+def _computed(module: nn.Module, x: Tensor, dy: Tensor) -> Iterator[Tensor]:
+    """The output, and then every gradient, without the module's hooks."""
+    x = x.detach().requires_grad_()
+    y = module.forward(x)
+    yield y
+    yield from torch.autograd.grad(y, [x, *module.parameters()], dy)
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    """The largest difference, relative to the largest value; infinite for NaN and for other shapes."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return float("inf")
+    largest = other.abs().max().double()
+    apart = (one.double() - other.double()).abs().max() / largest
+    return apart.item() if apart.isfinite() else float("inf")
+
+
+# --------------------------------------------------------------------------------------------------------- telling it
+
+
+def _table(title: str, rows: list[tuple[str, str, str]]) -> Iterator[str]:
+    """Rows that are alike but for the place, as one line each."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for kind, text, name in rows:
+        places.setdefault((kind, text), []).append(name or "the model itself")
+    if not places:
+        return
+    lines = [
+        (str(len(names)), kind, names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}", text)
+        for (kind, text), names in places.items()
+    ]
+    digits, kinds, names = (max(len(line[column]) for line in lines) for column in range(3))
+    yield title
+    for number, kind, where, text in lines:
+        yield f"  {number:>{digits}} {kind:<{kinds}}  {where:<{names}}  {text}"
+
+
+def _require_module(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        msg = f"the model is of type {type(model).__name__}\npass a torch.nn.Module"
+        raise InputError(msg, code="A022")

@@ -1,0 +1,284 @@
+"""Accelerate and restore: what is served and what is not, and that a model stays what it is."""
+
+import copy
+import pickle
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm  # noqa: E402
+from transformers.models.llama.modeling_llama import LlamaRMSNorm  # noqa: E402
+from transformers.models.mistral.modeling_mistral import MistralRMSNorm  # noqa: E402
+from transformers.models.t5.modeling_t5 import T5LayerNorm  # noqa: E402
+
+import gennorm.torch as gt  # noqa: E402
+from gennorm.torch import layers  # noqa: E402
+
+nn = torch.nn
+
+
+def sample(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+class NormWith(nn.Module):
+    """A layer norm whose arithmetic is told: the part that is wrong, if one is."""
+
+    def __init__(self, wrong=None):
+        super().__init__()
+        self.weight, self.bias, self.eps, self.wrong = (
+            nn.Parameter(torch.ones(8)),
+            nn.Parameter(torch.zeros(8)),
+            1e-5,
+            wrong,
+        )
+
+    def forward(self, x):
+        variance = x.var(-1, keepdim=True, correction=1 if self.wrong == "unbiased" else 0)
+        divisor = variance.sqrt() + self.eps if self.wrong == "epsilon outside" else (variance + self.eps).sqrt()
+        if self.wrong == "constant statistics":
+            divisor = divisor.detach()
+        if self.wrong == "epsilon of its own":
+            divisor = (variance + 2e-5).sqrt()
+        if self.wrong == "evaluation" and not self.training:
+            divisor = 2 * divisor
+        y = (x - x.mean(-1, keepdim=True)) / divisor
+        if self.wrong == "squared weight":
+            return y * self.weight**2 + self.bias
+        if self.wrong == "no bias":
+            return y * self.weight
+        return y * self.weight + self.bias
+
+
+class GroupNorm32(nn.GroupNorm):
+    def forward(self, x):
+        return super().forward(x.float()).type(x.dtype)
+
+
+class Named(nn.LayerNorm):
+    def extra_repr(self):
+        return "named"
+
+
+class Other(nn.BatchNorm1d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def served(module):
+    return [one.by for one in gt.accelerate(module).replaced]
+
+
+@pytest.mark.parametrize("made", [LlamaRMSNorm, MistralRMSNorm, T5LayerNorm])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rms_norms_of_transformers(made, dtype):
+    theirs = made(16).to(dtype)
+    with torch.no_grad():
+        theirs.weight.copy_(sample(16))
+    ours = copy.deepcopy(theirs)
+    assert served(ours) == ["NormalizationLayer(-1, 'Same', method='RMS', epsilon=1e-06, input_shape=(..., 16))"]
+    assert isinstance(ours, made)
+    x = sample(2, 3, 16, dtype=dtype)
+    calls = []
+    made_forward, made.forward = made.forward, lambda self, x: calls.append(x) or made_forward(self, x)
+    try:
+        torch.testing.assert_close(ours(x), theirs(x))
+        assert len(calls) == 1  # theirs alone
+        other = x.to(torch.float64)
+        torch.testing.assert_close(ours(other), theirs(other), rtol=0, atol=0)
+        assert len(calls) == 3
+    finally:
+        made.forward = made_forward
+
+
+def test_right_arithmetic_is_proved():
+    module = NormWith()
+    assert served(module) == ["NormalizationLayer(-1, 'Same', epsilon=1e-05, input_shape=(..., 8))"]
+    assert isinstance(module, NormWith)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "unbiased",
+        "epsilon outside",
+        "epsilon of its own",
+        "constant statistics",
+        "evaluation",
+        "squared weight",
+        "no bias",
+    ],
+)
+def test_wrong_arithmetic_is_left(wrong):
+    """Each differs in one thing only, which parameters of one and inputs of one scale would not show."""
+    module = NormWith(wrong)
+    (left,) = gt.accelerate(nn.Sequential(module)).left
+    assert type(module) is NormWith
+    if wrong != "no bias":
+        assert left.why.startswith("on a probe it differs by ")
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: GemmaRMSNorm(8), "on a probe it differs by "),
+        (lambda: nn.LayerNorm(8, device="meta"), "its parameters are on the device meta"),
+        (lambda: nn.SyncBatchNorm(8), "its class is not known, and has num_batches_tracked, running_mean, running_var"),
+        (nn.LazyBatchNorm1d, "its parameters have no sizes yet: call the model once"),
+        (lambda: Other(8), "it has a forward of its own, and running statistics, which cannot be probed"),
+        (lambda: nn.LayerNorm(8).to(torch.float8_e4m3fn), "its parameters are of the dtype torch.float8_e4m3fn"),
+        (
+            lambda: nn.utils.parametrize.register_parametrization(nn.LayerNorm(8), "weight", nn.Identity()),
+            "its parameters are computed, by torch.nn.utils.parametrize",
+        ),
+        (lambda: patched(nn.LayerNorm(8)), "its forward has been replaced by another"),
+        (lambda: nn.LocalResponseNorm(2), "on a probe it differs by "),
+    ],
+)
+def test_what_is_left_and_why(make, why):
+    module = make()
+    kind = type(module)
+    report = gt.accelerate(nn.Sequential(module))
+    assert not report.replaced
+    assert report.left[0].name == "0"
+    assert report.left[0].why.startswith(why)
+    assert type(module) is kind
+
+
+def patched(module):
+    module.forward = lambda x: x
+    return module
+
+
+@pytest.mark.parametrize("make", [lambda: Named(8), lambda: GroupNorm32(2, 8), NormWith])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_subclasses_stay_what_they_are(make, copied):
+    module, x = make(), sample(4, 8, 8)
+    kind, text, expected = type(module), repr(module), module(x)
+    assert len(served(module)) == 1
+    assert isinstance(module, kind)
+    assert repr(module) == text
+    torch.testing.assert_close(module(x), expected)
+    other = copied(module)
+    assert type(other) is type(module)
+    assert torch.equal(other(x), module(x))
+    assert gt.restore(other) == 1
+    assert type(other) is kind
+    assert torch.equal(other(x), expected)
+
+
+def model():
+    return nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Sequential(nn.BatchNorm1d(8), LlamaRMSNorm(8)))
+
+
+def test_it_stays_the_model_that_it_is():
+    net = model().train()
+    net[1].eval()
+    before, called = net[1], []
+    hook = net[1].register_forward_hook(lambda module, *_: called.append(module))
+    gt.accelerate(net)
+    net(sample(4, 8))
+    assert called == [before]
+    assert [module.training for module in (net[0], net[1], net[2][0])] == [True, False, True]
+    hook.remove()
+    gt.restore(net)
+    assert type(net[1]) is nn.LayerNorm
+
+
+def test_a_layer_in_two_places_is_one():
+    norm = nn.LayerNorm(8)
+    net = nn.Sequential(norm, norm)
+    assert len(gt.accelerate(net).replaced) == 1
+    assert net[0] is net[1]
+    assert gt.restore(net) == 1
+
+
+def test_twice_is_once():
+    net = model()
+    first = gt.accelerate(net)
+    classes = [type(module) for module in net.modules()]
+    second = gt.accelerate(net)
+    assert len(first.replaced) == 3
+    assert not second.replaced
+    assert {one.why for one in second.left} == {"it was replaced before"}
+    assert [type(module) for module in net.modules()] == classes
+    assert (gt.restore(net), gt.restore(net)) == (3, 0)
+
+
+def test_layers_made_as_ours_stay_ours():
+    net = nn.Sequential(gt.LayerNorm(8), gt.NormalizationLayer(-1, "Same", input_shape=(..., 8)))
+    report = gt.accelerate(net)
+    assert (report.replaced, report.left) == ((), ())
+    assert str(report) == "no normalization layers"
+    assert gt.restore(net) == 0
+    assert type(net[0]) is layers.LayerNorm
+
+
+def test_epsilon_may_be_assigned():
+    theirs, ours = LlamaRMSNorm(8), LlamaRMSNorm(8)
+    gt.accelerate(ours)
+    x = 1e-2 * sample(3, 8)
+    for epsilon in (1e-6, 1e-2):
+        theirs.variance_epsilon = ours.variance_epsilon = epsilon
+        torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_state_and_optimizer_go_on():
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    gt.accelerate(net)
+    (net(sample(4, 8)) * sample(4, 8, seed=1)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(net[1].weight, state["1.weight"])
+    assert list(net.state_dict()) == list(state)
+    net.load_state_dict(state)
+    gt.restore(net)
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+
+
+def test_the_probe_leaves_no_trace():
+    net = NormWith()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    called = []
+    net.register_forward_hook(lambda *_: called.append(1))
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    gt.accelerate(net)
+    assert torch.equal(torch.rand(3), expected)
+    assert not called
+    assert net.weight.grad is None
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_report():
+    net = nn.ModuleDict({"a": nn.LayerNorm(8), "b": nn.LayerNorm(8), "c": nn.BatchNorm2d(4), "d": nn.SyncBatchNorm(8)})
+    assert str(gt.accelerate(net)).splitlines() == [
+        "replaced by",
+        "  2 LayerNorm    a … b  NormalizationLayer(-1, 'Same', epsilon=1e-05, input_shape=(..., 8))",
+        "  1 BatchNorm2d  c      NormalizationLayer('{0, 2;;All}', 1, epsilon=1e-05, input_shape=(4, ...), "
+        "batched=True, statistics='moving', momentum=0.9)",
+        "left because",
+        "  1 SyncBatchNorm  d  its class is not known, and has num_batches_tracked, running_mean, running_var",
+    ]
+
+
+def test_threads_are_torch_s(monkeypatch):
+    from gennorm import _threads
+
+    seen = []
+    monkeypatch.setattr(_threads, "_shared", lambda work, tasks, threads: seen.append(threads) or work(0, tasks))
+    net, x = nn.Sequential(nn.LayerNorm(1024)), sample(1024, 1024)
+    gt.accelerate(net)
+    before = torch.get_num_threads()
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            with torch.no_grad():
+                net(x)
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {2}
