@@ -46,8 +46,8 @@ MADE += ("_weight_steps", "_bias_steps", "_double", "_original", "_proved")
 
 # How far two right answers may be apart, in units of the dtype's rounding and relative to the largest value. For 8 to
 # 8,192 elements the layers of Llama, T5 and torch, and layer norm written out in torch, are 2.6 units apart at most in
-# float32, 9.7 in float64 and 1.8 in 16 bits. What has to be seen is far more: between n and n - 1 in a variance there are
-# 513 units of float32 for 8,192 elements. In 16 bits there are 1.3, so those are proved in float32 too.
+# float32, 9.7 in float64 and 1.8 in 16 bits. What has to be seen is far more: between n and n - 1 in a variance there
+# are 513 units of float32 for 8,192 elements. In 16 bits there are 1.3, so those are proved in float32 too.
 UNITS = {torch.float32: 16.0, torch.float64: 32.0, torch.bfloat16: 4.0, torch.float16: 4.0}
 SCALES = (1.0, 30.0)  # of inputs; besides that at which epsilon counts as much as the variance
 RANKS = (2, 3, 4)

@@ -260,7 +260,8 @@ def test_report():
         "replaced by",
         "  2 LayerNorm    a … b  NormalizationLayer(-1, 'Same', epsilon=1e-05, input_shape=(..., 8))",
         "  1 BatchNorm2d  c      NormalizationLayer('{0, 2;;All}', 1, epsilon=1e-05, input_shape=(4, ...), "
-        "batched=True, statistics='moving', momentum=0.9)",
+        "batched=True, "
+        "statistics='moving', momentum=0.9)",
         "left because",
         "  1 SyncBatchNorm  d  its class is not known, and has num_batches_tracked, running_mean, running_var",
     ]
