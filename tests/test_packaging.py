@@ -53,5 +53,5 @@ def test_readme_has_two_commands():
     commands = [following for line, following in pairwise(lines) if line == "```sh"]
     assert [command.rpartition(" && ")[2] for command in commands] == [
         ".venv/bin/gennorm demo",
-        ".venv/bin/python -m pytest",
+        ".venv/bin/python -m pytest -n auto",
     ]
