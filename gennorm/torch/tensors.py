@@ -103,7 +103,7 @@ def moments_of(tensor: Tensor, method: str) -> Moments:
     >>> moments_of(stacked(Moments(2, None, 8.0)), "RMS")
     Moments(count=2., mean=None, m2=8.)
     """
-    count, mean, m2 = map(np.ascontiguousarray, array_of(tensor).copy())
+    count, mean, m2 = map(np.array, array_of(tensor))
     return Moments.trusted(count, mean if method == "Standardize" else None, m2)
 
 
