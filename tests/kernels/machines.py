@@ -98,7 +98,7 @@ PATTERNS = {
     "zmm": r"%zmm",
     "AVX": r"\bv(add|mul|sub|mov)[a-z]*p[sd]\b",
     "FMA": r"\bvfm(add|sub)",
-    "F16C": r"\bvcvtp(h2ps|s2ph)\b",
+    "halves": r"\bvcvtp(h2psx?|s2phx?)\b",  # F16C, or AVX-512 for float16
 }
 
 

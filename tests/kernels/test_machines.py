@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Names of processors as LLVM has them; what their machine code shows, and what a processor needs to run it.
 MACHINES = {
-    "x86-64": ({"xmm": True, "ymm": False, "zmm": False, "AVX": False, "FMA": False, "F16C": False}, ()),
+    "x86-64": ({"xmm": True, "ymm": False, "zmm": False, "AVX": False, "FMA": False, "halves": False}, ()),
     "haswell": ({"xmm": True, "ymm": True, "zmm": False, "AVX": True, "FMA": True}, ("avx2", "fma", "f16c", "bmi2")),
     "skylake-avx512": (
         {"xmm": True, "ymm": True, "zmm": True, "AVX": True, "FMA": True},
@@ -74,11 +74,11 @@ def test_outputs_in_plain_python_are_the_same_to_the_bit():
 
 @pytest.mark.parametrize("machine", ["x86-64"] if X86 else [HOST])
 def test_float16_without_instructions_for_it(machine):
-    """Every float16, and every place where float32 is rounded to another one: as NumPy has it, and as F16C does."""
+    """Every float16, and every place where float32 is rounded to another one: as NumPy has it, and as the processor does."""
     converted = end(start(machine, "run", "halves"))
     assert converted["found"]["wrong"] == [0, 0]
-    assert converted["code"]["F16C"] is False
+    assert converted["code"]["halves"] is False
     native = end(start(HOST, "run", "halves"))
     assert native["found"]["wrong"] == [0, 0]
-    assert native["code"]["F16C"] == bool(llvm.get_host_cpu_features().get("f16c"))
+    assert native["code"]["halves"] == bool(llvm.get_host_cpu_features().get("f16c"))
     assert converted["found"] == native["found"]
