@@ -368,12 +368,10 @@ class NormalizationLayer:
         """
         x = real(x, "the input")
         weights = None if mask is None else mask_for(mask, x)
-        grouped = True
         bound = self._bind(x, None)
-        if (
-            factors.shape[1:] != bound.plan.resolved.moments_shape
-        ):  # of moments in which groups of the batch had no part
-            grouped = False
+        # Where they have another shape, groups of the batch had no part in the moments.
+        grouped = factors.shape[1:] == bound.plan.resolved.moments_shape
+        if not grouped:
             bound = self._bind(x, None, grouped=False)
         parameters = self._ready(bound.plan.resolved, scaling, biases)
         per_example, scaling, biases = together(parameters, bound.plan.resolved)
@@ -523,12 +521,12 @@ class NormalizationLayer:
         if along.input is not None:
             along = replace(along, input=like_output(along.input, "the direction", x.shape, result))
         weights = None if mask is None else mask_for(mask, x)
-        through = shared or (moments is None and (self._learns(training) or self._config.statistics == "input"))
+        through = shared or self._measures(training, moments)
         resolved = self._bind(x, None, grouped=through and not shared).plan.resolved
         own, _ = self._ready(resolved, scaling, biases)
         config = self._config
         if not through:
-            given = held(self._held, resolved) if moments is None else applicable(moments, resolved, config)
+            given = self._applied(moments, resolved)
             config, moments = replace(config, unbiased=False), Moments.from_variance(*given)
         elif moments is None:
             moments = self.measure(x, mask)
@@ -555,7 +553,7 @@ class NormalizationLayer:
         x = real(x, "the input")
         weights = None if mask is None else mask_for(mask, x)
         learns = moments is None and self._learns(training)
-        grouped = moments is None and (learns or self._config.statistics == "input")
+        grouped = self._measures(training, moments)
         # Weights and gradients are laid out as a new output would be.
         bound = back = self._bind(x, None, grouped=grouped)
         resolved = back.plan.resolved
@@ -598,16 +596,25 @@ class NormalizationLayer:
             self._learn(measured(bound if weights is None else back, rows), resolved)
         return y, kept
 
+    def _measures(self, training: bool, moments: Moments | None) -> bool:
+        """Whether a call normalizes by the moments of its input."""
+        return moments is None and (self._config.statistics == "input" or self._learns(training))
+
+    def _applied(self, moments: Moments | None, resolved: Resolved) -> tuple[Array, Array]:
+        """Mean and variance of every slice that are applied instead of the input's: those given, else those held."""
+        if moments is None:
+            return held(self._held, resolved)
+        return applicable(moments, resolved, self._config)
+
     def _instead(self, moments: Moments | None, bound: Bound) -> Array:
-        """Mean and variance to normalize by instead of the input's, as rows: those given, else those that are held."""
-        resolved = bound.plan.resolved
+        """The same as rows, in the order of a plan."""
         if moments is not None:
-            return bound.ordered(np.stack(applicable(moments, resolved, self._config)))
+            return bound.ordered(np.stack(self._applied(moments, bound.plan.resolved)))
         # What is held is never changed, only set anew.
         whose, rows = bound.held
         if whose is not self._held or whose is None:
             whose = self._held
-            rows = bound.ordered(np.stack(held(whose, resolved)))
+            rows = bound.ordered(np.stack(held(whose, bound.plan.resolved)))
             bound.held = whose, rows
         return rows
 
@@ -737,7 +744,7 @@ class NormalizationLayer:
         grouped = moments is not None
         resolved = self._bind(y, None, grouped=grouped).plan.resolved
         scaling, biases = (parameter.own for parameter in self._ready(resolved))
-        mean, variance = held(self._held, resolved) if moments is None else applicable(moments, resolved, self._config)
+        mean, variance = self._applied(moments, resolved)
         x = empty_like(y, result_dtype(y.dtype)) if out is None else writable(out, y, self._parameters)
         bound = self._bind(y, None if out is None else x, grouped=grouped)
         bound.invert(y, x, bound.ordered(np.stack([mean, variance])), scaling, biases)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gennorm.arrays import dtype_name, dtype_named, real, result_dtype, shape_of
+from gennorm.arrays import dtype_given, dtype_name, real, result_dtype, shape_of
 from gennorm.engine import built
 from gennorm.layer import NormalizationLayer
 
@@ -96,9 +96,9 @@ def precompile(
     if isinstance(shape_or_array, np.ndarray):
         x = real(shape_or_array, "the input")
     else:
-        name = "float32" if dtype is None else dtype if isinstance(dtype, str) else np.dtype(dtype).name
-        x = np.zeros(shape_of(shape_or_array), dtype_named(name))
-        dtype_name(x.dtype)
+        wanted = dtype_given("float32" if dtype is None else dtype)
+        dtype_name(wanted)
+        x = np.zeros(shape_of(shape_or_array), wanted)
     stand_in = copy.copy(layer)
     stand_in.initialize(x.shape)
     with np.errstate(all="ignore"):
@@ -111,5 +111,5 @@ def precompile(
             y, pullback = stand_in.vjp(x, training=training)
             pullback(np.zeros_like(y, result_dtype(x.dtype)))
     found = built()[before:]
-    compiled, loaded = (tuple(str(one) for one in found if one.compiled is wanted) for wanted in (True, False))
+    compiled, loaded = (tuple(str(one) for one in found if one.compiled is new) for new in (True, False))
     return Precompiled(compiled, loaded, time.perf_counter() - begin)

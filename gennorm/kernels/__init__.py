@@ -123,6 +123,7 @@ class Bound:
         if plan.family == "columns":
             self.tile = plan.geometry[columns.TILE]
         self.held: tuple[Any, Array] = None, NOTHING  # moments that somebody applies again and again, and their rows
+        self._across = self._in_order_of_memory()
         self._kernels: dict[Any, Kernel] = {}
         self._sweeps: dict[Any, _Sweep] = {}
         self._parameter_steps = self._prepared_steps()
@@ -212,16 +213,19 @@ class Bound:
         np.copyto(laid, values, casting="unsafe")
         return laid
 
-    def apply(self, x: Array, y: Array, moments: Array, scaling: Array | None, biases: Array | None) -> None:
+    def apply(
+        self, x: Array, y: Array, moments: Array, scaling: Array | None, biases: Array | None, **flags: int
+    ) -> None:
         """Write the output for ``x`` into ``y``, from mean and variance of every slice, in the kernel's order."""
         plan = self.plan
         if plan.tasks == 0:
             return
         source, target = self._source(x), self._target(y)
         mean, variance = moments
-        self._run_given(
+        geometry, tasks, across = self._across
+        self._run(
             _flat(source, plan.dtype), _flat(target, plan.result), self.parameter(scaling), self.parameter(biases),
-            mean, variance,
+            mean, variance, self.given, 0, tasks, geometry, APPLY=1, ACROSS=across, **flags,
         )  # fmt: skip
         _deliver(target, y)
 
@@ -274,17 +278,8 @@ class Bound:
 
     def invert(self, y: Array, x: Array, moments: Array, scaling: Array | None, biases: Array | None) -> None:
         """Write into ``x`` the input whose output is ``y``, given mean and variance and a scaling without zeros."""
-        plan = self.plan
-        if plan.tasks == 0:
-            return
-        source, target = self._source(y), self._target(x)
-        gains = None if scaling is None else self.parameter(1.0 / scaling.astype(np.float64))
-        mean, variance = moments
-        self._run_given(
-            _flat(source, plan.dtype), _flat(target, plan.result), gains, self.parameter(biases),
-            mean, variance, CENTER=1, INVERT=1,
-        )  # fmt: skip
-        _deliver(target, x)
+        reciprocals = None if scaling is None else 1.0 / scaling.astype(np.float64)
+        self.apply(y, x, moments, reciprocals, biases, CENTER=1, INVERT=1)
 
     def backward(
         self,
@@ -387,24 +382,15 @@ class Bound:
 
         run(work, hi - lo, self.size * min(hi - lo, plan.tasks) // plan.tasks)
 
-    def _run_given(
-        self,
-        x: Array,
-        y: Array,
-        scaling: Array | None,
-        biases: Array | None,
-        means: Array,
-        variances: Array,
-        **flags: int,
-    ) -> None:
-        """Run a forward kernel with moments that are given, over the rows of all slices in the order of memory."""
-        across, geometry, hi = 1, self.geometry, self.plan.tasks
-        if self.plan.family == "rows":
-            across = self.plan.geometry[rows.ROWS] * self.plan.geometry[rows.PIECES]
-        if across > 1:
-            geometry, hi, flags["ACROSS"] = geometry.copy(), across * self.plan.slices, 1
-            geometry[rows.PORTION] = 1
-        self._run(x, y, scaling, biases, means, variances, self.given, 0, hi, geometry, APPLY=1, **flags)
+    def _in_order_of_memory(self) -> tuple[Array, int, int]:
+        """Geometry, tasks and the setting ACROSS for moments that are given: rows of all slices, one after another."""
+        fields = self.plan.geometry
+        parts = fields[rows.ROWS] * fields[rows.PIECES] if self.plan.family == "rows" else 1
+        if parts <= 1:
+            return self.geometry, self.plan.tasks, 0
+        geometry = self.geometry.copy()
+        geometry[rows.PORTION] = 1
+        return geometry, parts * self.plan.slices, 1
 
     def _space(self, doubles: int, reals: int) -> tuple[Array, ...]:
         """The workspace of one call of a kernel, numbers for every lane of a tile."""

@@ -252,32 +252,30 @@ def sums_about(
         store(sums, squares + lane, squared)
         lane += WIDE
     while lines == TOGETHER and lane + LANES <= width:
-        pivot_ = widen(load(pivots, lane))
-        added_ = load(sums, lane)
-        squared_ = load(sums, squares + lane)
-        i = start + lane
-        for _ in range(TOGETHER):
-            prefetch(x, i + TOGETHER * line)
-            vector_ = widen(load(x, i)) - pivot_
-            added_ += vector_
-            squared_ = muladd(vector_, vector_, squared_)
-            i += line
-        store(sums, lane, added_)
-        store(sums, squares + lane, squared_)
+        add_lines(x, start + lane, line, TOGETHER, LANES, TOGETHER * line, pivots, sums, squares, lane)
         lane += LANES
     while lane < width:
-        pivot_ = widen(load(pivots, lane))
-        added_ = load(sums, lane)
-        squared_ = load(sums, squares + lane)
-        i = start + lane
-        for _ in range(lines):
-            vector_ = widen(load_part(x, i, width - lane)) - pivot_
-            added_ += vector_
-            squared_ = muladd(vector_, vector_, squared_)
-            i += line
-        store(sums, lane, added_)
-        store(sums, squares + lane, squared_)
+        add_lines(x, start + lane, line, lines, width - lane, 0, pivots, sums, squares, lane)
         lane += LANES
+
+
+def add_lines(
+    x: Array, start: int, line: int, lines: int, count: int, ahead: int, pivots: Array, sums: Array, squares: int,
+    lane: int,
+) -> None:  # fmt: skip
+    """Add up to a vector of lanes of some lines; what lies ``ahead`` is fetched meanwhile."""
+    pivot = widen(load(pivots, lane))
+    added = load(sums, lane)
+    squared = load(sums, squares + lane)
+    for _ in range(lines):
+        if ahead != 0:
+            prefetch(x, start + ahead)
+        vector = widen(load_part(x, start, count)) - pivot
+        added += vector
+        squared = muladd(vector, vector, squared)
+        start += line
+    store(sums, lane, added)
+    store(sums, squares + lane, squared)
 
 
 def sums_weighted(

@@ -141,6 +141,10 @@ class _Running(TorchNorm):
     eps: float
     _check_input_dim: Callable[[Tensor], None]
 
+    def _channels(self) -> int | None:
+        """How many channels an input has; any number where nothing of the module has one for each."""
+        return self.num_features if self.affine or self.running_mean is not None else None
+
     def _momentum(self) -> float:
         """How much of themselves the running moments keep: the core's momentum is one minus torch's."""
         return 1 - (self.momentum or 0.0)
@@ -165,9 +169,7 @@ class _BatchNorm(_Running):
 
     def layer(self) -> gennorm.NormalizationLayer:
         """Make the layer of the core that these settings are."""
-        known = self.affine or self.running_mean is not None
-        channels = self.num_features if known else None
-        return gennorm.batch_norm(channels, epsilon=self.eps, momentum=self._momentum())
+        return gennorm.batch_norm(self._channels(), epsilon=self.eps, momentum=self._momentum())
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize by the batch in training, by the running statistics in evaluation."""
@@ -199,9 +201,7 @@ class _InstanceNorm(_Running):
 
     def layer(self) -> gennorm.NormalizationLayer:
         """Make the layer of the core that these settings are."""
-        known = self.affine or self.running_mean is not None
-        channels = self.num_features if known else None
-        return gennorm.instance_norm(channels, epsilon=self.eps, momentum=self._momentum())
+        return gennorm.instance_norm(self._channels(), epsilon=self.eps, momentum=self._momentum())
 
     def _apply_instance_norm(self, input: Tensor) -> Tensor:
         if not self.training and self.track_running_stats:
