@@ -66,7 +66,6 @@ def _kernel(family: str, step: str, dtypes: tuple[str, str, str], flags: frozens
         "TANGENT",
         "STREAM",
         "ACROSS",
-        "PLAIN",
         "SCALING",
         "BIASES",
     )
@@ -341,7 +340,7 @@ class Bound:
         kernel = self._kernels.get(key)
         if kernel is None:
             plan = self.plan
-            large = plan.family == "rows" and self.size * ITEMSIZE[plan.result] >= STREAMED[step]
+            large = self.size * ITEMSIZE[plan.result] >= STREAMED[step]
             flags["STREAM"] = int(large and "APPLY" in flags)
             if step == "forward":  # going back, the method is in the numbers
                 flags.setdefault("CENTER", self.center)
@@ -398,7 +397,7 @@ class Bound:
             return ()
         # Lanes beyond the width are computed and never written; NumPy would warn of what it finds in them.
         new = np.empty if _jit.JIT else np.zeros
-        return new(doubles * self.tile), new(reals * self.tile, self.compute)
+        return new(doubles * self.tile), new(reals * self.tile + columns.BESIDE, self.compute)
 
     def _measure(self, x: Array, moments: Array, weights: Array) -> None:
         """Fill in the moments of every slice; the count where there are weights."""
@@ -444,7 +443,6 @@ class Bound:
         blocks = max(1, min(SHARES, plan.tasks, SPARE // max(16 * parameters, 1), self.size // least))
         block = -(-plan.tasks // blocks)
         flags = {"SCALING": kind * scaled, "BIASES": kind * biased, "WEIGHTED": weighted, "TANGENT": int(tangent)}
-        flags["PLAIN"] = int(plan.family == "columns" and not weighted and max(flags["SCALING"], flags["BIASES"]) < 2)
         phases = [{"SUMS": 1}, {"APPLY": 1}] if in_two else [{"SUMS": 1, "APPLY": 1}]
         varying = plan.family == "rows" and not tangent and 2 in (flags["SCALING"], flags["BIASES"])
         sweep = self._sweeps[key] = _Sweep(

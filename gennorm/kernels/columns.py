@@ -30,6 +30,8 @@ from .vector import (
     Array,
     Vector,
     choose,
+    even,
+    fence,
     first_lanes,
     inverse,
     larger,
@@ -43,6 +45,7 @@ from .vector import (
     splat_wide,
     store,
     store_part,
+    stream_even,
     total,
     widen,
 )
@@ -51,6 +54,7 @@ MEASURE = 1  # take the moments from the input; otherwise read them
 KEEP = 0  # write the moments
 WEIGHTED = 0  # the output's place holds weights of the elements, in its layout, and what they sum to is kept too
 APPLY = 1  # write the output
+STREAM = 0  # write past the caches
 SCALING = 0  # 0: absent, 1: constant along a lane, 2: varies from lane to lane and line to line, 3: one a line
 BIASES = 0
 INVERT = 0  # from output to input: the scaling is given as its reciprocals
@@ -79,6 +83,7 @@ RUNS = 17
 # sums in memory are loaded and stored once for all of them. (4096, 512) takes 180 us, 330 line by line, and 100 MB of
 # 256 lanes 3.3 ms and 4.8; all lines at a time would take 13. They are written line by line: nothing is faster.
 TOGETHER = 8
+BESIDE = 2 * TOGETHER * LANES
 
 
 def forward(
@@ -208,12 +213,14 @@ def forward(
                 start = (part - row * pieces) * piece
                 size = min(piece, length - start)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
-                step = size if width <= WIDE else 1
-                for line in range(start, start + size, step):
+                past = STREAM and width % LANES == 0 and even(y, y_tile + y_row, y_line)
+                for line in range(start, start + size):
                     normalize(
-                        x, x_tile + x_row + line * x_line, x_line, y, y_tile + y_row + line * y_line, y_line,
-                        step, width, lanes, tile, scaling, biases, p_tile + p_row + line * p_line, p_line, left,
+                        x, x_tile + x_row + line * x_line, y, y_tile + y_row + line * y_line, width, lanes, tile,
+                        scaling, biases, p_tile + p_row + line * p_line, left, past,
                     )  # fmt: skip
+    if STREAM:
+        fence()
 
 
 def share(sums: Array, width: int, fold: int) -> None:
@@ -294,48 +301,38 @@ def sums_weighted(
 
 
 def normalize(
-    x: Array, x_start: int, x_line: int, y: Array, y_start: int, y_line: int, lines: int, width: int,
-    lanes: Array, tile: int, scaling: Array, biases: Array, p_start: int, p_line: int, left: int,
+    x: Array, x_start: int, y: Array, y_start: int, width: int, lanes: Array, tile: int,
+    scaling: Array, biases: Array, p_start: int, left: int, past: bool,
 ) -> None:  # fmt: skip
-    """Write a block of lines, some lanes after another."""
-    lane = 0
-    while lane + WIDE <= width:
-        centre = load_wide(lanes, lane)
-        gain = load_wide(lanes, tile + lane)
-        shift = load_wide(lanes, 2 * tile + lane)
-        for i in range(lines):
-            p_at = p_start + i * p_line
-            scale = gain
-            if SCALING == 2:
-                scale = load_wide(scaling, p_at + left + lane)
-            if SCALING == 3:
-                scale = splat_wide(scaling[p_at])
-            bias = shift
-            if BIASES == 2:
-                bias = load_wide(biases, p_at + left + lane)
-            if BIASES == 3:
-                bias = splat_wide(biases[p_at])
-            vector = load_wide(x, x_start + i * x_line + lane)
-            store(y, y_start + i * y_line + lane, transformed(vector, centre, gain, shift, scale, bias))
-        lane += WIDE
-    while lane < width:
+    """Write a line."""
+    scale = splat(scaling[p_start]) if SCALING == 3 else splat(real(0))
+    bias = splat(biases[p_start]) if BIASES == 3 else splat(real(0))
+    p_start += left
+    for lane in range(0, width - LANES + 1, LANES):
+        vector = normalized(
+            x, x_start + lane, LANES, lanes, lane, tile, scaling, biases, p_start + lane, scale, bias
+        )
+        if past:
+            stream_even(y, y_start + lane, vector)
+        else:
+            store(y, y_start + lane, vector)
+    lane = width - width % LANES
+    if lane < width:
         count = width - lane
-        centre_ = load(lanes, lane)
-        gain_ = load(lanes, tile + lane)
-        shift_ = load(lanes, 2 * tile + lane)
-        for i in range(lines):
-            p_at = p_start + i * p_line
-            scale_ = gain_
-            if SCALING == 2:
-                scale_ = load_part(scaling, p_at + left + lane, count)
-            if SCALING == 3:
-                scale_ = splat(scaling[p_at])
-            bias_ = shift_
-            if BIASES == 2:
-                bias_ = load_part(biases, p_at + left + lane, count)
-            if BIASES == 3:
-                bias_ = splat(biases[p_at])
-            vector_ = load_part(x, x_start + i * x_line + lane, count)
-            vector_ = transformed(vector_, centre_, gain_, shift_, scale_, bias_)
-            store_part(y, y_start + i * y_line + lane, count, vector_)
-        lane += LANES
+        vector = normalized(
+            x, x_start + lane, count, lanes, lane, tile, scaling, biases, p_start + lane, scale, bias
+        )
+        store_part(y, y_start + lane, count, vector)
+
+
+def normalized(
+    x: Array, start: int, count: int, lanes: Array, lane: int, tile: int,
+    scaling: Array, biases: Array, p_start: int, scale: Vector, bias: Vector,
+) -> Vector:  # fmt: skip
+    """Up to a vector of output. Where the count is LANES, the compiler drops the mask."""
+    gain, shift = load(lanes, tile + lane), load(lanes, 2 * tile + lane)
+    if SCALING == 2:
+        scale = load_part(scaling, p_start, count)
+    if BIASES == 2:
+        bias = load_part(biases, p_start, count)
+    return transformed(load_part(x, start, count), load(lanes, lane), gain, shift, scale, bias)
