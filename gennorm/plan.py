@@ -20,6 +20,7 @@ from gennorm.config import LayerConfig, Resolved, resolve_config
 __all__ = ["Plan", "Run", "dense_strides", "make_plan"]
 
 LANES = 16  # elements in a vector of the kernels; a plan never cuts a tile inside one
+TOGETHER = 8  # lines that the kernels take at a time; a piece is a multiple of them
 
 # Slices of up to this many bytes are read once: their second reading, to write the output, finds them in the cache.
 # Beyond, a slice is cut into units that are measured first and applied afterwards, and that threads can share.
@@ -334,7 +335,8 @@ def _plan(
         lines = outer.pop() if outer else Run(1, 0, 0, 0, True, ())
         rows = math.prod(run.size for run in outer)
         tile = _tile(max(width, 1), fold)
-        cut = _cut(lines.size, rows, min(tile, max(width, 1)), CACHED_TILE // itemsize, max(BLOCK // tile, 4))
+        block = max(BLOCK // tile // TOGETHER, 1) * TOGETHER
+        cut = _cut(lines.size, rows, min(tile, max(width, 1)), CACHED_TILE // itemsize, block)
         tiles = -(-width // tile)
         lines_vary = lines.p != 0 or any(run.p for run in outer)
         kind = 1 if not lines_vary else 2 if lanes_vary else 3

@@ -391,13 +391,13 @@ class Bound:
         geometry[rows.PORTION] = 1
         return geometry, parts * self.plan.slices, 1
 
-    def _space(self, doubles: int, reals: int) -> tuple[Array, ...]:
-        """The workspace of one call of a kernel, numbers for every lane of a tile."""
+    def _space(self, doubles: int, reals: int, beside: int = 0) -> tuple[Array, ...]:
+        """The workspace of one call of a kernel: numbers for every lane of a tile, and some beside them."""
         if self.plan.family == "rows":
             return ()
         # Lanes beyond the width are computed and never written; NumPy would warn of what it finds in them.
         new = np.empty if _jit.JIT else np.zeros
-        return new(doubles * self.tile), new(reals * self.tile + columns.BESIDE, self.compute)
+        return new(doubles * self.tile), new(reals * self.tile + beside, self.compute)
 
     def _measure(self, x: Array, moments: Array, weights: Array) -> None:
         """Fill in the moments of every slice; the count where there are weights."""
@@ -473,7 +473,7 @@ class Bound:
         geometry, flat, numbers = self.geometry, gradients.reshape(-1), self.numbers
 
         def work(first: int, last: int) -> None:
-            space = self._space(6, 5) or (np.zeros(sweep.recent, self.compute),)
+            space = self._space(6, 5, column_gradients.BESIDE) or (np.zeros(sweep.recent, self.compute),)
             kernel(
                 x, dy, dx, weights, scaling, factors, sums, flat, geometry, numbers, *space,
                 block, parameters, often, first, last,

@@ -271,14 +271,12 @@ def _storer(storage: str, *, partial: bool = False) -> Any:
     return intrinsic(lambda typing, array, start, vector: write(array, vector, start))
 
 
-def _splatter(lanes: int) -> Any:
-    def splat(typing: Any, value: Any) -> Any:
-        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return _splat(builder, args[0], lanes)
+@intrinsic
+def splat(typing: Any, value: Any) -> Any:
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _splat(builder, args[0], LANES)
 
-        return VectorType(value, lanes)(value), lower
-
-    return intrinsic(splat)
+    return VectorType(value)(value), lower
 
 
 @intrinsic
@@ -452,8 +450,7 @@ def words(storage: str, result: str, compute: str) -> dict[str, Any]:
         "load_wide": _loader(storage, real, WIDE),
         "store": _storer(result),
         "store_part": _storer(result, partial=True),
-        "splat": _splatter(LANES),
-        "splat_wide": _splatter(WIDE),
+        "splat": splat,
         "widen": widen,
         "narrow": _narrower(real),
         "root": root,

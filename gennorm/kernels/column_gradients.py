@@ -1,7 +1,8 @@
 """Columns, backwards: from the gradient of the output to those of the input and of the parameters.
 
 What ``row_gradients`` does for one slice, for a tile of neighbouring ones. The workspace holds six numbers a lane in
-float64, and the last array five in the type of the arithmetic.
+float64, and the last array five in the type of the arithmetic and, behind them, BESIDE more: for each of the lines that
+are taken together a vector of terms of its scaling, and one of its biases.
 """
 
 from __future__ import annotations
@@ -59,8 +60,10 @@ SCALING = 0  # 0: absent, 1: constant along a lane, 2: varies from lane to lane 
 BIASES = 0
 TANGENT = 0  # a directional derivative: the scaling multiplies what comes out instead of what goes in
 WEIGHTED = 0  # the weights are a mask; 1: it chooses what the statistics contribute to, 2: what the sums are of
-STREAM = 0  # write past the caches
+STREAM = 0  # write past the caches, where lines are whole vectors and begin at even places
 real = np.float32
+
+BESIDE = 2 * TOGETHER * LANES
 
 
 def backward(
@@ -198,7 +201,7 @@ def backward(
                 start = (part - row * pieces) * piece
                 size = min(piece, length - start)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
-                past = STREAM and width % LANES == 0 and even(dx, y_tile + y_row, y_line)
+                past = STREAM == 1 and width % LANES == 0 and even(dx, y_tile + y_row, y_line)
                 for line in range(start, start + size):
                     combine(
                         x, x_tile + x_row + line * x_line, dy, dx, weights, y_tile + y_row + line * y_line, width,
@@ -222,13 +225,10 @@ def products(
     lanes: Array, tile: int, work: Array, scaling: Array, p_start: int, p_line: int, left: int,
     gradients: Array, to_scaling: int, to_biases: int,
 ) -> None:  # fmt: skip
-    """Add the terms of a few lines to the sums of their lanes, and to the gradients of parameters that vary with them.
-
-    Of a parameter that is one for a line, the terms are added up beside the numbers of the lanes.
-    """
+    """Add the terms of a few lines to the sums of their lanes, and to parameters that vary from line to line."""
     beside = 5 * tile
     if SCALING == 3 or BIASES == 3:
-        for i in range(0, 2 * TOGETHER * LANES, LANES):
+        for i in range(0, BESIDE, LANES):
             store(lanes, beside + i, splat(real(0)))
     lane = 0
     while lines == TOGETHER and lane + LANES <= width:

@@ -42,7 +42,6 @@ from .vector import (
     narrow,
     prefetch,
     splat,
-    splat_wide,
     store,
     store_part,
     stream_even,
@@ -54,7 +53,7 @@ MEASURE = 1  # take the moments from the input; otherwise read them
 KEEP = 0  # write the moments
 WEIGHTED = 0  # the output's place holds weights of the elements, in its layout, and what they sum to is kept too
 APPLY = 1  # write the output
-STREAM = 0  # write past the caches
+STREAM = 0  # write past the caches, where lines are whole vectors and begin at even places
 SCALING = 0  # 0: absent, 1: constant along a lane, 2: varies from lane to lane and line to line, 3: one a line
 BIASES = 0
 INVERT = 0  # from output to input: the scaling is given as its reciprocals
@@ -83,7 +82,6 @@ RUNS = 17
 # sums in memory are loaded and stored once for all of them. (4096, 512) takes 180 us, 330 line by line, and 100 MB of
 # 256 lanes 3.3 ms and 4.8; all lines at a time would take 13. They are written line by line: nothing is faster.
 TOGETHER = 8
-BESIDE = 2 * TOGETHER * LANES
 
 
 def forward(
@@ -213,7 +211,7 @@ def forward(
                 start = (part - row * pieces) * piece
                 size = min(piece, length - start)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
-                past = STREAM and width % LANES == 0 and even(y, y_tile + y_row, y_line)
+                past = STREAM == 1 and width % LANES == 0 and even(y, y_tile + y_row, y_line)
                 for line in range(start, start + size):
                     normalize(
                         x, x_tile + x_row + line * x_line, y, y_tile + y_row + line * y_line, width, lanes, tile,
@@ -309,9 +307,7 @@ def normalize(
     bias = splat(biases[p_start]) if BIASES == 3 else splat(real(0))
     p_start += left
     for lane in range(0, width - LANES + 1, LANES):
-        vector = normalized(
-            x, x_start + lane, LANES, lanes, lane, tile, scaling, biases, p_start + lane, scale, bias
-        )
+        vector = normalized(x, x_start + lane, LANES, lanes, lane, tile, scaling, biases, p_start + lane, scale, bias)
         if past:
             stream_even(y, y_start + lane, vector)
         else:
@@ -319,9 +315,7 @@ def normalize(
     lane = width - width % LANES
     if lane < width:
         count = width - lane
-        vector = normalized(
-            x, x_start + lane, count, lanes, lane, tile, scaling, biases, p_start + lane, scale, bias
-        )
+        vector = normalized(x, x_start + lane, count, lanes, lane, tile, scaling, biases, p_start + lane, scale, bias)
         store_part(y, y_start + lane, count, vector)
 
 
