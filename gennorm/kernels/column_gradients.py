@@ -63,6 +63,7 @@ WEIGHTED = 0  # the weights are a mask; 1: it chooses what the statistics contri
 STREAM = 0  # write past the caches, where lines are whole vectors and begin at even places
 real = np.float32
 
+RECENT = 32  # terms of a line's own parameter that are added up, a lane of a vector each, before they join the rest
 BESIDE = 2 * TOGETHER * LANES
 
 
@@ -139,12 +140,13 @@ def backward(
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
                 for line in range(start, start + size, TOGETHER):
                     p_at = p_row + line * p_line
-                    products(
-                        x, x_tile + x_row + line * x_line, x_line,
-                        dy, weights, y_tile + y_row + line * y_line, y_line,
-                        min(TOGETHER, start + size - line), width, lanes, tile, work,
-                        scaling, p_tile + p_at, p_line, left, gradients, to_scaling + p_at, to_biases + p_at,
-                    )  # fmt: skip
+                    for lane in range(0, width, RECENT * LANES):
+                        products(
+                            x, x_tile + x_row + line * x_line, x_line,
+                            dy, weights, y_tile + y_row + line * y_line, y_line, min(TOGETHER, start + size - line),
+                            lane, min(lane + RECENT * LANES, width), lanes, tile, work,
+                            scaling, p_tile + p_at, p_line, left, gradients, to_scaling + p_at, to_biases + p_at,
+                        )  # fmt: skip
             for lane in range(0, width, LANES):
                 count = width - lane
                 one = load(work, lane)
@@ -221,25 +223,24 @@ def gather(gradients: Array, start: int, step: int, lane: int, count: int, terms
 
 
 def products(
-    x: Array, x_start: int, x_line: int, dy: Array, weights: Array, y_start: int, y_line: int, lines: int, width: int,
-    lanes: Array, tile: int, work: Array, scaling: Array, p_start: int, p_line: int, left: int,
+    x: Array, x_start: int, x_line: int, dy: Array, weights: Array, y_start: int, y_line: int, lines: int, lane: int,
+    stop: int, lanes: Array, tile: int, work: Array, scaling: Array, p_start: int, p_line: int, left: int,
     gradients: Array, to_scaling: int, to_biases: int,
 ) -> None:  # fmt: skip
-    """Add the terms of a few lines to the sums of their lanes, and to parameters that vary from line to line."""
+    """Add the terms of some lanes of a few lines to the lanes' sums, and to parameters that vary from line to line."""
     beside = 5 * tile
     if SCALING == 3 or BIASES == 3:
         for i in range(0, BESIDE, LANES):
             store(lanes, beside + i, splat(real(0)))
-    lane = 0
-    while lines == TOGETHER and lane + LANES <= width:
+    while lines == TOGETHER and lane + LANES <= stop:
         products_at(
             x, x_start, x_line, dy, weights, y_start, y_line, TOGETHER, lane, LANES, lanes, tile, work,
             scaling, p_start, p_line, left, gradients, to_scaling, to_biases,
         )  # fmt: skip
         lane += LANES
-    while lane < width:
+    while lane < stop:
         products_at(
-            x, x_start, x_line, dy, weights, y_start, y_line, lines, lane, width - lane, lanes, tile, work,
+            x, x_start, x_line, dy, weights, y_start, y_line, lines, lane, stop - lane, lanes, tile, work,
             scaling, p_start, p_line, left, gradients, to_scaling, to_biases,
         )  # fmt: skip
         lane += LANES
