@@ -257,7 +257,8 @@ class NormalizationLayer:
         """
         plain = mask is None and scaling is None and biases is None and moments is None and out is None
         try:
-            shortcut = self._shortcuts[x.shape, x.strides, x.dtype] if plain and type(x) is np.ndarray else None
+            quick = plain and type(x) is np.ndarray and not (training and self._learns(training))
+            shortcut = self._shortcuts[x.shape, x.strides, x.dtype] if quick else None
         except KeyError:
             shortcut = None
         if shortcut is not None:
@@ -272,7 +273,7 @@ class NormalizationLayer:
             y = self(x[None], mask=mask, scaling=scaling, biases=biases, moments=moments, out=_of_one(out))
             return y[0] if out is None else out
         y, _ = self._forward(x, training, mask, scaling, biases, out, moments=moments)
-        if plain and self._config.statistics == "input":
+        if plain and not self._learns(training):
             self._remember(x)
         return y if out is None else out
 
@@ -608,15 +609,7 @@ class NormalizationLayer:
 
     def _instead(self, moments: Moments | None, bound: Bound) -> Array:
         """The same as rows, in the order of a plan."""
-        if moments is not None:
-            return bound.ordered(np.stack(self._applied(moments, bound.plan.resolved)))
-        # What is held is never changed, only set anew.
-        whose, rows = bound.held
-        if whose is not self._held or whose is None:
-            whose = self._held
-            rows = bound.ordered(np.stack(held(whose, bound.plan.resolved)))
-            bound.held = whose, rows
-        return rows
+        return bound.ordered(np.stack(self._applied(moments, bound.plan.resolved)))
 
     def _is_one(self, x: Any) -> bool:
         """Whether this is one example to a layer that knows the moments of batches: a batch of one."""
@@ -1033,9 +1026,7 @@ class NormalizationLayer:
 
     @moments.setter
     def moments(self, value: Any) -> None:
-        moments = checked(value, self._config, configs.kept_shape(self._config))
-        with changing:
-            self._held = moments
+        self._hold(checked(value, self._config, configs.kept_shape(self._config)))
 
     def reset_moments(self) -> NormalizationLayer:
         """Let the layer hold what it held before it saw anything: mean 0 and variance 1, or nothing.
@@ -1052,8 +1043,7 @@ class NormalizationLayer:
         >>> layer.reset_moments().moments is None
         True
         """
-        with changing:
-            self._held = initial(self._config, configs.kept_shape(self._config))
+        self._hold(initial(self._config, configs.kept_shape(self._config)))
         return self
 
     @property
@@ -1141,8 +1131,14 @@ class NormalizationLayer:
         with changing:
             if not reset and self._held is not None:
                 found = checked(self._held, self._config, found.shape) + found
-            self._held = checked(found, self._config, configs.kept_shape(self._config))
+            self._hold(checked(found, self._config, configs.kept_shape(self._config)))
         return self
+
+    def _hold(self, moments: Moments | None) -> None:
+        """Let the layer hold these moments. They are never changed, only set anew, and shortcuts know the old ones."""
+        with changing:
+            self._shortcuts = {}
+            self._held = moments
 
     def _learns(self, training: bool) -> bool:
         """Whether a call normalizes by the moments of its input, and folds them into those that the layer holds."""
@@ -1157,7 +1153,7 @@ class NormalizationLayer:
     def _learn(self, batch: Moments, resolved: Resolved) -> None:
         """Fold the moments of an array into the moving ones: one store of a new value, or nothing at all."""
         with changing:
-            self._held = folded(required(self._held), batch, resolved, self._config)
+            self._hold(folded(required(self._held), batch, resolved, self._config))
 
     # Binding ---------------------------------------------------------------------------------------------------------
 
@@ -1178,10 +1174,13 @@ class NormalizationLayer:
     def _remember(self, x: Array) -> None:
         """Have the next call on such an array go straight to its kernel, where it is one kernel's work."""
         x = real(x, "the input")
-        scaling, biases = (self._parameters[name] for name in PARAMETERS)
-        shortcut = self._bind(x, None).shortcut(scaling, biases)
+        scaling, biases, moments = self._parameters["scaling"], self._parameters["biases"], self._held
+        bound = self._bind(x, None, grouped=moments is None)
+        rows = None if moments is None else bound.ordered(np.stack(held(moments, bound.plan.resolved)))
+        shortcut = bound.shortcut(scaling, biases, rows)
         with changing:
-            if scaling is not self._parameters["scaling"] or biases is not self._parameters["biases"]:
+            now = self._parameters["scaling"], self._parameters["biases"], self._held
+            if now[0] is not scaling or now[1] is not biases or now[2] is not moments:
                 return  # what was set meanwhile is not what the shortcut uses
             if len(self._shortcuts) >= REMEMBERED:
                 self._shortcuts.clear()

@@ -122,7 +122,6 @@ class Bound:
         self.dtypes = (plan.dtype, plan.result, plan.compute)
         if plan.family == "columns":
             self.tile = plan.geometry[columns.TILE]
-        self.held: tuple[Any, Array] = None, NOTHING  # moments that somebody applies again and again, and their rows
         self._across = self._in_order_of_memory()
         self._kernels: dict[Any, Kernel] = {}
         self._sweeps: dict[Any, _Sweep] = {}
@@ -229,8 +228,10 @@ class Bound:
         )  # fmt: skip
         _deliver(target, y)
 
-    def shortcut(self, scaling: Array | None, biases: Array | None) -> Callable[[Array], Array] | None:
-        """Return a function that does what `normalize` does, if that is one kernel call; else None.
+    def shortcut(
+        self, scaling: Array | None, biases: Array | None, moments: Array | None
+    ) -> Callable[[Array], Array] | None:
+        """Return a function that does what `normalize` does, or `apply`, if that is one kernel call; else None.
 
         A small call is mostly Python: everything that does not change from one to the next is settled here. The
         parameters are looked at through the views taken now.
@@ -242,16 +243,19 @@ class Bound:
             for given, taken in ((scaling, gains), (biases, shifts))
             if taken is not None
         )
-        if plan.copies != "nothing" or plan.cut.units > 1 or plan.tasks == 0 or not settled:
+        if plan.copies != "nothing" or (moments is None and plan.cut.units > 1) or plan.tasks == 0 or not settled:
             return None
-        kind, tasks = plan.parameter_kind, plan.tasks
-        kernel = self._kernel(
-            "forward", MEASURE=1, KEEP=0, APPLY=1,
-            SCALING=0 if gains is None else kind, BIASES=0 if shifts is None else kind,
-        )  # fmt: skip
+        kind = plan.parameter_kind
+        parameters = {"SCALING": 0 if gains is None else kind, "BIASES": 0 if shifts is None else kind}
+        if moments is None:
+            geometry, tasks, numbers, means, spreads = self.geometry, plan.tasks, self.numbers, NOTHING, NOTHING
+            kernel = self._kernel("forward", MEASURE=1, KEEP=0, APPLY=1, **parameters)
+        else:
+            (geometry, tasks, across), numbers, (means, spreads) = self._across, self.given, moments
+            kernel = self._kernel("forward", APPLY=1, ACROSS=across, **parameters)
         unused = NOTHING_REAL[plan.compute]
         gains, shifts = unused if gains is None else gains, unused if shifts is None else shifts
-        geometry, numbers, nothing, shape, empty = self.geometry, self.numbers, NOTHING, plan.resolved.shape, np.empty
+        shape, empty = plan.resolved.shape, np.empty
         result = None if plan.result == plan.dtype else np.dtype(plan.result)
         plain = plan.dtype == plan.result == plan.compute and plan.order == tuple(range(len(shape)))
         small = plain and self.size * self.compute.itemsize < WORTH
@@ -265,11 +269,11 @@ class Bound:
                 source, y = _flat(x, plan.dtype), empty_like(x, result or x.dtype)
                 target = _flat(y, plan.result)
             if alone:
-                kernel(source, target, gains, shifts, nothing, nothing, geometry, numbers, 0, tasks)
+                kernel(source, target, gains, shifts, means, spreads, geometry, numbers, 0, tasks)
                 return y
 
             def work(lo: int, hi: int) -> None:
-                kernel(source, target, gains, shifts, nothing, nothing, geometry, numbers, *self._space(6, 3), lo, hi)
+                kernel(source, target, gains, shifts, means, spreads, geometry, numbers, *self._space(6, 3), lo, hi)
 
             run(work, tasks, self.size)
             return y
