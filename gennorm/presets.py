@@ -384,7 +384,7 @@ def _normalizing(**settings: Any) -> NormalizationLayer:
     return _made(normalize, {}, {}, settings)
 
 
-# Making a layer takes a hundred times as long as a small call of it. True is 1 to a dictionary, and no level: hence typed.
+# Making a layer takes as long as a hundred small calls of it. Typed: True is 1 to a dictionary, and no level.
 _remembered = functools.lru_cache(maxsize=256, typed=True)(_normalizing)
 
 
