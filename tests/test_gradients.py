@@ -1,6 +1,7 @@
 """Derivatives: of every form, setting, mask, parameter, dtype and layout; and what a pullback is."""
 
 import gc
+import math
 import threading
 import tracemalloc
 import weakref
@@ -100,8 +101,19 @@ def test_in_plain_python(name, cut, masked, monkeypatch):
     if cut and name in SPLIT:
         cut_small(monkeypatch)
     mask = some(form.shape) if masked else None
-    with np.errstate(all="ignore"):  # a tile's last vector has lanes beyond the line, which hold whatever was there
-        check(made(form.settings, form.shape), sample(form.shape), form.settings, mask=mask)
+    check(made(form.settings, form.shape), sample(form.shape), form.settings, mask=mask)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("engine", ["compiled", "plain"])
+def test_a_gradient_that_overflows_is_infinite(engine, monkeypatch):
+    """The slice is constant: what its gradient is divided by is epsilon alone."""
+    if engine == "plain":
+        in_plain_python(monkeypatch)
+    layer = gn.NormalizationLayer(1, scaling=None, biases=None, epsilon=1e-10)
+    _, pullback = layer.vjp(np.full(4, 2, np.float16))
+    dx = pullback(np.array([1e4, 0, 0, 0], np.float16)).input
+    assert dx.tolist() == [math.inf, -math.inf, -math.inf, -math.inf]
 
 
 @forms

@@ -400,9 +400,7 @@ class Bound:
         """The workspace of one call of a kernel, numbers for every lane of a tile."""
         if self.plan.family == "rows":
             return ()
-        # Lanes beyond the width are computed and never written; NumPy would warn of what it finds in them.
-        new = np.empty if _jit.JIT else np.zeros
-        return new(doubles * self.tile), new(reals * self.tile, self.compute)
+        return np.empty(doubles * self.tile), np.empty(reals * self.tile, self.compute)
 
     def _measure(self, x: Array, moments: Array, weights: Array) -> None:
         """Fill in the moments of every slice; the count where there are weights."""
