@@ -42,11 +42,13 @@ MODULES = {
 }
 SHARES = 16  # blocks of units that add up the parameters' gradients by themselves, at the most
 SHARE = 1 << 16  # elements in one, at the least: 6 of them instead of 16 save 20 of 100 us for (512, 768)
+LONG = 1 << 14
+WINDOW = 1 << 11
 RECENT = 32  # terms of a parameter's gradient that are added up before they join the rest in float64
 # Bytes of output, or of gradients, from which rows are written past the caches. With layer norms of 1024 elements the
 # output of 16 MB takes 890 us with it and 720 without, that of 24 MB 1.12 ms and 1.25, that of 64 MB 3.8 and 4.1. Terms
 # of parameters that are stored behind stores that wait for memory wait with them: a gradient of 16 MB 2.6 ms and 3.3.
-STREAMED = {"forward": 1 << 25, "backward": 1 << 23}
+STREAMED = {"forward": 1 << 25, "backward": 1 << 24}
 SPARE = 1 << 26  # bytes their sums may take
 
 
@@ -312,8 +314,9 @@ class Bound:
             slopes = _dense(plan, dy.dtype)
             np.copyto(slopes, dy)
         weighted = 0 if weights is None else 2 if tangent else 1
-        in_two = plan.cut.units > 1 or merge is not None
-        sweep = self._sweep(scaling is not None, biases is not None and not tangent, weighted, tangent, in_two)
+        sweep = self._sweep(
+            scaling is not None, biases is not None and not tangent, weighted, tangent, merge is not None
+        )
         unused = NOTHING_REAL[plan.compute]
         gains = self.parameter(scaling)
         summed = self._backward(
@@ -431,29 +434,46 @@ class Bound:
         mean = nearby + (counts * (means - nearby)).sum(0) / np.maximum(counts.sum(0), steps.NOTHING)
         return mean, spreads.sum(0) + (counts * (means - mean) ** 2).sum(0)
 
-    def _sweep(self, scaled: bool, biased: bool, weighted: int, tangent: bool, in_two: bool) -> _Sweep:
+    def _sweep(self, scaled: bool, biased: bool, weighted: int, tangent: bool, merged: bool) -> _Sweep:
         """How the backward kernel is run for some settings, made once and remembered."""
-        key = (scaled, biased, weighted, tangent, in_two)
+        key = (scaled, biased, weighted, tangent, merged)
         sweep = self._sweeps.get(key)
         if sweep is not None:
             return sweep
         plan, kind = self.plan, self.plan.parameter_kind
         parameters = math.prod(size for _, _, size in plan.parameter_cells) if scaled or biased else 0
         parameters = 0 if tangent else parameters
-        least = max(32 * parameters, SHARE)
-        blocks = max(1, min(SHARES, plan.tasks, SPARE // max(16 * parameters, 1), self.size // least))
-        block = -(-plan.tasks // blocks)
         flags = {"SCALING": kind * scaled, "BIASES": kind * biased, "WEIGHTED": weighted, "TANGENT": int(tangent)}
         flags["PLAIN"] = int(plan.family == "columns" and not weighted and max(flags["SCALING"], flags["BIASES"]) < 2)
-        phases = [{"SUMS": 1}, {"APPLY": 1}] if in_two else [{"SUMS": 1, "APPLY": 1}]
         varying = plan.family == "rows" and not tangent and 2 in (flags["SCALING"], flags["BIASES"])
+        own = not any(run.p for run in plan.runs if not run.aggregated)  # the parameters of all slices are the same
+        by_piece = varying and own and LONG <= parameters == plan.resolved.count
+        if by_piece:
+            geometry = self.geometry.copy()
+            geometry[rows.PIECE] = piece = min(WINDOW, geometry[rows.LENGTH])
+            geometry[rows.PIECES] = -(-geometry[rows.LENGTH] // piece)
+            geometry[rows.PORTION] = 1
+            geometry[rows.UNITS] = positions = int(geometry[rows.ROWS] * geometry[rows.PIECES])
+            block = -(-positions // min(SHARES, positions)) * plan.slices
+            room, often, units = int(piece), RECENT, positions
+        else:
+            geometry, room, units = self.geometry, parameters, plan.cut.units
+            least = max(32 * parameters, SHARE)
+            blocks = max(1, min(SHARES, plan.tasks, SPARE // max(16 * parameters, 1), self.size // least))
+            block = -(-plan.tasks // blocks)
+            often = max(RECENT * parameters * plan.tasks // self.size, 1)
+        phases = [{"SUMS": 1}, {"APPLY": 1}] if units > 1 or merged else [{"SUMS": 1, "APPLY": 1}]
+        tasks = units * plan.slices if plan.family == "rows" else plan.tasks
         sweep = self._sweeps[key] = _Sweep(
             tuple(self._kernel("backward", **flags, **phase) for phase in phases),
+            geometry,
+            units,
             parameters,
-            -(-plan.tasks // block),
+            -(-tasks // block),
             block,
-            max(RECENT * parameters * plan.tasks // self.size, 1),
-            (2 * parameters + LANES) * varying,
+            often,
+            (2 * room + LANES) * varying,
+            1 if by_piece else -(-tasks // block),
         )
         return sweep
 
@@ -469,10 +489,10 @@ class Bound:
         merge: Callable[[Array], Array] | None,
     ) -> Array:
         """Run the backward kernels, with the sums of slices between two of them; gradients by parameter."""
-        units, slices = self.plan.cut.units, self.plan.slices
+        units, slices = sweep.units, self.plan.slices
         blocks, block, parameters, often = sweep.blocks, sweep.block, sweep.parameters, sweep.often
-        gradients = np.zeros((blocks, 2, parameters))
-        geometry, flat, numbers = self.geometry, gradients.reshape(-1), self.numbers
+        gradients = np.zeros((sweep.apart, 2, parameters))
+        geometry, flat, numbers = sweep.geometry, gradients.reshape(-1), self.numbers
 
         def work(first: int, last: int) -> None:
             space = self._space(6, 5) or (np.zeros(sweep.recent, self.compute),)
@@ -490,7 +510,7 @@ class Bound:
                 sums = self.ordered(merge(self.shaped(sums.reshape(2, slices)))).reshape(-1)
             kernel = sweep.kernels[1]
         run(work, blocks, self.size)
-        return gradients[0] if blocks == 1 else gradients.sum(0)
+        return gradients[0] if sweep.apart == 1 else gradients.sum(0)
 
     def _counts(self) -> Array:
         """Elements that each unit of a slice contributes to it."""
@@ -586,11 +606,14 @@ class _Sweep(NamedTuple):
     """How a backward kernel goes over the units of a plan."""
 
     kernels: tuple[Kernel, ...]  # one, or where slices are larger than the cache one that sums and one that applies
+    geometry: Array
+    units: int  # in a slice
     parameters: int  # of each kind
     blocks: int  # each of which adds up the parameters' gradients by itself
     block: int  # units in one
     often: int  # units after which recent terms join the rest
     recent: int  # room for them, and to begin at the start of a cache line
+    apart: int  # blocks that have gradients of their own
 
 
 def _deliver(target: Array, y: Array) -> None:
