@@ -42,8 +42,6 @@ MODULES = {
 }
 SHARES = 16  # blocks of units that add up the parameters' gradients by themselves, at the most
 SHARE = 1 << 16  # elements in one, at the least: 6 of them instead of 16 save 20 of 100 us for (512, 768)
-LONG = 1 << 14
-WINDOW = 1 << 11
 RECENT = 32  # terms of a parameter's gradient that are added up before they join the rest in float64
 # Bytes of output, or of gradients, from which rows are written past the caches. With layer norms of 1024 elements the
 # output of 16 MB takes 890 us with it and 720 without, that of 24 MB 1.12 ms and 1.25, that of 64 MB 3.8 and 4.1. Terms
@@ -125,6 +123,8 @@ class Bound:
         if plan.family == "columns":
             self.tile = plan.geometry[columns.TILE]
         self.held: tuple[Any, Array] = None, NOTHING  # moments that somebody applies again and again, and their rows
+        self._parameters = math.prod(size for _, _, size in plan.parameter_cells)
+        self._pieces = plan.pieces
         self._across = self._in_order_of_memory()
         self._kernels: dict[Any, Kernel] = {}
         self._sweeps: dict[Any, _Sweep] = {}
@@ -150,7 +150,7 @@ class Bound:
             return moments
         source, target = self._source(x), self._target(y)
         gains, shifts = self.parameter(scaling), self.parameter(biases)
-        if plan.cut.units == 1:
+        if plan.cut.units == 1 and not (self._pieces and (scaling is not None or biases is not None)):
             mean, spread = moments
             self._run(
                 _flat(source, plan.dtype), _flat(target, plan.result), gains, shifts, mean, spread, self.numbers,
@@ -244,7 +244,7 @@ class Bound:
             for given, taken in ((scaling, gains), (biases, shifts))
             if taken is not None
         )
-        if plan.copies != "nothing" or plan.cut.units > 1 or plan.tasks == 0 or not settled:
+        if plan.copies != "nothing" or plan.cut.units > 1 or self._pieces or plan.tasks == 0 or not settled:
             return None
         kind, tasks = plan.parameter_kind, plan.tasks
         kernel = self._kernel(
@@ -387,7 +387,11 @@ class Bound:
 
     def _in_order_of_memory(self) -> tuple[Array, int, int]:
         """Geometry, tasks and the setting ACROSS for moments that are given: rows of all slices, one after another."""
-        fields = self.plan.geometry
+        cut, fields = self._pieces, self.plan.geometry
+        if cut is not None:
+            geometry = self.geometry.copy()
+            geometry[rows.PIECE : rows.UNITS + 1] = cut.piece, cut.pieces, fields[rows.ROWS], cut.portion, cut.units
+            return geometry, cut.units * self.plan.slices, 1
         parts = fields[rows.ROWS] * fields[rows.PIECES] if self.plan.family == "rows" else 1
         if parts <= 1:
             return self.geometry, self.plan.tasks, 0
@@ -441,29 +445,22 @@ class Bound:
         if sweep is not None:
             return sweep
         plan, kind = self.plan, self.plan.parameter_kind
-        parameters = math.prod(size for _, _, size in plan.parameter_cells) if scaled or biased else 0
-        parameters = 0 if tangent else parameters
+        parameters = self._parameters if (scaled or biased) and not tangent else 0
         flags = {"SCALING": kind * scaled, "BIASES": kind * biased, "WEIGHTED": weighted, "TANGENT": int(tangent)}
         flags["PLAIN"] = int(plan.family == "columns" and not weighted and max(flags["SCALING"], flags["BIASES"]) < 2)
-        varying = plan.family == "rows" and not tangent and 2 in (flags["SCALING"], flags["BIASES"])
-        own = not any(run.p for run in plan.runs if not run.aggregated)  # the parameters of all slices are the same
-        by_piece = varying and own and LONG <= parameters == plan.resolved.count
-        if by_piece:
-            geometry = self.geometry.copy()
-            geometry[rows.PIECE] = piece = min(WINDOW, geometry[rows.LENGTH])
-            geometry[rows.PIECES] = -(-geometry[rows.LENGTH] // piece)
-            geometry[rows.PORTION] = 1
-            geometry[rows.UNITS] = positions = int(geometry[rows.ROWS] * geometry[rows.PIECES])
-            block = -(-positions // min(SHARES, positions)) * plan.slices
-            room, often, units = int(piece), RECENT, positions
+        varying = plan.family == "rows" and parameters > 0 and kind == 2
+        if varying and self._pieces is not None:
+            geometry, tasks, _ = self._across
+            room, units, often, own = self._pieces.piece, self._pieces.units, RECENT, 1
+            block = -(-units // SHARES) * plan.slices
         else:
-            geometry, room, units = self.geometry, parameters, plan.cut.units
+            geometry, room, units, tasks = self.geometry, parameters, plan.cut.units, plan.tasks
+            often = max(RECENT * parameters * tasks // self.size, 1)
             least = max(32 * parameters, SHARE)
-            blocks = max(1, min(SHARES, plan.tasks, SPARE // max(16 * parameters, 1), self.size // least))
-            block = -(-plan.tasks // blocks)
-            often = max(RECENT * parameters * plan.tasks // self.size, 1)
+            own = max(1, min(SHARES, tasks, SPARE // max(16 * parameters, 1), self.size // least))
+            block = -(-tasks // own)
+            own = -(-tasks // block)
         phases = [{"SUMS": 1}, {"APPLY": 1}] if units > 1 or merged else [{"SUMS": 1, "APPLY": 1}]
-        tasks = units * plan.slices if plan.family == "rows" else plan.tasks
         sweep = self._sweeps[key] = _Sweep(
             tuple(self._kernel("backward", **flags, **phase) for phase in phases),
             geometry,
@@ -471,9 +468,9 @@ class Bound:
             parameters,
             -(-tasks // block),
             block,
+            own,
             often,
             (2 * room + LANES) * varying,
-            1 if by_piece else -(-tasks // block),
         )
         return sweep
 
@@ -491,7 +488,7 @@ class Bound:
         """Run the backward kernels, with the sums of slices between two of them; gradients by parameter."""
         units, slices = sweep.units, self.plan.slices
         blocks, block, parameters, often = sweep.blocks, sweep.block, sweep.parameters, sweep.often
-        gradients = np.zeros((sweep.apart, 2, parameters))
+        gradients = (np.empty if sweep.recent else np.zeros)((sweep.own, 2, parameters))
         geometry, flat, numbers = sweep.geometry, gradients.reshape(-1), self.numbers
 
         def work(first: int, last: int) -> None:
@@ -510,7 +507,7 @@ class Bound:
                 sums = self.ordered(merge(self.shaped(sums.reshape(2, slices)))).reshape(-1)
             kernel = sweep.kernels[1]
         run(work, blocks, self.size)
-        return gradients[0] if sweep.apart == 1 else gradients.sum(0)
+        return gradients[0] if sweep.own == 1 else gradients.sum(0)
 
     def _counts(self) -> Array:
         """Elements that each unit of a slice contributes to it."""
@@ -522,21 +519,29 @@ class Bound:
         return np.add.reduceat(np.tile(sizes, repeats), np.arange(0, repeats * cut.pieces, cut.portion))
 
     def _normalize_in_two(self, x: Array, y: Array, scaling: Array | None, biases: Array | None) -> Array:
-        """Measure slices that are larger than the cache, then apply; a few at a time, for the cache behind it."""
+        """Measure slices that are larger than the cache, or have such parameters, then apply.
+
+        A few at a time for the cache behind it, or a piece of all slices after another for the parameters.
+        """
         plan, units, slices = self.plan, self.plan.cut.units, self.plan.slices
         moments = np.zeros((2, slices))
         mean, spread = moments
         means, spreads = np.zeros((units, slices)), np.zeros((units, slices))
         counts = self._counts()[:, None]
         blocks = plan.tasks // units
-        together = max(1, NEAR * blocks // (self.size * x.itemsize))
+        by_piece = self._pieces is not None and (scaling is not None or biases is not None)
+        together = blocks if by_piece else max(1, NEAR * blocks // (self.size * x.itemsize))
         for block in range(0, blocks, together):
             following = min(block + together, blocks)
             lo, hi = block * units, following * units
             self._measure_units(x, means, spreads, lo, hi)
             part = slice(self._first_slice(block), self._first_slice(following))
             mean[part], spread[part] = self._merged(counts, means[:, part], spreads[:, part])
-            self._run(x, y, scaling, biases, mean, spread, self.numbers, lo, hi, APPLY=1)
+            if not by_piece:
+                self._run(x, y, scaling, biases, mean, spread, self.numbers, lo, hi, APPLY=1)
+        if by_piece:
+            geometry, tasks, across = self._across
+            self._run(x, y, scaling, biases, mean, spread, self.numbers, 0, tasks, geometry, APPLY=1, ACROSS=across)
         return moments
 
     def _first_slice(self, block: int) -> int:
@@ -609,11 +614,11 @@ class _Sweep(NamedTuple):
     geometry: Array
     units: int  # in a slice
     parameters: int  # of each kind
-    blocks: int  # each of which adds up the parameters' gradients by itself
+    blocks: int  # of units
     block: int  # units in one
+    own: int  # arrays of gradients: one for each block, or one for all where no two blocks share a parameter
     often: int  # units after which recent terms join the rest
     recent: int  # room for them, and to begin at the start of a cache line
-    apart: int  # blocks that have gradients of their own
 
 
 def _deliver(target: Array, y: Array) -> None:

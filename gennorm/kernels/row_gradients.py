@@ -5,12 +5,12 @@ g + by_sum * sum(g) + by_product * sum(g * d) * d``; see ``slopes``. Four factor
 that this needs of the forward pass; ``steps`` says which.
 
 The geometry is that of ``rows``. What it says of the output holds for its gradient, the input's, and the weights,
-which share one layout. Units are counted across the slices: the first unit of each, then the second. They are taken in blocks,
-and each block adds up the gradients of the parameters by itself, those of the scaling before those of the biases, so
-that they do not depend on who works on which block. Where they vary along a row, a few units' terms are added up in the
-type of the arithmetic before they join the rest in float64, which halves what has to be loaded and stored for each
-element. Where there is room for recent terms of a piece only, a unit is a piece, and whoever works on it does so for
-all slices: there its parameters belong to one block.
+which share one layout. Units are counted across the slices: the first of each, then the second. They are taken in
+blocks, and each block adds up the gradients of the parameters by itself, those of the scaling before those of the
+biases, so that they do not depend on who works on which block. Where they vary along a row, a few units' terms are
+added up in the type of the arithmetic before they join the rest in float64, which halves what has to be loaded and
+stored for each element. Where there is room for the recent terms of a piece only, a unit is a piece and a block has it
+of all slices: no two blocks share a parameter, and there is one array of gradients for all of them.
 """
 
 from __future__ import annotations
@@ -74,11 +74,14 @@ def backward(
     recent_at = misaligned(recent, 0)
     room = (recent.size - LANES) // 2  # parameters whose recent terms are added up: all of them, or those of a piece
     done = 0
+    fresh = 1  # nothing has joined the gradients yet, and whatever is in their place does not count
     for unit in range(lo * block, final):
         position = unit // slices if units > 1 else 0
         number = unit - position * slices
         first = position * portion
         last = min(first + portion, rows * pieces)
+        if unit % block == 0 or (number == 0 and room < parameters):
+            fresh = 1
         x_slice, y_slice, p_slice = offsets(geometry, RUNS, kept, number)
         mean = factors[MEAN * slices + number]
         per_count, per_degree = factors[PER_COUNT * slices + number], factors[PER_DEGREE * slices + number]
@@ -114,10 +117,11 @@ def backward(
                 squared += two
             done += 1
             if room > 0 and (done == often or number + 1 == slices or (unit + 1) % block == 0):
-                many = min(room, parameters - window)
-                settle(gradients, to_scaling + window, recent, recent_at, many)
-                settle(gradients, to_biases + window, recent, recent_at + room, many)
+                many = size if room < parameters else parameters
+                settle(gradients, to_scaling + window, recent, recent_at, many, fresh)
+                settle(gradients, to_biases + window, recent, recent_at + room, many, fresh)
                 done = 0
+                fresh = 0
             if not APPLY:
                 at = position * 2 * slices + number
                 sums[at] = added
@@ -168,7 +172,7 @@ def products(
                 scaling, p_start + i, inverse, rest, recent, recent_at + i, room,
             )  # fmt: skip
             few_added += one
-            few_squared += two
+            few_squared = muladd(one, two, few_squared)
             i += LANES
         added += widen(few_added)
         squared += widen(few_squared)
@@ -178,7 +182,7 @@ def products(
             scaling, p_start + i, inverse, rest, recent, recent_at + i, room,
         )  # fmt: skip
         added += widen(one)
-        squared += widen(two)
+        squared += widen(one * two)
         i += LANES
     return total(added), total(squared)
 
@@ -204,15 +208,17 @@ def products_at(
         store_part(recent, at, count, load_part(recent, at, count) + gradient)
     if SCALING == 2 and not TANGENT:
         gradient = gradient * load_part(scaling, p_start, count)
-    return gradient, gradient * deviation
+    return gradient, deviation
 
 
-def settle(gradients: Array, start: int, recent: Array, recent_at: int, size: int) -> None:
+def settle(gradients: Array, start: int, recent: Array, recent_at: int, size: int, fresh: int) -> None:
     """Let recent terms join the gradients in float64."""
     for i in range(0, size, LANES):
         count = size - i
         terms = widen(load_part(recent, recent_at + i, count))
-        store_part(gradients, start + i, count, load_part(gradients, start + i, count) + terms)
+        if not fresh:
+            terms += load_part(gradients, start + i, count)
+        store_part(gradients, start + i, count, terms)
         store_part(recent, recent_at + i, count, splat(real(0)))
 
 
