@@ -158,7 +158,9 @@ def _buffer(size: int) -> Buffer:
             lent.append(buffer)
     if found is not None:
         shelf.append(found)
-        shelf.extend(reversed(lent))  # as they were: an output and a gradient get the memory of the call before
+        # As they were, so that an output and a gradient do not change places from call to call: 3.0 against 3.6 ms for
+        # a layer norm of (4096, 768) whose gradient is written past the caches and whose output is not.
+        shelf.extend(reversed(lent))
         return found
     shelf.extendleft(lent)
     array = np.empty(size + LINE, np.uint8)

@@ -30,7 +30,9 @@ UNIT = 1 << 18  # elements in a unit of a slice that is cut: a few dozen microse
 BLOCK = 1 << 13  # elements of a block of lines: it stays in the first-level cache from lane to lane
 WIDEST = 1024  # lanes in a tile at the most: its sums fill half of the first-level cache
 # Rows of so many parameters that they fill the cache themselves are gone over piece by piece, a piece of every slice
-# before the next: the parameters are read once, not once a slice, and their gradients are written once.
+# before the next: the parameters are read once, not once a slice, and their gradients are written once. With 2 MB
+# of second-level cache 32 slices of 65,536 take 1.66 ms backwards against 1.38, 16 of 102,400 1.39 against 1.58, 16 of
+# 200,704 2.7 against 4.5; a smaller cache is full earlier.
 LONG = 1 << 16
 WINDOW = 1 << 11  # elements of such a piece: what is added up for its parameters stays in the first-level cache
 FOLDED = 32  # an aggregated innermost run shorter than this is summed as columns and folded where it can be
