@@ -109,7 +109,7 @@ def test_in_plain_python(name, cut, masked, monkeypatch):
 PIECEWISE = {
     "a row a slice": ((41, 83), {"aggregation_levels": -1}),
     "rows apart": ((7, 3, 5, 37), {"aggregation_levels": "{1, 3}", "batched": True}),
-    "slices of several units": ((3, 2, 450), {"aggregation_levels": 2}),
+    "slices of several units": ((3, 2, 450), {"aggregation_levels": [2, 3]}),
 }
 
 
