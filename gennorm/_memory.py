@@ -145,15 +145,24 @@ def _buffer(size: int) -> Buffer:
     size = -(-size // step) * step
     shelf = _shelves.get(size, NONE)
     # Taking from and adding to a deque are single steps of the interpreter, so that no two threads look at one buffer.
-    for _ in range(min(TRIES, len(shelf))):
+    lent: list[Buffer] = []
+    found = None
+    while found is None and len(lent) < TRIES:
         try:
             buffer = shelf.pop()
-        except IndexError:  # other threads are looking at the rest
+        except IndexError:  # there are no more, or other threads are looking at them
             break
         if sys.getrefcount(buffer[0]) == ALONE:
-            shelf.append(buffer)
-            return buffer
-        shelf.appendleft(buffer)
+            found = buffer
+        else:
+            lent.append(buffer)
+    if found is not None:
+        shelf.append(found)
+        # As they were, so that an output and a gradient do not change places from call to call: 3.0 against 3.6 ms for
+        # a layer norm of (4096, 768) whose gradient is written past the caches and whose output is not.
+        shelf.extend(reversed(lent))
+        return found
+    shelf.extendleft(lent)
     array = np.empty(size + LINE, np.uint8)
     buffer = array, _address(array)
     _keep(buffer, size)

@@ -24,6 +24,12 @@ def cut_small(patch, **sizes):
     patch.setattr(kernels, "NEAR", 300)
 
 
+def in_pieces(patch):
+    """Rows with a parameter for each element are gone over piece by piece, a piece of every slice before the next."""
+    patch.setattr(plan, "LONG", 1)
+    patch.setattr(plan, "WINDOW", 20)
+
+
 def never(squared, spread):
     """One pass is enough for every lane, however much it cancels."""
     return np.zeros_like(squared)

@@ -46,7 +46,8 @@ RECENT = 32  # terms of a parameter's gradient that are added up before they joi
 # Bytes of output, or of gradients, from which rows are written past the caches. With layer norms of 1024 elements the
 # output of 16 MB takes 890 us with it and 720 without, that of 24 MB 1.12 ms and 1.25, that of 64 MB 3.8 and 4.1. Terms
 # of parameters that are stored behind stores that wait for memory wait with them: a gradient of 16 MB 2.6 ms and 3.3.
-STREAMED = {"forward": 1 << 25, "backward": 1 << 23}
+# Where the last-level cache is larger it is 2.2 and 1.8, one of 12 MB 1.8 and 1.4, one of 32 MB 4.7 and 5.0.
+STREAMED = {"forward": 1 << 25, "backward": 1 << 24}
 SPARE = 1 << 26  # bytes their sums may take
 
 
@@ -122,6 +123,8 @@ class Bound:
         self.dtypes = (plan.dtype, plan.result, plan.compute)
         if plan.family == "columns":
             self.tile = plan.geometry[columns.TILE]
+        self._parameters = math.prod(size for _, _, size in plan.parameter_cells)
+        self._pieces = plan.pieces
         self._across = self._in_order_of_memory()
         self._kernels: dict[Any, Kernel] = {}
         self._sweeps: dict[Any, _Sweep] = {}
@@ -147,7 +150,7 @@ class Bound:
             return moments
         source, target = self._source(x), self._target(y)
         gains, shifts = self.parameter(scaling), self.parameter(biases)
-        if plan.cut.units == 1:
+        if plan.cut.units == 1 and not (self._pieces and (scaling is not None or biases is not None)):
             mean, spread = moments
             self._run(
                 _flat(source, plan.dtype), _flat(target, plan.result), gains, shifts, mean, spread, self.numbers,
@@ -243,7 +246,8 @@ class Bound:
             for given, taken in ((scaling, gains), (biases, shifts))
             if taken is not None
         )
-        if plan.copies != "nothing" or (moments is None and plan.cut.units > 1) or plan.tasks == 0 or not settled:
+        again = moments is None and (plan.cut.units > 1 or self._pieces is not None)
+        if again or plan.copies != "nothing" or plan.tasks == 0 or not settled:
             return None
         kind = plan.parameter_kind
         parameters = {"SCALING": 0 if gains is None else kind, "BIASES": 0 if shifts is None else kind}
@@ -316,8 +320,9 @@ class Bound:
             slopes = _dense(plan, dy.dtype)
             np.copyto(slopes, dy)
         weighted = 0 if weights is None else 2 if tangent else 1
-        in_two = plan.cut.units > 1 or merge is not None
-        sweep = self._sweep(scaling is not None, biases is not None and not tangent, weighted, tangent, in_two)
+        sweep = self._sweep(
+            scaling is not None, biases is not None and not tangent, weighted, tangent, merge is not None
+        )
         unused = NOTHING_REAL[plan.compute]
         gains = self.parameter(scaling)
         summed = self._backward(
@@ -388,7 +393,11 @@ class Bound:
 
     def _in_order_of_memory(self) -> tuple[Array, int, int]:
         """Geometry, tasks and the setting ACROSS for moments that are given: rows of all slices, one after another."""
-        fields = self.plan.geometry
+        cut, fields = self._pieces, self.plan.geometry
+        if cut is not None:
+            geometry = self.geometry.copy()
+            geometry[rows.PIECE : rows.UNITS + 1] = cut.piece, cut.pieces, fields[rows.ROWS], cut.portion, cut.units
+            return geometry, cut.units * self.plan.slices, 1
         parts = fields[rows.ROWS] * fields[rows.PIECES] if self.plan.family == "rows" else 1
         if parts <= 1:
             return self.geometry, self.plan.tasks, 0
@@ -433,29 +442,39 @@ class Bound:
         mean = nearby + (counts * (means - nearby)).sum(0) / np.maximum(counts.sum(0), steps.NOTHING)
         return mean, spreads.sum(0) + (counts * (means - mean) ** 2).sum(0)
 
-    def _sweep(self, scaled: bool, biased: bool, weighted: int, tangent: bool, in_two: bool) -> _Sweep:
+    def _sweep(self, scaled: bool, biased: bool, weighted: int, tangent: bool, merged: bool) -> _Sweep:
         """How the backward kernel is run for some settings, made once and remembered."""
-        key = (scaled, biased, weighted, tangent, in_two)
+        key = (scaled, biased, weighted, tangent, merged)
         sweep = self._sweeps.get(key)
         if sweep is not None:
             return sweep
         plan, kind = self.plan, self.plan.parameter_kind
-        parameters = math.prod(size for _, _, size in plan.parameter_cells) if scaled or biased else 0
-        parameters = 0 if tangent else parameters
-        least = max(32 * parameters, SHARE)
-        blocks = max(1, min(SHARES, plan.tasks, SPARE // max(16 * parameters, 1), self.size // least))
-        block = -(-plan.tasks // blocks)
+        parameters = self._parameters if (scaled or biased) and not tangent else 0
         flags = {"SCALING": kind * scaled, "BIASES": kind * biased, "WEIGHTED": weighted, "TANGENT": int(tangent)}
         flags["PLAIN"] = int(plan.family == "columns" and not weighted and max(flags["SCALING"], flags["BIASES"]) < 2)
-        phases = [{"SUMS": 1}, {"APPLY": 1}] if in_two else [{"SUMS": 1, "APPLY": 1}]
-        varying = plan.family == "rows" and not tangent and 2 in (flags["SCALING"], flags["BIASES"])
+        varying = plan.family == "rows" and parameters > 0 and kind == 2
+        if varying and self._pieces is not None:
+            geometry, tasks, _ = self._across
+            room, units, often, own = self._pieces.piece, self._pieces.units, RECENT, 1
+            block = -(-units // SHARES) * plan.slices
+        else:
+            geometry, room, units, tasks = self.geometry, parameters, plan.cut.units, plan.tasks
+            often = max(RECENT * parameters * tasks // self.size, 1)
+            least = max(32 * parameters, SHARE)
+            own = max(1, min(SHARES, tasks, SPARE // max(16 * parameters, 1), self.size // least))
+            block = -(-tasks // own)
+            own = -(-tasks // block)
+        phases = [{"SUMS": 1}, {"APPLY": 1}] if units > 1 or merged else [{"SUMS": 1, "APPLY": 1}]
         sweep = self._sweeps[key] = _Sweep(
             tuple(self._kernel("backward", **flags, **phase) for phase in phases),
+            geometry,
+            units,
             parameters,
-            -(-plan.tasks // block),
+            -(-tasks // block),
             block,
-            max(RECENT * parameters * plan.tasks // self.size, 1),
-            (2 * parameters + LANES) * varying,
+            own,
+            often,
+            (2 * room + LANES) * varying,
         )
         return sweep
 
@@ -471,10 +490,10 @@ class Bound:
         merge: Callable[[Array], Array] | None,
     ) -> Array:
         """Run the backward kernels, with the sums of slices between two of them; gradients by parameter."""
-        units, slices = self.plan.cut.units, self.plan.slices
+        units, slices = sweep.units, self.plan.slices
         blocks, block, parameters, often = sweep.blocks, sweep.block, sweep.parameters, sweep.often
-        gradients = np.zeros((blocks, 2, parameters))
-        geometry, flat, numbers = self.geometry, gradients.reshape(-1), self.numbers
+        gradients = (np.empty if sweep.recent else np.zeros)((sweep.own, 2, parameters))
+        geometry, flat, numbers = sweep.geometry, gradients.reshape(-1), self.numbers
 
         def work(first: int, last: int) -> None:
             space = self._space(6, 5) or (np.zeros(sweep.recent, self.compute),)
@@ -492,7 +511,7 @@ class Bound:
                 sums = self.ordered(merge(self.shaped(sums.reshape(2, slices)))).reshape(-1)
             kernel = sweep.kernels[1]
         run(work, blocks, self.size)
-        return gradients[0] if blocks == 1 else gradients.sum(0)
+        return gradients[0] if sweep.own == 1 else gradients.sum(0)
 
     def _counts(self) -> Array:
         """Elements that each unit of a slice contributes to it."""
@@ -504,21 +523,29 @@ class Bound:
         return np.add.reduceat(np.tile(sizes, repeats), np.arange(0, repeats * cut.pieces, cut.portion))
 
     def _normalize_in_two(self, x: Array, y: Array, scaling: Array | None, biases: Array | None) -> Array:
-        """Measure slices that are larger than the cache, then apply; a few at a time, for the cache behind it."""
+        """Measure slices that are larger than the cache, or have such parameters, then apply.
+
+        A few at a time for the cache behind it, or a piece of all slices after another for the parameters.
+        """
         plan, units, slices = self.plan, self.plan.cut.units, self.plan.slices
         moments = np.zeros((2, slices))
         mean, spread = moments
         means, spreads = np.zeros((units, slices)), np.zeros((units, slices))
         counts = self._counts()[:, None]
         blocks = plan.tasks // units
-        together = max(1, NEAR * blocks // (self.size * x.itemsize))
+        by_piece = self._pieces is not None and (scaling is not None or biases is not None)
+        together = blocks if by_piece else max(1, NEAR * blocks // (self.size * x.itemsize))
         for block in range(0, blocks, together):
             following = min(block + together, blocks)
             lo, hi = block * units, following * units
             self._measure_units(x, means, spreads, lo, hi)
             part = slice(self._first_slice(block), self._first_slice(following))
             mean[part], spread[part] = self._merged(counts, means[:, part], spreads[:, part])
-            self._run(x, y, scaling, biases, mean, spread, self.numbers, lo, hi, APPLY=1)
+            if not by_piece:
+                self._run(x, y, scaling, biases, mean, spread, self.numbers, lo, hi, APPLY=1)
+        if by_piece:
+            geometry, tasks, across = self._across
+            self._run(x, y, scaling, biases, mean, spread, self.numbers, 0, tasks, geometry, APPLY=1, ACROSS=across)
         return moments
 
     def _first_slice(self, block: int) -> int:
@@ -588,9 +615,12 @@ class _Sweep(NamedTuple):
     """How a backward kernel goes over the units of a plan."""
 
     kernels: tuple[Kernel, ...]  # one, or where slices are larger than the cache one that sums and one that applies
+    geometry: Array
+    units: int  # in a slice
     parameters: int  # of each kind
-    blocks: int  # each of which adds up the parameters' gradients by itself
+    blocks: int  # of units
     block: int  # units in one
+    own: int  # arrays of gradients: one for each block, or one for all where no two blocks share a parameter
     often: int  # units after which recent terms join the rest
     recent: int  # room for them, and to begin at the start of a cache line
 
