@@ -334,7 +334,7 @@ def _plan(
         lines = outer.pop() if outer else Run(1, 0, 0, 0, True, ())
         rows = math.prod(run.size for run in outer)
         tile = _tile(max(width, 1), fold)
-        cut = _cut(lines.size, rows, min(tile, max(width, 1)), CACHED_TILE // itemsize, max(BLOCK // tile, 4))
+        cut = _cut(lines.size, rows, min(tile, max(width, 1)), CACHED_TILE // itemsize, max(BLOCK // tile // 8 * 8, 4))
         tiles = -(-width // tile)
         lines_vary = lines.p != 0 or any(run.p for run in outer)
         kind = 1 if not lines_vary else 2 if lanes_vary else 3
