@@ -13,9 +13,9 @@ The moments are sums in float64, by blocks and blocks of blocks: of n elements, 
 after another at the most, and no more than n. They are off by m = min(n + 8, 2 sqrt(n) + 300) v of the sum of
 magnitudes. One pass is made for float32 where the mean square is at most 1024 variances, so that the mean is off by
 32 m deviations and the variance by 1024 m of itself, and otherwise two, by m each. For float64 it is made where the
-mean square about some pivot is at most two variances: the mean is then off by sqrt(2) m, the variance by (2 + 2 sqrt(2))
-m of itself. The mean is held in float64: v |mean|. Together **512m |sz| + |s| (33m + 2v |mean| / divisor)**; for
-float64 **2.5m |sz| + |s| (1.5m + 2v |mean| / divisor)**.
+mean square about some pivot is at most two variances: the mean is then off by sqrt(2) m, the variance by
+(2 + 2 sqrt(2)) m of itself. The mean is held in float64: v |mean|. Together **512m |sz| + |s| (33m + 2v |mean| /
+divisor)**; for float64 **2.5m |sz| + |s| (1.5m + 2v |mean| / divisor)**.
 
 The reference is float64, pairwise sums (25v) of blocks of 128: **v (8 |sz| + 2 |b|) + m |s| + 25v |s mean| / divisor**.
 """

@@ -127,7 +127,7 @@ def forward(
             for lane in range(0, width, LANES):
                 store(lanes, lane, splat(real(0)))
             step = 1 if WEIGHTED else min(TOGETHER if width > WIDE else piece if EXACT else DOWN, piece)
-            for attempt in range(EXACT, 3):
+            for attempt in range(EXACT, 3):  # over a sample, over everything, and over that again if it is not enough
                 end = last if attempt > 0 else min(last, first - -SAMPLE // piece)
                 # Recent sums join those before them so often that there are about as many of these.
                 often = 8 + int(math.sqrt((end - first) * -(-piece // step)))

@@ -107,7 +107,7 @@ def forward(
         spread = 0.0
         if MEASURE:
             pivot = real(0)
-            for attempt in range(EXACT, 3):
+            for attempt in range(EXACT, 3):  # over a sample, over everything, and over that again if it is not enough
                 end = last if attempt > 0 else min(last, first - -SAMPLE // piece)
                 often = 1 + int(math.sqrt(end - first))  # rows in a block, and about as many blocks
                 added = splat(0.0)
