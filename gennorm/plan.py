@@ -28,6 +28,7 @@ CACHED = 4 << 20
 CACHED_TILE = 1 << 22
 UNIT = 1 << 18  # elements in a unit of a slice that is cut: a few dozen microseconds of work
 BLOCK = 1 << 13  # elements of a block of lines: it stays in the first-level cache from lane to lane
+TOGETHER = 8  # lines of such a block are worked on together, and it holds a multiple of them
 WIDEST = 1024  # lanes in a tile at the most: its sums fill half of the first-level cache
 # Rows of so many parameters that they fill the cache themselves are gone over piece by piece, a piece of every slice
 # before the next: the parameters are read once, not once a slice, and their gradients are written once. With 2 MB
@@ -356,7 +357,8 @@ def _plan(
         lines = outer.pop() if outer else Run(1, 0, 0, 0, True, ())
         rows = math.prod(run.size for run in outer)
         tile = _tile(max(width, 1), fold)
-        cut = _cut(lines.size, rows, min(tile, max(width, 1)), CACHED_TILE // itemsize, max(BLOCK // tile, 4))
+        block = max(BLOCK // tile // TOGETHER * TOGETHER, 4)
+        cut = _cut(lines.size, rows, min(tile, max(width, 1)), CACHED_TILE // itemsize, block)
         tiles = -(-width // tile)
         lines_vary = lines.p != 0 or any(run.p for run in outer)
         kind = 1 if not lines_vary else 2 if lanes_vary else 3

@@ -71,7 +71,8 @@ def _kernel(family: str, step: str, dtypes: tuple[str, str, str], flags: frozens
         "SCALING",
         "BIASES",
     )
-    settings = {**dict.fromkeys(names, 0), **dict(flags), "EXACT": int(compute == "float32")}
+    settings = {**dict.fromkeys(names, 0), **dict(flags)}
+    settings["EXACT"] = int(compute == "float32" or not settings["CENTER"])
     real, double = compute, "float64"
     space = (double, real) if family == "columns" else ()
     if step == "forward":
@@ -277,7 +278,7 @@ class Bound:
                 return y
 
             def work(lo: int, hi: int) -> None:
-                kernel(source, target, gains, shifts, means, spreads, geometry, numbers, *self._space(6, 3), lo, hi)
+                kernel(source, target, gains, shifts, means, spreads, geometry, numbers, *self._space(9, 3), lo, hi)
 
             run(work, tasks, self.size)
             return y
@@ -383,11 +384,11 @@ class Bound:
         fields = self.geometry if geometry is None else geometry
         hi = plan.tasks if hi is None else hi
         if lo == 0 and not shared(self.size):
-            kernel(x, y, gains, shifts, means, spreads, fields, numbers, *self._space(6, 3), 0, hi)
+            kernel(x, y, gains, shifts, means, spreads, fields, numbers, *self._space(9, 3), 0, hi)
             return
 
         def work(first: int, last: int) -> None:
-            kernel(x, y, gains, shifts, means, spreads, fields, numbers, *self._space(6, 3), lo + first, lo + last)
+            kernel(x, y, gains, shifts, means, spreads, fields, numbers, *self._space(9, 3), lo + first, lo + last)
 
         run(work, hi - lo, self.size * min(hi - lo, plan.tasks) // plan.tasks)
 
@@ -437,10 +438,10 @@ class Bound:
         if len(means) == 1:
             return means[0], spreads[0]
         if not self.center:
-            return means[0], spreads.sum(0)
+            return means[0], _summed(spreads)
         nearby = means[0]
-        mean = nearby + (counts * (means - nearby)).sum(0) / np.maximum(counts.sum(0), steps.NOTHING)
-        return mean, spreads.sum(0) + (counts * (means - mean) ** 2).sum(0)
+        mean = nearby + _summed(counts * (means - nearby)) / np.maximum(_summed(counts), steps.NOTHING)
+        return mean, _summed(spreads) + _summed(counts * (means - mean) ** 2)
 
     def _sweep(self, scaled: bool, biased: bool, weighted: int, tangent: bool, merged: bool) -> _Sweep:
         """How the backward kernel is run for some settings, made once and remembered."""
@@ -623,6 +624,16 @@ class _Sweep(NamedTuple):
     own: int  # arrays of gradients: one for each block, or one for all where no two blocks share a parameter
     often: int  # units after which recent terms join the rest
     recent: int  # room for them, and to begin at the start of a cache line
+
+
+def _summed(terms: Array) -> Array:
+    """Sums down the first axis, halves added to halves."""
+    while len(terms) > 1:
+        half = -(-len(terms) // 2)
+        sums = terms[:half].copy()
+        sums[: len(terms) - half] += terms[half:]
+        terms = sums
+    return terms[0]
 
 
 def _deliver(target: Array, y: Array) -> None:
