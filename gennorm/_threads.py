@@ -11,9 +11,8 @@ import itertools
 import operator
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 from gennorm.errors import ConfigError, shown
@@ -112,8 +111,7 @@ def set_num_threads(number: int) -> None:
     _threads = count  # the pool changes with the next large call
 
 
-@contextmanager
-def using(number: int) -> Iterator[None]:
+class using:
     """Use so many threads for the calls that this thread makes meanwhile, whatever was set.
 
     Examples
@@ -122,12 +120,18 @@ def using(number: int) -> Iterator[None]:
     ...     get_num_threads()
     3
     """
-    before = getattr(_here, "number", None)
-    _here.number = number
-    try:
-        yield
-    finally:
-        _here.number = before
+
+    __slots__ = ("_before", "_number")
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __enter__(self) -> None:
+        self._before = getattr(_here, "number", None)
+        _here.number = self._number
+
+    def __exit__(self, *_: object) -> None:
+        _here.number = self._before
 
 
 def shared(elements: int) -> bool:

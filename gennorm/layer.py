@@ -57,10 +57,13 @@ from gennorm.statistics import (
     require_inverse,
     required,
     ungrouped,
+    used,
 )
 
 if TYPE_CHECKING:
-    from gennorm.kernels import Bound
+    from gennorm.kernels import Bound, Shortcut
+
+    Settled = tuple[Shortcut, tuple[Parameter, Parameter]]
 
 __all__ = ["Information", "NormalizationLayer", "load"]
 
@@ -188,7 +191,7 @@ class NormalizationLayer:
     def _begin(self, config: LayerConfig, given: Mapping[str, Any]) -> None:
         self._config = config
         self._bound: dict[Any, Bound] = {}
-        self._shortcuts: dict[Any, Any] = {}
+        self._shortcuts: dict[Any, Settled | None] = {}
         self._parameters: dict[str, Array | None] = dict.fromkeys(PARAMETERS)
         self._held = initial(config, configs.kept_shape(config))
         for name in PARAMETERS:
@@ -255,15 +258,17 @@ class NormalizationLayer:
         >>> layer(np.array([1.0, 2.0, 3.0]), mask=np.array([True, False, True]))
         array([-1.,  0.,  1.])
         """
-        plain = mask is None and scaling is None and biases is None and moments is None and out is None
-        try:
-            shortcut = self._shortcuts[x.shape, x.strides, x.dtype] if plain and type(x) is np.ndarray else None
-        except KeyError:
-            shortcut = None
-        if shortcut is not None:
-            return shortcut(x)
+        own = moments is None
+        plain = mask is None and scaling is None and biases is None and out is None
+        found = self._shortcuts.get((x.shape, x.strides, x.dtype, own)) if plain and type(x) is np.ndarray else None
+        if found is not None:
+            if own:
+                return found[0].normalize(x)
+            y = found[0].apply(x, *used(moments, self._config))
+            if y is not None:
+                return y
         if isinstance(x, (list, tuple)) and all(isinstance(example, np.ndarray) for example in x):
-            if not plain:
+            if not (plain and own):
                 msg = "out, mask, scaling, biases and moments cannot be given for a list of arrays\n"
                 msg += "call the layer on one array at a time"
                 raise OutputError(msg, code="O001")
@@ -272,8 +277,8 @@ class NormalizationLayer:
             y = self(x[None], mask=mask, scaling=scaling, biases=biases, moments=moments, out=_of_one(out))
             return y[0] if out is None else out
         y, _ = self._forward(x, training, mask, scaling, biases, out, moments=moments)
-        if plain and self._config.statistics == "input":
-            self._remember(x)
+        if plain and (own is False or self._config.statistics == "input"):
+            self._remember(x, own=own)
         return y if out is None else out
 
     def vjp(
@@ -324,10 +329,17 @@ class NormalizationLayer:
         >>> gradients.biases
         array([1., 0., 0., 0.], dtype=float32)
         """
+        plain = mask is None and scaling is None and biases is None and moments is None and type(x) is np.ndarray
+        found = self._shortcuts.get((x.shape, x.strides, x.dtype, True)) if plain else None
+        if found is not None:
+            y, rows, factors = found[0].keep(x)
+            return y, Pullback(_kept(x, found, factors, rows, own=True), y.shape, y.dtype)
         one = self._is_one(x)
         y, kept = self._forward(
             x[None] if one else x, training, mask, scaling, biases, None, keep=True, moments=moments, shared=shared
         )
+        if plain and self._config.statistics == "input":
+            self._remember(x)
         y = y[0] if one else y
         return y, Pullback(kept.own(), y.shape, y.dtype)
 
@@ -366,6 +378,10 @@ class NormalizationLayer:
         >>> bool(np.array_equal(again(y).input, pullback(y).input))
         True
         """
+        plain = mask is None and scaling is None and biases is None and type(x) is np.ndarray
+        found = self._shortcuts.get((x.shape, x.strides, x.dtype, True)) if plain else None
+        if found is not None and factors.shape[1:] == found[0].bound.plan.resolved.moments_shape:
+            return Pullback(_kept(x, found, factors), x.shape, result_dtype(x.dtype))
         x = real(x, "the input")
         weights = None if mask is None else mask_for(mask, x)
         bound = self._bind(x, None)
@@ -1175,17 +1191,25 @@ class NormalizationLayer:
                 self._bound[key] = bound
         return bound
 
-    def _remember(self, x: Array) -> None:
-        """Have the next call on such an array go straight to its kernel, where it is one kernel's work."""
+    def _remember(self, x: Array, *, own: bool = True) -> None:
+        """Have the next call on such an array go straight to its kernel, where it is one kernel's work.
+
+        By its own moments, or by those that it is given.
+        """
         x = real(x, "the input")
-        scaling, biases = (self._parameters[name] for name in PARAMETERS)
-        shortcut = self._bind(x, None).shortcut(scaling, biases)
+        key = x.shape, x.strides, x.dtype, own
+        if key in self._shortcuts:
+            return
+        bound = self._bind(x, None, grouped=own)
+        parameters = self._ready(bound.plan.resolved)
+        scaling, biases = (parameter.own for parameter in parameters)
+        shortcut = bound.shortcut(scaling, biases)
         with changing:
             if scaling is not self._parameters["scaling"] or biases is not self._parameters["biases"]:
                 return  # what was set meanwhile is not what the shortcut uses
             if len(self._shortcuts) >= REMEMBERED:
                 self._shortcuts.clear()
-            self._shortcuts[x.shape, x.strides, x.dtype] = shortcut
+            self._shortcuts[key] = None if shortcut is None else (shortcut, parameters)
 
     # Telling about it ------------------------------------------------------------------------------------------------
 
@@ -1424,6 +1448,15 @@ class Information(dict[str, Any]):
 def _of_one(out: Any) -> Any:
     """Where the output of a batch of one goes, so that that of its example goes there."""
     return out[None] if isinstance(out, np.ndarray) else out
+
+
+def _kept(x: Array, settled: Settled, factors: Array, rows: Array | None = None, *, own: bool = False) -> Kept:
+    """What the derivatives of a plain call need of it; with a scaling of its `own` if it is asked for."""
+    shortcut, parameters = settled
+    scaling, biases = parameters[0].own, parameters[1].own
+    if own and scaling is not None:
+        scaling = scaling.copy()
+    return Kept(x, shortcut.bound, parameters, scaling, biases, None, factors, rows)
 
 
 def _mode(name: str, value: Any) -> Any:

@@ -38,6 +38,7 @@ __all__ = [
     "require_inverse",
     "required",
     "ungrouped",
+    "used",
 ]
 
 Array = npt.NDArray[Any]
@@ -130,16 +131,24 @@ def measured(bound: Bound, rows: Array) -> Moments:
 
 def applicable(moments: Any, resolved: Resolved, config: LayerConfig) -> tuple[Array, Array]:
     """Mean and variance of given moments, one value for each slice of an array."""
-    _require_kind(moments, config)
-    center = config.method == "Standardize"
-    variance = moments.variance(config.unbiased) if center else moments.mean_square()
+    mean, variance = used(moments, config)
     try:
-        return _over_slices(moments.mean if center else None, variance, resolved.moments_shape)
+        return _over_slices(mean, variance, resolved.moments_shape)
     except ValueError:
-        msg = f"the moments have the shape {moments.shape}, and an input of shape {resolved.shape} needs "
+        msg = f"the moments have the shape {variance.shape}, and an input of shape {resolved.shape} needs "
         msg += f"{resolved.moments_shape}, or fewer that broadcast to it\n"
         msg += "their axes are the levels that are kept, the batch included, and the groups of those that are split"
         raise ParameterError(msg, code="P022") from None
+
+
+def used(moments: Any, config: LayerConfig) -> tuple[Array | None, Array]:
+    """Mean and variance of given moments, or those that were given as a pair of arrays; no mean for the method RMS."""
+    center = config.method == "Standardize"
+    if type(moments) is tuple:
+        mean, variance = moments
+        return mean if center else None, variance
+    _require_kind(moments, config)
+    return (moments.mean, moments.variance(config.unbiased)) if center else (None, moments.mean_square())
 
 
 def held(moments: Moments | None, resolved: Resolved) -> tuple[Array, Array]:
@@ -254,7 +263,9 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 
 
 def _over_slices(mean: Array | None, variance: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    return np.broadcast_to(np.zeros(()) if mean is None else mean, shape), np.broadcast_to(variance, shape)
+    given = np.zeros(()) if mean is None else mean, variance
+    mean, variance = (np.broadcast_to(np.asarray(values, np.float64), shape) for values in given)
+    return mean, variance
 
 
 # --------------------------------------------------------------------------------------------------- their next value

@@ -229,8 +229,8 @@ class Bound:
         )  # fmt: skip
         _deliver(target, y)
 
-    def shortcut(self, scaling: Array | None, biases: Array | None) -> Callable[[Array], Array] | None:
-        """Return a function that does what `normalize` does, if that is one kernel call; else None.
+    def shortcut(self, scaling: Array | None, biases: Array | None) -> Shortcut | None:
+        """What calls with a layer's own parameters have in common, where each is one kernel call; else None.
 
         A small call is mostly Python: everything that does not change from one to the next is settled here. The
         parameters are looked at through the views taken now.
@@ -244,37 +244,7 @@ class Bound:
         )
         if plan.copies != "nothing" or plan.cut.units > 1 or plan.tasks == 0 or not settled:
             return None
-        kind, tasks = plan.parameter_kind, plan.tasks
-        kernel = self._kernel(
-            "forward", MEASURE=1, KEEP=0, APPLY=1,
-            SCALING=0 if gains is None else kind, BIASES=0 if shifts is None else kind,
-        )  # fmt: skip
-        unused = NOTHING_REAL[plan.compute]
-        gains, shifts = unused if gains is None else gains, unused if shifts is None else shifts
-        geometry, numbers, nothing, shape, empty = self.geometry, self.numbers, NOTHING, plan.resolved.shape, np.empty
-        result = None if plan.result == plan.dtype else np.dtype(plan.result)
-        plain = plan.dtype == plan.result == plan.compute and plan.order == tuple(range(len(shape)))
-        small = plain and self.size * self.compute.itemsize < WORTH
-        alone = plan.family == "rows" and not shared(self.size)
-
-        def normalize(x: Array) -> Array:
-            if small and x.flags.c_contiguous:
-                source, y = x.reshape(-1), empty(shape, x.dtype)
-                target = y.reshape(-1)
-            else:
-                source, y = _flat(x, plan.dtype), empty_like(x, result or x.dtype)
-                target = _flat(y, plan.result)
-            if alone:
-                kernel(source, target, gains, shifts, nothing, nothing, geometry, numbers, 0, tasks)
-                return y
-
-            def work(lo: int, hi: int) -> None:
-                kernel(source, target, gains, shifts, nothing, nothing, geometry, numbers, *self._space(6, 3), lo, hi)
-
-            run(work, tasks, self.size)
-            return y
-
-        return normalize
+        return Shortcut(self, gains, shifts)
 
     def invert(self, y: Array, x: Array, moments: Array, scaling: Array | None, biases: Array | None) -> None:
         """Write into ``x`` the input whose output is ``y``, given mean and variance and a scaling without zeros."""
@@ -580,6 +550,90 @@ class Bound:
     def _target(self, y: Array) -> Array:
         """The array itself, or one without gaps that `_deliver` copies into it."""
         return y if self.plan.copies != "both" else _dense(self.plan, y.dtype)
+
+
+class Shortcut:
+    """What the calls of a layer on arrays of one plan have in common, where each is one kernel call.
+
+    Parameters
+    ----------
+    bound : Bound
+    gains, shifts : ndarray or None
+        Views of the layer's parameters in the kernel's order and type.
+    """
+
+    def __init__(self, bound: Bound, gains: Array | None, shifts: Array | None) -> None:
+        self.bound, self._gains, self._shifts = bound, gains, shifts
+        self._slices, self._shape = bound.plan.slices, bound.plan.resolved.moments_shape
+        # What `Bound.factors` does with mean and second moment: a product, with ones where they are not.
+        self._rows = np.ones((4, self._slices))
+        self._per = np.concatenate([np.ones((1, 1)), bound.per[1:], bound.per])
+
+    @functools.cached_property
+    def normalize(self) -> Callable[[Array], Array]:
+        """The output, by the input's own moments."""
+        return self._call(self.bound.numbers, self.bound.geometry, self.bound.plan.tasks, MEASURE=1, KEEP=0, APPLY=1)
+
+    def keep(self, x: Array) -> tuple[Array, Array, Array]:
+        """The output, what was measured, and the factors that a gradient is told."""
+        rows = self._rows.copy()
+        y = self._keeping(x, rows[0], rows[1])
+        return y, rows[:2], self.bound.shaped(rows * self._per)
+
+    def apply(self, x: Array, mean: Array | None, variance: Array) -> Array | None:
+        """The output by a mean and a variance whose axes are the last of the moments'; None where they are others."""
+        if self._shape[len(self._shape) - variance.ndim :] != variance.shape:
+            return None
+        if mean is not None and mean.shape != variance.shape:
+            return None
+        rows = np.empty((2, *self._shape))
+        rows[0] = 0.0 if mean is None else mean
+        rows[1] = variance
+        means, variances = self.bound.ordered(rows)
+        return self._applying(x, means, variances)
+
+    @functools.cached_property
+    def _keeping(self) -> Callable[[Array, Array, Array], Array]:
+        return self._call(self.bound.numbers, self.bound.geometry, self.bound.plan.tasks, MEASURE=1, KEEP=1, APPLY=1)
+
+    @functools.cached_property
+    def _applying(self) -> Callable[[Array, Array, Array], Array]:
+        geometry, tasks, across = self.bound._across
+        return self._call(self.bound.given, geometry, tasks, APPLY=1, ACROSS=across)
+
+    def _call(self, numbers: Array, geometry: Array, tasks: int, **flags: int) -> Callable[..., Array]:
+        """From an array, and perhaps where its moments are, to the output, by one kernel."""
+        bound, plan = self.bound, self.bound.plan
+        gains, shifts, kind = self._gains, self._shifts, plan.parameter_kind
+        kernel = bound._kernel(
+            "forward", SCALING=0 if gains is None else kind, BIASES=0 if shifts is None else kind, **flags
+        )
+        unused = NOTHING_REAL[plan.compute]
+        gains, shifts = unused if gains is None else gains, unused if shifts is None else shifts
+        size, space, shape, nothing, empty = bound.size, bound._space, plan.resolved.shape, NOTHING, np.empty
+        result = None if plan.result == plan.dtype else np.dtype(plan.result)
+        plain = plan.dtype == plan.result == plan.compute and plan.order == tuple(range(len(shape)))
+        small = plain and size * bound.compute.itemsize < WORTH
+        alone = plan.family == "rows" and not shared(size)
+
+        def call(x: Array, means: Array = nothing, spreads: Array = nothing) -> Array:
+            if small and x.flags.c_contiguous:
+                source, y = x.reshape(-1), empty(shape, x.dtype)
+                target = y.reshape(-1)
+            else:
+                source, y = _flat(x, plan.dtype), empty_like(x, result or x.dtype)
+                target = _flat(y, plan.result)
+            if alone:
+                kernel(source, target, gains, shifts, means, spreads, geometry, numbers, 0, tasks)
+                return y
+
+            def work(lo: int, hi: int) -> None:
+                kernel(source, target, gains, shifts, means, spreads, geometry, numbers, *space(6, 3), lo, hi)
+
+            run(work, tasks, size)
+            return y
+
+        return call
 
 
 class _Sweep(NamedTuple):

@@ -11,8 +11,8 @@ from gennorm.statistics import folded
 from gennorm.torch._autograd import Job, Normalize, arrays, threads_for, transformed
 from gennorm.torch.distributed import gathered
 from gennorm.torch.tensors import (
+    Held,
     array_of,
-    held,
     moments_of,
     require_mask,
     require_parameter,
@@ -147,7 +147,7 @@ def fold(
     >>> fold(config, torch.zeros(1), torch.ones(1), measured, (4, 1))
     (tensor([2.], dtype=torch.float64), tensor([2.], dtype=torch.float64))
     """
-    moving = moments_of(held(mean, variance), config.method)
+    moving = moments_of(Held(mean, variance).stacked(), config.method)
     batch = moments_of(measured, config.method)
     if group is not None:
         batch = gathered(batch, group)

@@ -19,7 +19,7 @@ import gennorm
 from gennorm.config import LayerConfig
 from gennorm.errors import ConfigError, GroupError, LevelRangeError, ParameterError, ShapeError, TensorError
 from gennorm.torch.module import Normalization
-from gennorm.torch.tensors import held
+from gennorm.torch.tensors import Held
 
 __all__ = [
     "BatchNorm1d",
@@ -161,7 +161,7 @@ class _Running(TorchNorm):
         return y
 
     def _normalized_by_running(self, x: Tensor) -> Tensor:
-        return self._normalized(x, moments=held(self.running_mean, self.running_var))
+        return self._normalized(x, moments=Held(self.running_mean, self.running_var))
 
 
 class _BatchNorm(_Running):
