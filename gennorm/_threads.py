@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 
 from gennorm.errors import ConfigError, shown
 
-__all__ = ["changing", "get_num_threads", "hold_in_forks", "run", "set_num_threads", "shared", "unbroken", "using"]
+__all__ = ["Using", "changing", "get_num_threads", "hold_in_forks", "run", "set_num_threads", "shared", "unbroken"]
 
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ _busy = threading.Lock()  # held while the pool is in use: a nested or second ca
 _pool: ThreadPoolExecutor | None = None
 _pooled = 0  # threads of the pool
 _threads: int | None = None
-_here = threading.local()  # .number: how many threads calls from this one use, where `using` says so
+_here = threading.local()  # .number: how many threads calls from this one use, where `Using` says so
 
 
 def get_num_threads() -> int:
@@ -111,12 +111,12 @@ def set_num_threads(number: int) -> None:
     _threads = count  # the pool changes with the next large call
 
 
-class using:
+class Using:
     """Use so many threads for the calls that this thread makes meanwhile, whatever was set.
 
     Examples
     --------
-    >>> with using(3):
+    >>> with Using(3):
     ...     get_num_threads()
     3
     """

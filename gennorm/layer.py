@@ -210,7 +210,7 @@ class NormalizationLayer:
         mask: Array | None = None,
         scaling: Any = None,
         biases: Any = None,
-        moments: Moments | None = None,
+        moments: Moments | tuple[Array | None, Array] | None = None,
         out: Array | None = None,
     ) -> Any:
         """Normalize an example, or every example of a batch as if it were alone.
@@ -226,8 +226,9 @@ class NormalizationLayer:
         scaling, biases : array_like, optional
             For this call instead of the layer's own: of the shape of the parameters, or with an axis for the examples
             of the batch before it.
-        moments : Moments, optional
-            What to normalize by instead of anything else, as in `apply`; groups of the batch have no part in them.
+        moments : Moments, or tuple of ndarray, optional
+            What to normalize by instead of anything else, as in `apply`; groups of the batch have no part in them. A
+            mean, None with method RMS, and a variance are used as they are.
         out : ndarray, optional
             Where to write the output; `x` itself will do. It has the shape and the dtype of the output.
 
@@ -562,7 +563,7 @@ class NormalizationLayer:
         out: Array | None,
         *,
         keep: bool = False,
-        moments: Moments | None = None,
+        moments: Any = None,
         shared: bool = False,
     ) -> tuple[Array, Any]:
         """Compute the output, and what its derivatives need if that is to be kept."""
@@ -612,17 +613,17 @@ class NormalizationLayer:
             self._learn(measured(bound if weights is None else back, rows), resolved)
         return y, kept
 
-    def _measures(self, training: bool, moments: Moments | None) -> bool:
+    def _measures(self, training: bool, moments: Any) -> bool:
         """Whether a call normalizes by the moments of its input."""
         return moments is None and (self._config.statistics == "input" or self._learns(training))
 
-    def _applied(self, moments: Moments | None, resolved: Resolved) -> tuple[Array, Array]:
+    def _applied(self, moments: Any, resolved: Resolved) -> tuple[Array, Array]:
         """Mean and variance of every slice that are applied instead of the input's: those given, else those held."""
         if moments is None:
             return held(self._held, resolved)
         return applicable(moments, resolved, self._config)
 
-    def _instead(self, moments: Moments | None, bound: Bound) -> Array:
+    def _instead(self, moments: Any, bound: Bound) -> Array:
         """The same as rows, in the order of a plan."""
         if moments is not None:
             return bound.ordered(np.stack(self._applied(moments, bound.plan.resolved)))
@@ -1456,7 +1457,7 @@ def _kept(x: Array, settled: Settled, factors: Array, rows: Array | None = None,
     scaling, biases = parameters[0].own, parameters[1].own
     if own and scaling is not None:
         scaling = scaling.copy()
-    return Kept(x, shortcut.bound, parameters, scaling, biases, None, factors, rows)
+    return Kept(x, shortcut.bound, parameters, scaling, biases, None, factors, rows, shortcut)
 
 
 def _mode(name: str, value: Any) -> Any:

@@ -27,6 +27,7 @@ __all__ = [
     "applicable",
     "checked",
     "folded",
+    "following",
     "held",
     "held_shape",
     "initial",
@@ -125,7 +126,11 @@ def measured(bound: Bound, rows: Array) -> Moments:
     """Moments as the method has them, from what a plan found: mean, second moment and perhaps count, in its order."""
     mean, spread, *counted = bound.shaped(rows.copy())
     resolved = bound.plan.resolved
-    count = counted[0] if counted else np.full(resolved.moments_shape, float(resolved.count))
+    if counted:
+        count = counted[0]
+    else:
+        count = np.empty(resolved.moments_shape)
+        count.fill(resolved.count)
     return Moments.trusted(count, mean if bound.plan.config.method == "Standardize" else None, spread)
 
 
@@ -176,8 +181,8 @@ def required(moments: Moments | None) -> Moments:
     return moments
 
 
-def require_held(moments: Moments, resolved: Resolved) -> None:
-    """Refuse an array whose slices have other sizes than the moments that the layer holds."""
+def require_held(moments: Moments | Array, resolved: Resolved) -> None:
+    """Refuse an array whose slices have other sizes than the moments that the layer holds, or their variance."""
     expected = held_shape(resolved)
     if moments.shape == expected or _broadcasts(moments.shape, expected):
         return
@@ -291,11 +296,24 @@ def folded(
     (array([2.]), array([2.]))
     """
     require_held(moving, resolved)
+    variance = moving.mean_square() if moving.mean is None else moving.variance()
+    mean, variance = following(moving.mean, variance, batch, resolved, config, unbiased=unbiased)
+    return Moments.trusted(np.ones(variance.shape), mean, variance)
+
+
+def following(
+    mean: Array | None,
+    variance: Array,
+    batch: Moments,
+    resolved: Resolved,
+    config: LayerConfig,
+    *,
+    unbiased: bool = False,
+) -> tuple[Array | None, Array]:
+    """The same for a moving mean and variance as arrays of float64, which are new ones afterwards."""
     with np.errstate(all="ignore"):
-        olds, news = (
-            [part.mean_square()] if part.mean is None else [part.variance(corrected), part.mean]
-            for part, corrected in ((moving, False), (batch, unbiased))
-        )
+        olds = [variance] if mean is None else [variance, mean]
+        news = [batch.mean_square()] if batch.mean is None else [batch.variance(unbiased), batch.mean]
         counted = batch.count
         if _keeps_batch(resolved):
             counts = (counted > 0).astype(np.float64)
@@ -305,7 +323,7 @@ def folded(
         if not (counted.size and counted.min() > 0):
             found = [np.where(counted == 0, old, new) for old, new in zip(olds, found, strict=True)]
     spread, *means = map(np.asarray, found)
-    return Moments.trusted(np.ones(spread.shape), means[0] if means else None, spread)
+    return means[0] if means else None, spread
 
 
 def _step(old: Array, new: Array, momentum: float) -> Array:

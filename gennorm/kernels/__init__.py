@@ -443,6 +443,13 @@ class Bound:
         blocks, block, parameters, often = sweep.blocks, sweep.block, sweep.parameters, sweep.often
         gradients = np.zeros((blocks, 2, parameters))
         geometry, flat, numbers = self.geometry, gradients.reshape(-1), self.numbers
+        if len(sweep.kernels) == 1 and not shared(self.size):
+            space = self._space(6, 5) or (np.zeros(sweep.recent, self.compute),)
+            sweep.kernels[0](
+                x, dy, dx, weights, scaling, factors, NOTHING, flat, geometry, numbers, *space,
+                block, parameters, often, 0, blocks,
+            )  # fmt: skip
+            return gradients[0] if blocks == 1 else gradients.sum(0)
 
         def work(first: int, last: int) -> None:
             space = self._space(6, 5) or (np.zeros(sweep.recent, self.compute),)
@@ -563,9 +570,13 @@ class Shortcut:
     """
 
     def __init__(self, bound: Bound, gains: Array | None, shifts: Array | None) -> None:
+        plan = bound.plan
         self.bound, self._gains, self._shifts = bound, gains, shifts
-        self._slices, self._shape = bound.plan.slices, bound.plan.resolved.moments_shape
+        self._slices, self._shape = plan.slices, plan.resolved.moments_shape
         # What `Bound.factors` does with mean and second moment: a product, with ones where they are not.
+        plain = plan.dtype == plan.result == plan.compute and plan.order == tuple(range(len(plan.resolved.shape)))
+        self._small = plain and bound.size * bound.compute.itemsize < WORTH  # and then in the order of its axes
+        self._unused = NOTHING_REAL[plan.compute]
         self._rows = np.ones((4, self._slices))
         self._per = np.concatenate([np.ones((1, 1)), bound.per[1:], bound.per])
 
@@ -592,6 +603,33 @@ class Shortcut:
         means, variances = self.bound.ordered(rows)
         return self._applying(x, means, variances)
 
+    def backward(
+        self, x: Array, dy: Array, factors: Array, scaling: Array | None
+    ) -> tuple[Array, Array | None, Array | None]:
+        """The gradients, as `Bound.backward` has them, for a scaling that lies as the layer's own."""
+        bound, plan, sweep = self.bound, self.bound.plan, self._sweep
+        if self._small and x.flags.c_contiguous and dy.flags.c_contiguous:
+            dx = np.empty(x.shape, x.dtype)
+            source, slopes, target = x.reshape(-1), dy.reshape(-1), dx.reshape(-1)
+        else:
+            dx = empty_like(x, dy.dtype)
+            if dy.strides != dx.strides:
+                laid = _dense(plan, dy.dtype)
+                np.copyto(laid, dy)
+                dy = laid
+            source, slopes, target = _flat(x, plan.dtype), _flat(dy, plan.result), _flat(dx, plan.result)
+        gains, ordered = bound.parameter(scaling), bound.ordered(factors).reshape(-1)
+        unused = self._unused
+        summed = bound._backward(
+            sweep, source, slopes, target, unused, unused if gains is None else gains, ordered, None
+        )
+        to_scaling = None if scaling is None else bound._gradient(summed[0])
+        return dx, to_scaling, None if self._shifts is None else bound._gradient(summed[1])
+
+    @functools.cached_property
+    def _sweep(self) -> _Sweep:
+        return self.bound._sweep(self._gains is not None, self._shifts is not None, 0, False, False)
+
     @functools.cached_property
     def _keeping(self) -> Callable[[Array, Array, Array], Array]:
         return self._call(self.bound.numbers, self.bound.geometry, self.bound.plan.tasks, MEASURE=1, KEEP=1, APPLY=1)
@@ -608,12 +646,10 @@ class Shortcut:
         kernel = bound._kernel(
             "forward", SCALING=0 if gains is None else kind, BIASES=0 if shifts is None else kind, **flags
         )
-        unused = NOTHING_REAL[plan.compute]
-        gains, shifts = unused if gains is None else gains, unused if shifts is None else shifts
+        gains, shifts = self._unused if gains is None else gains, self._unused if shifts is None else shifts
         size, space, shape, nothing, empty = bound.size, bound._space, plan.resolved.shape, NOTHING, np.empty
         result = None if plan.result == plan.dtype else np.dtype(plan.result)
-        plain = plan.dtype == plan.result == plan.compute and plan.order == tuple(range(len(shape)))
-        small = plain and size * bound.compute.itemsize < WORTH
+        small = self._small
         alone = plan.family == "rows" and not shared(size)
 
         def call(x: Array, means: Array = nothing, spreads: Array = nothing) -> Array:

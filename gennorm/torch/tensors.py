@@ -70,8 +70,9 @@ def stacked(moments: Moments) -> Tensor:
             [1.0000, 5.0000],
             [0.5000, 0.0000]], dtype=torch.float64)
     """
-    mean = np.zeros(moments.shape) if moments.mean is None else moments.mean
-    return torch.from_numpy(np.stack([moments.count, mean, moments.m2]))
+    laid = np.empty((3, *moments.shape))
+    laid[0], laid[1], laid[2] = moments.count, 0.0 if moments.mean is None else moments.mean, moments.m2
+    return torch.from_numpy(laid)
 
 
 class Held(NamedTuple):
@@ -105,8 +106,9 @@ def moments_of(tensor: Tensor, method: str) -> Moments:
     >>> moments_of(stacked(Moments(2, None, 8.0)), "RMS")
     Moments(count=2., mean=None, m2=8.)
     """
-    count, mean, m2 = array_of(tensor)
-    return Moments.trusted(count, mean if method == "Standardize" else None, m2)
+    laid = array_of(tensor)
+    mean = laid[1, ...] if method == "Standardize" else None
+    return Moments.trusted(laid[0, ...], mean, laid[2, ...])
 
 
 # ------------------------------------------------------------------------------------------------ what is wrong with it
