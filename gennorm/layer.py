@@ -259,15 +259,19 @@ class NormalizationLayer:
         >>> layer(np.array([1.0, 2.0, 3.0]), mask=np.array([True, False, True]))
         array([-1.,  0.,  1.])
         """
-        own = moments is None
         plain = mask is None and scaling is None and biases is None and out is None
-        found = self._shortcuts.get((x.shape, x.strides, x.dtype, own)) if plain and type(x) is np.ndarray else None
-        if found is not None:
-            if own:
-                return found[0].normalize(x)
-            y = found[0].apply(x, *used(moments, self._config))
-            if y is not None:
-                return y
+        own = moments is None
+        if plain and type(x) is np.ndarray:
+            try:
+                found = self._shortcuts[x.shape, x.strides, x.dtype, own]
+            except KeyError:
+                found = None
+            if found is not None:
+                if own:
+                    return found[0].normalize(x)
+                y = found[0].apply(x, *used(moments, self._config))
+                if y is not None:
+                    return y
         if isinstance(x, (list, tuple)) and all(isinstance(example, np.ndarray) for example in x):
             if not (plain and own):
                 msg = "out, mask, scaling, biases and moments cannot be given for a list of arrays\n"

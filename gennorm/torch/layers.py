@@ -82,7 +82,10 @@ class LayerNorm(TorchNorm, nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize over the trailing axes."""
-        return self._normalized(input)
+        try:  # as `_normalized` does, which would be one call more
+            return self.normalize(input)
+        except MISFITS as error:
+            raise _as_torch(error) from None
 
 
 class RMSNorm(TorchNorm, nn.RMSNorm):

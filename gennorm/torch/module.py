@@ -78,16 +78,15 @@ class Normalization(nn.Module):
                     or (bias is not None and bias.requires_grad)
                 )
             ):
-                given = None if moments is None else moments.arrays()
                 try:
                     array = x.numpy()
                 except (TypeError, RuntimeError):  # bfloat16, which NumPy lacks, or a gradient; or no memory to have
                     array = array_of(require_tensor(x, "the input"))
                 else:
-                    if array.size < SHARED:
-                        return from_numpy(self.core(array, moments=given))
+                    if array.size < SHARED and moments is None:
+                        return from_numpy(self.core(array))
                 with threads_for(x):
-                    return tensor_of(self.core(array, moments=given))
+                    return tensor_of(self.core(array, moments=None if moments is None else moments.arrays()))
             if moments is None:
                 return record(self._own, x, weight, bias, None, None)[0]
         if not isinstance(x, Tensor):
@@ -132,8 +131,7 @@ class Normalization(nn.Module):
             or forward_ad._current_level >= 0
         ):
             return False
-        adopted = self._adopted
-        if x.dtype is not adopted.dtype or not adopted.has(weight, bias):
+        if x.dtype is not self._adopted.dtype or not self._adopted.has(weight, bias):
             self._adopt(x, weight, bias)
         return True
 
