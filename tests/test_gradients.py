@@ -40,6 +40,15 @@ def check(layer, x, settings, mask=None, dy=None, **call):
     before = [buffer_of(array).tobytes() for array in (x, dy)]
     y, pullback = layer.vjp(x, mask=mask, **call)
     found = pullback(dy)
+    same, shorter = layer.vjp(x, mask=mask, **call)  # a second call may take a shorter way
+    later = layer.pullback(x, shorter.factors, mask=mask, **call)
+    for pulled in (shorter(dy), later(dy)):
+        for name in ("input", "scaling", "biases"):
+            one, other = getattr(pulled, name), getattr(found, name)
+            assert one is other is None or (one.tobytes(), one.dtype) == (other.tobytes(), other.dtype)
+    assert same.tobytes() == y.tobytes()
+    assert shorter.factors.tobytes() == pullback.factors.tobytes()
+    assert shorter.moments == pullback.moments
     again, along = layer.jvp(x, dy, mask=mask, **call)
     assert [buffer_of(array).tobytes() for array in (x, dy)] == before
     plain = layer(x, mask=mask, **call)
@@ -696,6 +705,18 @@ def test_a_pullback_can_be_called_again_and_from_other_threads():
     assert len(found) == 120
     for one in found:
         same(one, first)
+
+
+def test_a_pullback_of_a_shorter_way_belongs_to_its_call():
+    """The scaling that counts is that of the call, and moments are what was measured then."""
+    layer, x, dy = gn.layer_norm(8), direction((3, 8)), direction((3, 8), seed=2)
+    expected = layer.vjp(x)[1](dy)
+    _, pullback = layer.vjp(x)
+    moments = pullback.moments
+    layer.scaling *= 3
+    assert pullback(dy).input.tobytes() == expected.input.tobytes()
+    assert moments == layer.measure(x)
+    assert layer.vjp(x)[1](dy).input.tobytes() != expected.input.tobytes()
 
 
 def test_a_pullback_belongs_to_its_call():

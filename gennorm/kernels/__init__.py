@@ -233,12 +233,13 @@ class Bound:
         _deliver(target, y)
 
     def shortcut(
-        self, scaling: Array | None, biases: Array | None, moments: Array | None
-    ) -> Callable[[Array], Array] | None:
-        """Return a function that does what `normalize` does, or `apply`, if that is one kernel call; else None.
+        self, scaling: Array | None, biases: Array | None, moments: Array | None = None, *, measures: bool
+    ) -> Shortcut | None:
+        """What calls with a layer's own parameters have in common, where each is one kernel call; else None.
 
-        A small call is mostly Python: everything that does not change from one to the next is settled here. The
-        parameters are looked at through the views taken now.
+        They measure their input, or apply moments: the same to each, or those that each is given. A small call is
+        mostly Python: everything that does not change from one to the next is settled here. The parameters are looked
+        at through the views taken now.
         """
         plan = self.plan
         gains, shifts = self.parameter(scaling), self.parameter(biases)
@@ -247,43 +248,10 @@ class Bound:
             for given, taken in ((scaling, gains), (biases, shifts))
             if taken is not None
         )
-        again = moments is None and (plan.cut.units > 1 or self._pieces is not None)
+        again = measures and (plan.cut.units > 1 or self._pieces is not None)
         if again or plan.copies != "nothing" or plan.tasks == 0 or not settled:
             return None
-        kind = plan.parameter_kind
-        parameters = {"SCALING": 0 if gains is None else kind, "BIASES": 0 if shifts is None else kind}
-        if moments is None:
-            geometry, tasks, numbers, means, spreads = self.geometry, plan.tasks, self.numbers, NOTHING, NOTHING
-            kernel = self._kernel("forward", MEASURE=1, KEEP=0, APPLY=1, **parameters)
-        else:
-            (geometry, tasks, across), numbers, (means, spreads) = self._across, self.given, moments
-            kernel = self._kernel("forward", APPLY=1, ACROSS=across, **parameters)
-        unused = NOTHING_REAL[plan.compute]
-        gains, shifts = unused if gains is None else gains, unused if shifts is None else shifts
-        shape, empty = plan.resolved.shape, np.empty
-        result = None if plan.result == plan.dtype else np.dtype(plan.result)
-        plain = plan.dtype == plan.result == plan.compute and plan.order == tuple(range(len(shape)))
-        small = plain and self.size * self.compute.itemsize < WORTH
-        alone = plan.family == "rows" and not shared(self.size)
-
-        def normalize(x: Array) -> Array:
-            if small and x.flags.c_contiguous:
-                source, y = x.reshape(-1), empty(shape, x.dtype)
-                target = y.reshape(-1)
-            else:
-                source, y = _flat(x, plan.dtype), empty_like(x, result or x.dtype)
-                target = _flat(y, plan.result)
-            if alone:
-                kernel(source, target, gains, shifts, means, spreads, geometry, numbers, 0, tasks)
-                return y
-
-            def work(lo: int, hi: int) -> None:
-                kernel(source, target, gains, shifts, means, spreads, geometry, numbers, *self._space(9, 3), lo, hi)
-
-            run(work, tasks, self.size)
-            return y
-
-        return normalize
+        return Shortcut(self, gains, shifts, moments)
 
     def invert(self, y: Array, x: Array, moments: Array, scaling: Array | None, biases: Array | None) -> None:
         """Write into ``x`` the input whose output is ``y``, given mean and variance and a scaling without zeros."""
@@ -495,6 +463,13 @@ class Bound:
         blocks, block, parameters, often = sweep.blocks, sweep.block, sweep.parameters, sweep.often
         gradients = (np.empty if sweep.recent else np.zeros)((sweep.own, 2, parameters))
         geometry, flat, numbers = sweep.geometry, gradients.reshape(-1), self.numbers
+        if len(sweep.kernels) == 1 and not shared(self.size):
+            space = self._space(6, 5) or (np.zeros(sweep.recent, self.compute),)
+            sweep.kernels[0](
+                x, dy, dx, weights, scaling, factors, NOTHING, flat, geometry, numbers, *space,
+                block, parameters, often, 0, blocks,
+            )  # fmt: skip
+            return gradients[0] if sweep.own == 1 else gradients.sum(0)
 
         def work(first: int, last: int) -> None:
             space = self._space(6, 5) or (np.zeros(sweep.recent, self.compute),)
@@ -610,6 +585,128 @@ class Bound:
     def _target(self, y: Array) -> Array:
         """The array itself, or one without gaps that `_deliver` copies into it."""
         return y if self.plan.copies != "both" else _dense(self.plan, y.dtype)
+
+
+class Shortcut:
+    """What the calls of a layer on arrays of one plan have in common, where each is one kernel call.
+
+    Parameters
+    ----------
+    bound : Bound
+    gains, shifts : ndarray or None
+        Views of the layer's parameters in the kernel's order and type.
+    moments : ndarray or None
+        Mean and variance that each of them applies, in the kernel's order.
+    """
+
+    def __init__(self, bound: Bound, gains: Array | None, shifts: Array | None, moments: Array | None) -> None:
+        plan = bound.plan
+        self.bound, self._gains, self._shifts, self._held = bound, gains, shifts, moments
+        self._slices, self._shape = plan.slices, plan.resolved.moments_shape
+        # What `Bound.factors` does with mean and second moment: a product, with ones where they are not.
+        plain = plan.dtype == plan.result == plan.compute and plan.order == tuple(range(len(plan.resolved.shape)))
+        self._small = plain and bound.size * bound.compute.itemsize < WORTH  # and then in the order of its axes
+        self._unused = NOTHING_REAL[plan.compute]
+        self._rows = np.ones((4, self._slices))
+        self._per = np.concatenate([np.ones((1, 1)), bound.per[1:], bound.per])
+
+    @functools.cached_property
+    def normalize(self) -> Callable[[Array], Array]:
+        """The output, by the input's own moments or by those that are the same to each call."""
+        if self._held is None:
+            return self._measuring(keep=0)
+        apply, (means, variances) = self._applying, self._held
+        return lambda x: apply(x, means, variances)
+
+    def keep(self, x: Array) -> tuple[Array, Array, Array]:
+        """The output, what was measured, and the factors that a gradient is told."""
+        rows = self._rows.copy()
+        y = self._keeping(x, rows[0], rows[1])
+        return y, rows[:2], self.bound.shaped(rows * self._per)
+
+    def apply(self, x: Array, mean: Array | None, variance: Array) -> Array | None:
+        """The output by a mean and a variance whose axes are the last of the moments'; None where they are others."""
+        if self._shape[len(self._shape) - variance.ndim :] != variance.shape:
+            return None
+        if mean is not None and mean.shape != variance.shape:
+            return None
+        rows = np.empty((2, *self._shape))
+        rows[0] = 0.0 if mean is None else mean
+        rows[1] = variance
+        means, variances = self.bound.ordered(rows)
+        return self._applying(x, means, variances)
+
+    def backward(
+        self, x: Array, dy: Array, factors: Array, scaling: Array | None
+    ) -> tuple[Array, Array | None, Array | None]:
+        """The gradients, as `Bound.backward` has them, for a scaling that lies as the layer's own."""
+        bound, plan, sweep = self.bound, self.bound.plan, self._sweep
+        if self._small and x.flags.c_contiguous and dy.flags.c_contiguous:
+            dx = np.empty(x.shape, x.dtype)
+            source, slopes, target = x.reshape(-1), dy.reshape(-1), dx.reshape(-1)
+        else:
+            dx = empty_like(x, dy.dtype)
+            if dy.strides != dx.strides:
+                laid = _dense(plan, dy.dtype)
+                np.copyto(laid, dy)
+                dy = laid
+            source, slopes, target = _flat(x, plan.dtype), _flat(dy, plan.result), _flat(dx, plan.result)
+        gains, ordered = bound.parameter(scaling), bound.ordered(factors).reshape(-1)
+        unused = self._unused
+        summed = bound._backward(
+            sweep, source, slopes, target, unused, unused if gains is None else gains, ordered, None
+        )
+        to_scaling = None if scaling is None else bound._gradient(summed[0])
+        return dx, to_scaling, None if self._shifts is None else bound._gradient(summed[1])
+
+    @functools.cached_property
+    def _sweep(self) -> _Sweep:
+        return self.bound._sweep(self._gains is not None, self._shifts is not None, 0, False, False)
+
+    @functools.cached_property
+    def _keeping(self) -> Callable[[Array, Array, Array], Array]:
+        return self._measuring(keep=1)
+
+    def _measuring(self, *, keep: int) -> Callable[..., Array]:
+        bound = self.bound
+        return self._call(bound.numbers, bound.geometry, bound.plan.tasks, MEASURE=1, KEEP=keep, APPLY=1)
+
+    @functools.cached_property
+    def _applying(self) -> Callable[[Array, Array, Array], Array]:
+        geometry, tasks, across = self.bound._across
+        return self._call(self.bound.given, geometry, tasks, APPLY=1, ACROSS=across)
+
+    def _call(self, numbers: Array, geometry: Array, tasks: int, **flags: int) -> Callable[..., Array]:
+        """From an array, and perhaps where its moments are, to the output, by one kernel."""
+        bound, plan = self.bound, self.bound.plan
+        gains, shifts, kind = self._gains, self._shifts, plan.parameter_kind
+        kernel = bound._kernel(
+            "forward", SCALING=0 if gains is None else kind, BIASES=0 if shifts is None else kind, **flags
+        )
+        gains, shifts = self._unused if gains is None else gains, self._unused if shifts is None else shifts
+        size, space, shape, nothing, empty = bound.size, bound._space, plan.resolved.shape, NOTHING, np.empty
+        result = None if plan.result == plan.dtype else np.dtype(plan.result)
+        small = self._small
+        alone = plan.family == "rows" and not shared(size)
+
+        def call(x: Array, means: Array = nothing, spreads: Array = nothing) -> Array:
+            if small and x.flags.c_contiguous:
+                source, y = x.reshape(-1), empty(shape, x.dtype)
+                target = y.reshape(-1)
+            else:
+                source, y = _flat(x, plan.dtype), empty_like(x, result or x.dtype)
+                target = _flat(y, plan.result)
+            if alone:
+                kernel(source, target, gains, shifts, means, spreads, geometry, numbers, 0, tasks)
+                return y
+
+            def work(lo: int, hi: int) -> None:
+                kernel(source, target, gains, shifts, means, spreads, geometry, numbers, *space(9, 3), lo, hi)
+
+            run(work, tasks, size)
+            return y
+
+        return call
 
 
 class _Sweep(NamedTuple):
