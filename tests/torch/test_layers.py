@@ -262,7 +262,7 @@ def test_compiled_without_a_break(case):
         torch.testing.assert_close(ours.state_dict()[key], value)
 
 
-# ---------------------------------------------------------------------------------------- running statistics that change
+# --------------------------------------------------------------------------------------- running statistics that change
 
 
 def in_place(module):
@@ -274,7 +274,7 @@ def beneath_autograd(module):
 
 
 def by_an_array(module):
-    module.running_mean.numpy()[:] = 3
+    module.running_mean.numpy()[:] += 3
 
 
 def other_memory(module):
