@@ -29,6 +29,8 @@ WORK = {
     "out": "forward into `out=`",
     "inference": "by given moments",
     "adapt": "moments of a data set",
+    "module": "modules, forward and backward",
+    "evaluation": "modules in evaluation",
 }
 
 # How a newcomer calls each preset, and where the norm is from.

@@ -145,19 +145,26 @@ def _buffer(size: int) -> Buffer:
     size = -(-size // step) * step
     shelf = _shelves.get(size, NONE)
     # Taking from and adding to a deque are single steps of the interpreter, so that no two threads look at one buffer.
-    for _ in range(min(TRIES, len(shelf))):
+    # Whoever takes one refers to its array itself before the others see it again.
+    lent: list[Buffer] = []
+    while len(lent) < TRIES:
         try:
             buffer = shelf.pop()
-        except IndexError:  # other threads are looking at the rest
+        except IndexError:  # there are no more, or other threads are looking at them
             break
         if sys.getrefcount(buffer[0]) == ALONE:
+            array, address = buffer
             shelf.append(buffer)
-            return buffer
-        shelf.appendleft(buffer)
+            # As they were, so that an output and a gradient do not change places from call to call: 3.0 against 3.6 ms
+            # for a layer norm of (4096, 768) whose gradient is written past the caches and whose output is not.
+            shelf.extend(reversed(lent))
+            return array, address
+        lent.append(buffer)
+    shelf.extendleft(lent)
     array = np.empty(size + LINE, np.uint8)
-    buffer = array, _address(array)
-    _keep(buffer, size)
-    return buffer
+    address = _address(array)
+    _keep((array, address), size)
+    return array, address
 
 
 def _keep(buffer: Buffer, size: int) -> None:

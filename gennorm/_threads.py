@@ -11,14 +11,13 @@ import itertools
 import operator
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 from gennorm.errors import ConfigError, shown
 
-__all__ = ["changing", "get_num_threads", "hold_in_forks", "run", "set_num_threads", "shared", "unbroken", "using"]
+__all__ = ["Using", "changing", "get_num_threads", "hold_in_forks", "run", "set_num_threads", "shared", "unbroken"]
 
 
 T = TypeVar("T")
@@ -48,7 +47,7 @@ _busy = threading.Lock()  # held while the pool is in use: a nested or second ca
 _pool: ThreadPoolExecutor | None = None
 _pooled = 0  # threads of the pool
 _threads: int | None = None
-_here = threading.local()  # .number: how many threads calls from this one use, where `using` says so
+_here = threading.local()  # .number: how many threads calls from this one use, where `Using` says so
 
 
 def get_num_threads() -> int:
@@ -112,22 +111,27 @@ def set_num_threads(number: int) -> None:
     _threads = count  # the pool changes with the next large call
 
 
-@contextmanager
-def using(number: int) -> Iterator[None]:
+class Using:
     """Use so many threads for the calls that this thread makes meanwhile, whatever was set.
 
     Examples
     --------
-    >>> with using(3):
+    >>> with Using(3):
     ...     get_num_threads()
     3
     """
-    before = getattr(_here, "number", None)
-    _here.number = number
-    try:
-        yield
-    finally:
-        _here.number = before
+
+    __slots__ = ("_before", "_number")
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __enter__(self) -> None:
+        self._before = getattr(_here, "number", None)
+        _here.number = self._number
+
+    def __exit__(self, *_: object) -> None:
+        _here.number = self._before
 
 
 def shared(elements: int) -> bool:

@@ -16,7 +16,7 @@ from gennorm.parameters import Parameter
 from gennorm.statistics import measured
 
 if TYPE_CHECKING:
-    from gennorm.kernels import Bound
+    from gennorm.kernels import Bound, Shortcut
 
 __all__ = ["Gradients", "Kept", "Merge", "Pullback"]
 
@@ -71,6 +71,7 @@ class Kept(NamedTuple):
     weights: Array | None
     factors: Array
     found: Any
+    shortcut: Shortcut | None = None  # where it was taken
 
     @property
     def grouped(self) -> bool:
@@ -84,14 +85,17 @@ class Kept(NamedTuple):
             once = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in weights.strides)
             weights = np.broadcast_to(weights[once].copy(), weights.shape)
         scaling = None if self.scaling is None else self.scaling.copy()
-        return Kept(self.x, self.bound, self.parameters, scaling, self.biases, weights, self.factors, self.found)
+        return self._replace(scaling=scaling, weights=weights)
 
     def pull(self, dy: Array, merge: Merge | None) -> Gradients:
         """The gradients for one of the output."""
-        dx = empty_like(self.x, dy.dtype)
-        to_scaling, to_biases = self.bound.backward(
-            self.x, dy, dx, self.factors, self.scaling, self.biases, self.weights, merge=merge
-        )
+        if self.shortcut is not None and merge is None:
+            dx, to_scaling, to_biases = self.shortcut.backward(self.x, dy, self.factors, self.scaling)
+        else:
+            dx = empty_like(self.x, dy.dtype)
+            to_scaling, to_biases = self.bound.backward(
+                self.x, dy, dx, self.factors, self.scaling, self.biases, self.weights, merge=merge
+            )
         scaling, biases = self.parameters
         return Gradients(dx, scaling.gradient(to_scaling), biases.gradient(to_biases))
 

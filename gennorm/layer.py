@@ -57,10 +57,13 @@ from gennorm.statistics import (
     require_inverse,
     required,
     ungrouped,
+    used,
 )
 
 if TYPE_CHECKING:
-    from gennorm.kernels import Bound
+    from gennorm.kernels import Bound, Shortcut
+
+    Settled = tuple[Shortcut, tuple[Parameter, Parameter]]
 
 __all__ = ["Information", "NormalizationLayer", "load"]
 
@@ -188,7 +191,7 @@ class NormalizationLayer:
     def _begin(self, config: LayerConfig, given: Mapping[str, Any]) -> None:
         self._config = config
         self._bound: dict[Any, Bound] = {}
-        self._shortcuts: dict[Any, Any] = {}
+        self._shortcuts: dict[Any, Settled | None] = {}
         self._parameters: dict[str, Array | None] = dict.fromkeys(PARAMETERS)
         self._held = initial(config, configs.kept_shape(config))
         for name in PARAMETERS:
@@ -207,7 +210,7 @@ class NormalizationLayer:
         mask: Array | None = None,
         scaling: Any = None,
         biases: Any = None,
-        moments: Moments | None = None,
+        moments: Moments | tuple[Array | None, Array] | None = None,
         out: Array | None = None,
     ) -> Any:
         """Normalize an example, or every example of a batch as if it were alone.
@@ -223,8 +226,9 @@ class NormalizationLayer:
         scaling, biases : array_like, optional
             For this call instead of the layer's own: of the shape of the parameters, or with an axis for the examples
             of the batch before it.
-        moments : Moments, optional
-            What to normalize by instead of anything else, as in `apply`; groups of the batch have no part in them.
+        moments : Moments, or tuple of ndarray, optional
+            What to normalize by instead of anything else, as in `apply`; groups of the batch have no part in them. A
+            mean, None with method RMS, and a variance are used as they are.
         out : ndarray, optional
             Where to write the output; `x` itself will do. It has the shape and the dtype of the output.
 
@@ -255,15 +259,21 @@ class NormalizationLayer:
         >>> layer(np.array([1.0, 2.0, 3.0]), mask=np.array([True, False, True]))
         array([-1.,  0.,  1.])
         """
-        plain = mask is None and scaling is None and biases is None and moments is None and out is None
-        try:
-            shortcut = self._shortcuts[x.shape, x.strides, x.dtype] if plain and type(x) is np.ndarray else None
-        except KeyError:
-            shortcut = None
-        if shortcut is not None:
-            return shortcut(x)
+        plain = mask is None and scaling is None and biases is None and out is None
+        own = moments is None
+        if plain and type(x) is np.ndarray and not (training and self._learns(training)):
+            try:
+                found = self._shortcuts[x.shape, x.strides, x.dtype, own]
+            except KeyError:
+                found = None
+            if found is not None:
+                if own:
+                    return found[0].normalize(x)
+                y = found[0].apply(x, *used(moments, self._config))
+                if y is not None:
+                    return y
         if isinstance(x, (list, tuple)) and all(isinstance(example, np.ndarray) for example in x):
-            if not plain:
+            if not (plain and own):
                 msg = "out, mask, scaling, biases and moments cannot be given for a list of arrays\n"
                 msg += "call the layer on one array at a time"
                 raise OutputError(msg, code="O001")
@@ -272,8 +282,8 @@ class NormalizationLayer:
             y = self(x[None], mask=mask, scaling=scaling, biases=biases, moments=moments, out=_of_one(out))
             return y[0] if out is None else out
         y, _ = self._forward(x, training, mask, scaling, biases, out, moments=moments)
-        if plain and self._config.statistics == "input":
-            self._remember(x)
+        if plain and not (own and self._learns(training)):
+            self._remember(x, own=own)
         return y if out is None else out
 
     def vjp(
@@ -324,10 +334,18 @@ class NormalizationLayer:
         >>> gradients.biases
         array([1., 0., 0., 0.], dtype=float32)
         """
+        plain = mask is None and scaling is None and biases is None and moments is None and type(x) is np.ndarray
+        plain = plain and self._config.statistics == "input"
+        found = self._shortcuts.get((x.shape, x.strides, x.dtype, True)) if plain else None
+        if found is not None:
+            y, rows, factors = found[0].keep(x)
+            return y, Pullback(_kept(x, found, factors, rows, own=True), y.shape, y.dtype)
         one = self._is_one(x)
         y, kept = self._forward(
             x[None] if one else x, training, mask, scaling, biases, None, keep=True, moments=moments, shared=shared
         )
+        if plain:
+            self._remember(x)
         y = y[0] if one else y
         return y, Pullback(kept.own(), y.shape, y.dtype)
 
@@ -366,6 +384,11 @@ class NormalizationLayer:
         >>> bool(np.array_equal(again(y).input, pullback(y).input))
         True
         """
+        plain = mask is None and scaling is None and biases is None and type(x) is np.ndarray
+        plain = plain and self._config.statistics == "input"
+        found = self._shortcuts.get((x.shape, x.strides, x.dtype, True)) if plain else None
+        if found is not None and factors.shape[1:] == found[0].bound.plan.resolved.moments_shape:
+            return Pullback(_kept(x, found, factors), x.shape, result_dtype(x.dtype))
         x = real(x, "the input")
         weights = None if mask is None else mask_for(mask, x)
         bound = self._bind(x, None)
@@ -546,7 +569,7 @@ class NormalizationLayer:
         out: Array | None,
         *,
         keep: bool = False,
-        moments: Moments | None = None,
+        moments: Any = None,
         shared: bool = False,
     ) -> tuple[Array, Any]:
         """Compute the output, and what its derivatives need if that is to be kept."""
@@ -596,27 +619,19 @@ class NormalizationLayer:
             self._learn(measured(bound if weights is None else back, rows), resolved)
         return y, kept
 
-    def _measures(self, training: bool, moments: Moments | None) -> bool:
+    def _measures(self, training: bool, moments: Any) -> bool:
         """Whether a call normalizes by the moments of its input."""
         return moments is None and (self._config.statistics == "input" or self._learns(training))
 
-    def _applied(self, moments: Moments | None, resolved: Resolved) -> tuple[Array, Array]:
+    def _applied(self, moments: Any, resolved: Resolved) -> tuple[Array, Array]:
         """Mean and variance of every slice that are applied instead of the input's: those given, else those held."""
         if moments is None:
             return held(self._held, resolved)
         return applicable(moments, resolved, self._config)
 
-    def _instead(self, moments: Moments | None, bound: Bound) -> Array:
+    def _instead(self, moments: Any, bound: Bound) -> Array:
         """The same as rows, in the order of a plan."""
-        if moments is not None:
-            return bound.ordered(np.stack(self._applied(moments, bound.plan.resolved)))
-        # What is held is never changed, only set anew.
-        whose, rows = bound.held
-        if whose is not self._held or whose is None:
-            whose = self._held
-            rows = bound.ordered(np.stack(held(whose, bound.plan.resolved)))
-            bound.held = whose, rows
-        return rows
+        return bound.ordered(np.stack(self._applied(moments, bound.plan.resolved)))
 
     def _is_one(self, x: Any) -> bool:
         """Whether this is one example to a layer that knows the moments of batches: a batch of one."""
@@ -1033,9 +1048,7 @@ class NormalizationLayer:
 
     @moments.setter
     def moments(self, value: Any) -> None:
-        moments = checked(value, self._config, configs.kept_shape(self._config))
-        with changing:
-            self._held = moments
+        self._hold(checked(value, self._config, configs.kept_shape(self._config)))
 
     def reset_moments(self) -> NormalizationLayer:
         """Let the layer hold what it held before it saw anything: mean 0 and variance 1, or nothing.
@@ -1052,8 +1065,7 @@ class NormalizationLayer:
         >>> layer.reset_moments().moments is None
         True
         """
-        with changing:
-            self._held = initial(self._config, configs.kept_shape(self._config))
+        self._hold(initial(self._config, configs.kept_shape(self._config)))
         return self
 
     @property
@@ -1141,8 +1153,14 @@ class NormalizationLayer:
         with changing:
             if not reset and self._held is not None:
                 found = checked(self._held, self._config, found.shape) + found
-            self._held = checked(found, self._config, configs.kept_shape(self._config))
+            self._hold(checked(found, self._config, configs.kept_shape(self._config)))
         return self
+
+    def _hold(self, moments: Moments | None) -> None:
+        """Let the layer hold these moments. They are never changed, only set anew, and shortcuts know the old ones."""
+        with changing:
+            self._shortcuts = {}
+            self._held = moments
 
     def _learns(self, training: bool) -> bool:
         """Whether a call normalizes by the moments of its input, and folds them into those that the layer holds."""
@@ -1157,7 +1175,7 @@ class NormalizationLayer:
     def _learn(self, batch: Moments, resolved: Resolved) -> None:
         """Fold the moments of an array into the moving ones: one store of a new value, or nothing at all."""
         with changing:
-            self._held = folded(required(self._held), batch, resolved, self._config)
+            self._hold(folded(required(self._held), batch, resolved, self._config))
 
     # Binding ---------------------------------------------------------------------------------------------------------
 
@@ -1175,17 +1193,28 @@ class NormalizationLayer:
                 self._bound[key] = bound
         return bound
 
-    def _remember(self, x: Array) -> None:
-        """Have the next call on such an array go straight to its kernel, where it is one kernel's work."""
+    def _remember(self, x: Array, *, own: bool = True) -> None:
+        """Have the next call on such an array go straight to its kernel, where it is one kernel's work.
+
+        By its own moments, or by those that it is given.
+        """
         x = real(x, "the input")
-        scaling, biases = (self._parameters[name] for name in PARAMETERS)
-        shortcut = self._bind(x, None).shortcut(scaling, biases)
+        key = x.shape, x.strides, x.dtype, own
+        if key in self._shortcuts:
+            return
+        measures, moments = own and self._config.statistics == "input", self._held
+        bound = self._bind(x, None, grouped=measures)
+        parameters = self._ready(bound.plan.resolved)
+        scaling, biases = (parameter.own for parameter in parameters)
+        rows = bound.ordered(np.stack(held(moments, bound.plan.resolved))) if own and not measures else None
+        shortcut = bound.shortcut(scaling, biases, rows, measures=measures)
         with changing:
-            if scaling is not self._parameters["scaling"] or biases is not self._parameters["biases"]:
+            now = self._parameters["scaling"], self._parameters["biases"], self._held
+            if now[0] is not scaling or now[1] is not biases or now[2] is not moments:
                 return  # what was set meanwhile is not what the shortcut uses
             if len(self._shortcuts) >= REMEMBERED:
                 self._shortcuts.clear()
-            self._shortcuts[x.shape, x.strides, x.dtype] = shortcut
+            self._shortcuts[key] = None if shortcut is None else (shortcut, parameters)
 
     # Telling about it ------------------------------------------------------------------------------------------------
 
@@ -1424,6 +1453,15 @@ class Information(dict[str, Any]):
 def _of_one(out: Any) -> Any:
     """Where the output of a batch of one goes, so that that of its example goes there."""
     return out[None] if isinstance(out, np.ndarray) else out
+
+
+def _kept(x: Array, settled: Settled, factors: Array, rows: Array | None = None, *, own: bool = False) -> Kept:
+    """What the derivatives of a plain call need of it; with a scaling of its `own` if it is asked for."""
+    shortcut, parameters = settled
+    scaling, biases = parameters[0].own, parameters[1].own
+    if own and scaling is not None:
+        scaling = scaling.copy()
+    return Kept(x, shortcut.bound, parameters, scaling, biases, None, factors, rows, shortcut)
 
 
 def _mode(name: str, value: Any) -> Any:

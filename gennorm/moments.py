@@ -135,10 +135,14 @@ class Moments:
         Moments(count=[1., 1.], mean=None, m2=[1., 4.])
         """
         moments = cls.__new__(cls)
-        for name, array in (("count", count), ("mean", mean), ("m2", m2)):
-            if array is not None:
-                array.setflags(write=False)
-            object.__setattr__(moments, name, array)
+        assign = object.__setattr__
+        count.setflags(write=False)
+        m2.setflags(write=False)
+        if mean is not None:
+            mean.setflags(write=False)
+        assign(moments, "count", count)
+        assign(moments, "mean", mean)
+        assign(moments, "m2", m2)
         return moments
 
     @classmethod

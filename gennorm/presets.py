@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsIndex
@@ -12,6 +13,8 @@ from gennorm.layer import DEFAULTS, NormalizationLayer
 from gennorm.moments import Moments
 
 __all__ = ["batch_norm", "feature_norm", "group_norm", "instance_norm", "layer_norm", "normalize", "rms_norm"]
+
+PLAIN = frozenset((str, int, float, bool))  # settings that tell one layer from another by themselves
 
 
 def batch_norm(
@@ -372,8 +375,17 @@ def normalize(x: Any, aggregation_levels: Any = "2;;All", *, out: Any = None, **
     array([[-1.22474487,  0.        ,  1.22474487],
            [-0.70710678, -0.70710678,  1.41421356]])
     """
-    settings = {"aggregation_levels": aggregation_levels, "scaling": None, "biases": None}
-    return _made(normalize, {}, settings, keywords)(x, out=out)
+    settings = {"aggregation_levels": aggregation_levels, "scaling": None, "biases": None, **keywords}
+    plain = all(value is None or type(value) in PLAIN for value in settings.values())
+    return (_remembered if plain else _normalizing)(**settings)(x, out=out)
+
+
+def _normalizing(**settings: Any) -> NormalizationLayer:
+    return _made(normalize, {}, {}, settings)
+
+
+# Making a layer takes as long as a hundred small calls of it. Typed: True is 1 to a dictionary, and no level.
+_remembered = functools.lru_cache(maxsize=256, typed=True)(_normalizing)
 
 
 def _made(

@@ -27,6 +27,7 @@ __all__ = [
     "applicable",
     "checked",
     "folded",
+    "following",
     "held",
     "held_shape",
     "initial",
@@ -38,6 +39,7 @@ __all__ = [
     "require_inverse",
     "required",
     "ungrouped",
+    "used",
 ]
 
 Array = npt.NDArray[Any]
@@ -124,22 +126,34 @@ def measured(bound: Bound, rows: Array) -> Moments:
     """Moments as the method has them, from what a plan found: mean, second moment and perhaps count, in its order."""
     mean, spread, *counted = bound.shaped(rows.copy())
     resolved = bound.plan.resolved
-    count = counted[0] if counted else np.full(resolved.moments_shape, float(resolved.count))
+    if counted:
+        count = counted[0]
+    else:
+        count = np.empty(resolved.moments_shape)
+        count.fill(resolved.count)
     return Moments.trusted(count, mean if bound.plan.config.method == "Standardize" else None, spread)
 
 
 def applicable(moments: Any, resolved: Resolved, config: LayerConfig) -> tuple[Array, Array]:
     """Mean and variance of given moments, one value for each slice of an array."""
-    _require_kind(moments, config)
-    center = config.method == "Standardize"
-    variance = moments.variance(config.unbiased) if center else moments.mean_square()
+    mean, variance = used(moments, config)
     try:
-        return _over_slices(moments.mean if center else None, variance, resolved.moments_shape)
+        return _over_slices(mean, variance, resolved.moments_shape)
     except ValueError:
-        msg = f"the moments have the shape {moments.shape}, and an input of shape {resolved.shape} needs "
+        msg = f"the moments have the shape {variance.shape}, and an input of shape {resolved.shape} needs "
         msg += f"{resolved.moments_shape}, or fewer that broadcast to it\n"
         msg += "their axes are the levels that are kept, the batch included, and the groups of those that are split"
         raise ParameterError(msg, code="P022") from None
+
+
+def used(moments: Any, config: LayerConfig) -> tuple[Array | None, Array]:
+    """Mean and variance of given moments, or those that were given as a pair of arrays; no mean for the method RMS."""
+    center = config.method == "Standardize"
+    if type(moments) is tuple:
+        mean, variance = moments
+        return mean if center else None, variance
+    _require_kind(moments, config)
+    return (moments.mean, moments.variance(config.unbiased)) if center else (None, moments.mean_square())
 
 
 def held(moments: Moments | None, resolved: Resolved) -> tuple[Array, Array]:
@@ -167,8 +181,8 @@ def required(moments: Moments | None) -> Moments:
     return moments
 
 
-def require_held(moments: Moments, resolved: Resolved) -> None:
-    """Refuse an array whose slices have other sizes than the moments that the layer holds."""
+def require_held(moments: Moments | Array, resolved: Resolved) -> None:
+    """Refuse an array whose slices have other sizes than the moments that the layer holds, or their variance."""
     expected = held_shape(resolved)
     if moments.shape == expected or _broadcasts(moments.shape, expected):
         return
@@ -254,7 +268,9 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 
 
 def _over_slices(mean: Array | None, variance: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    return np.broadcast_to(np.zeros(()) if mean is None else mean, shape), np.broadcast_to(variance, shape)
+    given = np.zeros(()) if mean is None else mean, variance
+    mean, variance = (np.broadcast_to(np.asarray(values, np.float64), shape) for values in given)
+    return mean, variance
 
 
 # --------------------------------------------------------------------------------------------------- their next value
@@ -280,11 +296,24 @@ def folded(
     (array([2.]), array([2.]))
     """
     require_held(moving, resolved)
+    variance = moving.mean_square() if moving.mean is None else moving.variance()
+    mean, variance = following(moving.mean, variance, batch, resolved, config, unbiased=unbiased)
+    return Moments.trusted(np.ones(variance.shape), mean, variance)
+
+
+def following(
+    mean: Array | None,
+    variance: Array,
+    batch: Moments,
+    resolved: Resolved,
+    config: LayerConfig,
+    *,
+    unbiased: bool = False,
+) -> tuple[Array | None, Array]:
+    """The same for a moving mean and variance as arrays of float64, which are new ones afterwards."""
     with np.errstate(all="ignore"):
-        olds, news = (
-            [part.mean_square()] if part.mean is None else [part.variance(corrected), part.mean]
-            for part, corrected in ((moving, False), (batch, unbiased))
-        )
+        olds = [variance] if mean is None else [variance, mean]
+        news = [batch.mean_square()] if batch.mean is None else [batch.variance(unbiased), batch.mean]
         counted = batch.count
         if _keeps_batch(resolved):
             counts = (counted > 0).astype(np.float64)
@@ -294,7 +323,7 @@ def folded(
         if not (counted.size and counted.min() > 0):
             found = [np.where(counted == 0, old, new) for old, new in zip(olds, found, strict=True)]
     spread, *means = map(np.asarray, found)
-    return Moments.trusted(np.ones(spread.shape), means[0] if means else None, spread)
+    return means[0] if means else None, spread
 
 
 def _step(old: Array, new: Array, momentum: float) -> Array:

@@ -9,10 +9,13 @@ nearer to the mean than c, hence |r| <= |z| and |x - c| / divisor <= 2 |z|. The 
 are rounded, u each: 6u |sz|. The shift is rounded, u (|sr| + |b|), and so are the sum, the product with s and the sum
 with b: at the most 3u |sz| + u |b|. Together **10u |sz| + 2u |b|**.
 
-The moments are sums in float64, of n terms at the most one after another, which are off by m = (n + 8) v of the sum of
-magnitudes at the most. One pass is made where the mean square is at most 1024 variances, so that the mean is off by
-32 m deviations and the variance by 1024 m of itself, and otherwise two, by m each. The mean is held in float64:
-v |mean|. Together **512m |sz| + |s| (32m + 2v |mean| / divisor)**; the factors 512 and 32 do not apply to float64.
+The moments are sums in float64, by blocks and blocks of blocks: of n elements, 2 sqrt(n) + 300 terms are added one
+after another at the most, and no more than n. They are off by m = min(n + 8, 2 sqrt(n) + 300) v of the sum of
+magnitudes. One pass is made for float32 where the mean square is at most 1024 variances, so that the mean is off by
+32 m deviations and the variance by 1024 m of itself, and otherwise two, by m each. For float64 it is made where the
+mean square about some pivot is at most two variances: the mean is then off by sqrt(2) m, the variance by
+(2 + 2 sqrt(2)) m of itself. The mean is held in float64: v |mean|. Together **512m |sz| + |s| (33m + 2v |mean| /
+divisor)**; for float64 **2.5m |sz| + |s| (1.5m + 2v |mean| / divisor)**.
 
 The reference is float64, pairwise sums (25v) of blocks of 128: **v (8 |sz| + 2 |b|) + m |s| + 25v |s mean| / divisor**.
 """
@@ -29,9 +32,9 @@ V = 2.0**-53
 
 def error_bound(scaled, scaling, biases, far, count, result):
     """What an output may be off by; |sz|, |s|, |b| and |mean| / divisor for each element."""
-    u, m = UNIT[result], (count + 8) * V
-    wide = 1 if result == "float64" else 512
-    of_moments = wide * m * scaled + scaling * (wide / 16 * m + m + 2 * V * far)
+    u, m = UNIT[result], min(count + 8, 2 * np.sqrt(min(count, 2.0**22)) + 300) * V
+    of_deviation, of_mean = (2.5, 1.5) if result == "float64" else (512, 33)
+    of_moments = of_deviation * m * scaled + scaling * (of_mean * m + 2 * V * far)
     return 10 * u * scaled + 2 * u * biases + of_moments + 4 * LEAST[result]
 
 

@@ -87,6 +87,18 @@ def test_sizes_and_work_are_chosen():
     assert {(case.size, case.work) for case in chosen} == {(Size.TINY, Work.BACKWARD)}
 
 
+@pytest.mark.parametrize("work", [Work.MODULE, Work.EVALUATION])
+def test_modules_of_every_class(work):
+    """Every class of torch's, both places of the channels, halves; no array of 100 MB only to evaluate it."""
+    found = [case for case in MATRIX if case.work is work]
+    for size in (Size.TINY, Size.SMALL, Size.MIDDLE):
+        here = [case for case in found if case.size is size]
+        assert {case.norm for case in here} == {"layer", "RMS", "group", "instance", "batch"}
+        assert {case.norm for case in here if case.channel == -1} == {"group", "instance", "batch"}
+    assert {case.dtype for case in found} == {"float32", "float16", "bfloat16"}
+    assert any(case.size is Size.LARGE for case in found) is (work is Work.MODULE)
+
+
 CACHE = 1 << 20
 
 
@@ -102,6 +114,8 @@ CACHE = 1 << 20
         (Case("batch", (100_000, 64), Size.SMALL, Work.BACKWARD), 6_400_000, 8),
         (Case("batch", (100_000, 64), Size.SMALL, Work.INFERENCE), 6_400_000, 2),
         (Case("feature", (100_000, 64), Size.SMALL, Work.ADAPT, channel=-1), 6_400_000, 1),
+        (Case("batch", (100_000, 64), Size.SMALL, Work.MODULE), 6_400_000, 8),
+        (Case("batch", (100_000, 64), Size.SMALL, Work.EVALUATION), 6_400_000, 2),
         # Channels last: 8 channels of float32 are half a line.
         (Case("group", (2, 100, 64), Size.SMALL, channel=-1, groups=((2, 8),)), 6_400, 2),
         (Case("instance", (2, 64, 100), Size.SMALL), 448, 2),
@@ -133,11 +147,11 @@ EAGER = [peer for name, peer in peers.PEERS.items() if name != "torch.compile"]
 # What has no function for a case, by its class.
 BEYOND = {
     peers.Torch: lambda case: case.work is Work.OUT,
-    peers.Jax: lambda case: case.work is Work.OUT,
-    peers.Numpy: lambda case: case.work is Work.OUT,
+    peers.Jax: lambda case: case.work in {Work.OUT, *peers.MODULES},
+    peers.Numpy: lambda case: case.work in {Work.OUT, *peers.MODULES},
     peers.Sklearn: lambda case: case.work is not Work.ADAPT,
     peers.OnnxRuntime: lambda case: (
-        case.work in {Work.BACKWARD, Work.OUT, Work.ADAPT}
+        case.work in {Work.BACKWARD, Work.OUT, Work.ADAPT, *peers.MODULES}
         or (case.norm == "batch" and case.work is Work.FORWARD)
         or case.norm == "channel-wise layer"
         or case.dtype == "bfloat16"
@@ -326,6 +340,21 @@ def test_who_is_absent_is_named(monkeypatch):
     assert "without torch.compile: there is no C++ compiler (no-such-compiler)" in text
 
 
+def test_without_torch_there_are_no_modules(monkeypatch):
+    monkeypatch.setattr(peers, "find_spec", lambda name: None if name == "torch" else object())
+    text = bench("layer norm 1x768", "--work", "forward,module,evaluation", "--peers", "numpy", *QUICK)
+    assert "Forward, the output allocated" in text
+    assert "Modules" not in text
+
+
+def test_modules_beside_torch_s():
+    pytest.importorskip("torch")
+    text = bench("layer norm 1x768", "--work", "module,evaluation", "--peers", "torch,torch.compile", *QUICK)
+    for title in ("Modules of torch, forward and backward", "Modules of torch in evaluation"):
+        assert re.search(rf"{title} *\n +gennorm +of the floor +torch *\n", text)
+        assert re.search(rf"{title} +torch +1( +[\d.]+×){{2}} +layer norm 1×768", text)
+
+
 def test_half_an_installation_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "jax", None)
     monkeypatch.setattr(peers, "find_spec", lambda _: object())
@@ -345,7 +374,7 @@ def test_the_list():
         (["--size", "huge"], "Invalid value for '--size': \"huge\" is none of tiny, small, middle, large"),
         (
             ["--work", "forwards"],
-            '"forwards" is none of forward, backward, out, inference, adapt; did you mean "forward"?',
+            '"forwards" is none of forward, backward, out, inference, adapt, module, evaluation; did you mean "for',
         ),
         (["--peers", "jaxx"], '"jaxx" is none of torch, torch.compile, jax, onnxruntime, numpy, scikit-learn, sklearn'),
         (["--measure", "sped"], '"sped" is none of speed, startup, accuracy, growth, models; did you mean "speed"?'),

@@ -1,6 +1,7 @@
 """Derivatives: of every form, setting, mask, parameter, dtype and layout; and what a pullback is."""
 
 import gc
+import math
 import threading
 import tracemalloc
 import weakref
@@ -11,10 +12,11 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 import gennorm as gn
+from gennorm import kernels
 from spec import reference
-from tests import strategies
+from tests import accuracy, strategies
 from tests.derivatives import bounds, judge, judge_tangent
-from tests.engines import cut_small, in_plain_python
+from tests.engines import cut_small, in_pieces, in_plain_python
 from tests.kernels.test_forms import FORMS, ONE_EACH, SPLIT, made, steps
 from tests.strategies import LAYOUTS, RESULTS, buffer_of, dtype_of, named_layouts, sample, some
 
@@ -38,6 +40,15 @@ def check(layer, x, settings, mask=None, dy=None, **call):
     before = [buffer_of(array).tobytes() for array in (x, dy)]
     y, pullback = layer.vjp(x, mask=mask, **call)
     found = pullback(dy)
+    same, shorter = layer.vjp(x, mask=mask, **call)  # a second call may take a shorter way
+    later = layer.pullback(x, shorter.factors, mask=mask, **call)
+    for pulled in (shorter(dy), later(dy)):
+        for name in ("input", "scaling", "biases"):
+            one, other = getattr(pulled, name), getattr(found, name)
+            assert one is other is None or (one.tobytes(), one.dtype) == (other.tobytes(), other.dtype)
+    assert same.tobytes() == y.tobytes()
+    assert shorter.factors.tobytes() == pullback.factors.tobytes()
+    assert shorter.moments == pullback.moments
     again, along = layer.jvp(x, dy, mask=mask, **call)
     assert [buffer_of(array).tobytes() for array in (x, dy)] == before
     plain = layer(x, mask=mask, **call)
@@ -100,8 +111,73 @@ def test_in_plain_python(name, cut, masked, monkeypatch):
     if cut and name in SPLIT:
         cut_small(monkeypatch)
     mask = some(form.shape) if masked else None
-    with np.errstate(all="ignore"):  # a tile's last vector has lanes beyond the line, which hold whatever was there
-        check(made(form.settings, form.shape), sample(form.shape), form.settings, mask=mask)
+    check(made(form.settings, form.shape), sample(form.shape), form.settings, mask=mask)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("engine", ["compiled", "plain"])
+def test_a_gradient_that_overflows_is_infinite(engine, monkeypatch):
+    """The slice is constant: what its gradient is divided by is epsilon alone."""
+    if engine == "plain":
+        in_plain_python(monkeypatch)
+    layer = gn.NormalizationLayer(1, scaling=None, biases=None, epsilon=1e-10)
+    _, pullback = layer.vjp(np.full(4, 2, np.float16))
+    dx = pullback(np.array([1e4, 0, 0, 0], np.float16)).input
+    assert dx.tolist() == [math.inf, -math.inf, -math.inf, -math.inf]
+
+
+# More slices than terms that are added up before they join the rest.
+PIECEWISE = {
+    "a row a slice": ((41, 83), {"aggregation_levels": -1}),
+    "rows apart": ((7, 3, 5, 37), {"aggregation_levels": "{1, 3}", "batched": True}),
+    "slices of several units": ((3, 2, 450), {"aggregation_levels": [2, 3]}),
+}
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("name", PIECEWISE)
+def test_piece_by_piece(name, dtype, plain, monkeypatch):
+    shape, every = PIECEWISE[name]
+    every = {**every, "scaling_levels": "Same"}
+    if name == "slices of several units":
+        cut_small(monkeypatch, CACHED=700, UNIT=300)
+    if plain:
+        in_plain_python(monkeypatch)
+    whole = made(every, shape)(sample(shape, dtype))
+    in_pieces(monkeypatch)
+    layer, x = differing(made(every, shape)), sample(shape, dtype)
+    assert layer.plan(x).pieces.units > 1
+    assert layer.plan(x).reads == 2
+    accuracy.judge(layer(x), x, every, layer.scaling, layer.biases)
+    check(layer, x, every)
+    check(layer, x, every, mask=some(shape))
+    assert made(every, shape)(x).tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize(("scaling", "biases"), [(True, False), (False, True), (False, False)])
+def test_piece_by_piece_with_absent_parameters(scaling, biases, monkeypatch):
+    in_pieces(monkeypatch)
+    shape, every = PIECEWISE["rows apart"]
+    every = {**every, "scaling_levels": "Same", "method": "RMS"}
+    check(made(every, shape, scaling=scaling, biases=biases), sample(shape), every)
+
+
+@pytest.mark.parametrize(
+    "every",
+    [
+        {"aggregation_levels": -1, "scaling_levels": [1, 2]},  # each slice has parameters of its own
+        {"aggregation_levels": [1, 2], "scaling_levels": 2},  # rows of a slice share them
+        {"aggregation_levels": -1, "scaling_levels": ()},
+        {"aggregation_levels": 1, "scaling_levels": "Same"},
+    ],
+)
+def test_what_is_not_gone_over_piece_by_piece(every, monkeypatch):
+    in_pieces(monkeypatch)
+    shape = (3, 5, 40)
+    layer = differing(made({**every, "batched": True}, shape))
+    assert layer.plan(shape).pieces is None
+    check(layer, sample(shape), {**every, "batched": True})
 
 
 @forms
@@ -631,6 +707,18 @@ def test_a_pullback_can_be_called_again_and_from_other_threads():
         same(one, first)
 
 
+def test_a_pullback_of_a_shorter_way_belongs_to_its_call():
+    """The scaling that counts is that of the call, and moments are what was measured then."""
+    layer, x, dy = gn.layer_norm(8), direction((3, 8)), direction((3, 8), seed=2)
+    expected = layer.vjp(x)[1](dy)
+    _, pullback = layer.vjp(x)
+    moments = pullback.moments
+    layer.scaling *= 3
+    assert pullback(dy).input.tobytes() == expected.input.tobytes()
+    assert moments == layer.measure(x)
+    assert layer.vjp(x)[1](dy).input.tobytes() != expected.input.tobytes()
+
+
 def test_a_pullback_belongs_to_its_call():
     """Whatever happens to the layer afterwards."""
     layer, x, dy = gn.layer_norm(8, dtype="float64"), sample((5, 8), "float64"), direction((5, 8))
@@ -669,6 +757,7 @@ def test_gradients_and_directions_may_be_the_input_and_the_output():
 
 LARGE = {
     "rows": ((96, 8192), {"aggregation_levels": 2, "scaling_levels": "Same"}),
+    "rows apart": ((16, 30, 4, 205), {"aggregation_levels": "{1, 3}", "scaling_levels": "Same", "batched": True}),
     "rows of every example": ((64, 6, 2048), {"aggregation_levels": "{0, 2}", "batched": True}),
     "columns": ((3000, 300), {"aggregation_levels": 1}),
     "columns, a parameter a line": ((3000, 300), {"aggregation_levels": 1, "scaling_levels": "Same"}),
@@ -684,22 +773,27 @@ def threads():
     gn.set_num_threads(before)
 
 
-@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("cut", [False, True, "pieces"])
 @pytest.mark.parametrize("name", LARGE)
 def test_the_number_of_threads_makes_no_difference(name, cut, threads, monkeypatch):
     shape, every = LARGE[name]
-    if cut:
+    if cut == "pieces":
+        in_pieces(monkeypatch)
+    elif cut:
         cut_small(monkeypatch, CACHED=1 << 10, CACHED_TILE=1 << 10, UNIT=1 << 12, BLOCK=1 << 9)
     x, dy = sample(shape), direction(shape, "float32")
     layer = differing(gn.NormalizationLayer(**every).initialize(shape))
     mask = some(shape[-1:])
     answers = []
-    for number in (1, 2, 7):
-        threads(number)
+    for number in (1, 2, 7, "backwards"):
+        if number == "backwards":  # as if whoever has the last range was first
+            monkeypatch.setattr(kernels, "run", lambda work, tasks, _: [work(i, i + 1) for i in reversed(range(tasks))])
+        else:
+            threads(number)
         found = [layer.vjp(x, mask=m)[1](dy) for m in (None, mask)]
         bits = [getattr(one, key).tobytes() for one in found for key in ("input", "scaling", "biases")]
         answers.append([*bits, layer.jvp(x, dy)[1].tobytes(), layer.jvp(x, dy, mask=mask)[1].tobytes()])
-    assert answers[0] == answers[1] == answers[2]
+    assert all(answer == answers[0] for answer in answers)
 
 
 @pytest.mark.parametrize("name", ["rows", "columns", "folded columns"])

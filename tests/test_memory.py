@@ -49,6 +49,19 @@ def test_memory_that_nobody_holds_is_used_again():
     assert address(layer.vjp(x)[0]) == where
 
 
+def test_an_output_and_a_gradient_have_the_memory_of_those_before():
+    layer, x = gn.layer_norm(1024), example()
+
+    def addresses():
+        y, pullback = layer.vjp(x)
+        return address(y), address(pullback(x).input)
+
+    addresses()  # which makes the memory
+    first = addresses()
+    assert first[0] != first[1]
+    assert [addresses() for _ in range(3)] == [first] * 3
+
+
 @pytest.mark.parametrize(
     "hold",
     [

@@ -226,9 +226,7 @@ def test_a_mean_is_not_outside_its_slice(value, higher, dtype):
 
 # ------------------------------------------------------------------------------------------------------ beside others
 
-SUMMED = {"rows": 10_000, "columns": 100}  # from so many elements on, float64
 ACCURACY = [path for path in (ROOT / "docs" / "benchmarks").glob("*.json") if json.loads(path.read_text())["accuracy"]]
-SEQUENTIAL = "in float64, each lane adds up its elements one after another, where others add in a tree"
 
 
 def nearer(error):
@@ -237,7 +235,7 @@ def nearer(error):
     NumPy divides, and the kernels multiply by a rounded inverse and add a shift: two roundings more. Where all hold a
     mean in one float64, each is off by up to half a unit of the mean itself, and who is nearer there is chance.
     """
-    return 1.0 if error.dtype == "float32" else 1.5 + error.far
+    return 1.0 if error.dtype == "float32" else 1.6 + error.far
 
 
 def beside(error):
@@ -258,21 +256,9 @@ def others():
     return found
 
 
-LENGTHS = (1, 2, 8, 100, 1000, 10_000)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "layout", "length"),
-    [
-        pytest.param(
-            *(dtype, layout, length),
-            marks=[pytest.mark.xfail(reason=SEQUENTIAL)] * (dtype == "float64" and length >= SUMMED[layout]),
-        )
-        for dtype in ("float32", "float64")
-        for layout in ("rows", "columns")
-        for length in LENGTHS
-    ],
-)
+@pytest.mark.parametrize("length", [1, 2, 8, 100, 1000, 10_000])
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_nobody_is_nearer(dtype, layout, length, others):
     """The errors of `gennorm bench --measure accuracy`: within the bound, and not above those of anybody else."""
     measured = [e for e in accuracy.errors(others, lambda *_: None, [length], [dtype]) if e.layout == layout]
@@ -280,7 +266,7 @@ def test_nobody_is_nearer(dtype, layout, length, others):
     assert [line for error in measured for line in beside(error)] == []
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.xfail(reason=SEQUENTIAL))])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_nobody_is_nearer_on_record(dtype):
     """The tables of docs/explanation/numerics.md, up to ten million elements."""
     chosen = [error for error in on_record() if error.dtype == dtype]

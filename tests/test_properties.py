@@ -272,6 +272,16 @@ def test_normalize_is_its_written_out_layer():
     assert gn.normalize(x, 2, out=x) is x
 
 
+def test_normalize_takes_nothing_for_what_it_took_before():
+    x = sample((4, 6), "float64")
+    same(gn.normalize(x, 1), gn.NormalizationLayer(1, scaling=None, biases=None)(x))
+    with pytest.raises(gn.GennormError, match="True"):
+        gn.normalize(x, True)
+    same(gn.normalize(x, 1, epsilon=1), gn.NormalizationLayer(1, scaling=None, biases=None, epsilon=1)(x))
+    same(gn.normalize(x, 1, scaling=2.0 * np.ones(6), scaling_levels=2), 2 * gn.normalize(x, 1))
+    same(gn.normalize(x, 1, biases=None, scaling=np.ones(6), scaling_levels=2), gn.normalize(x, 1))
+
+
 # -------------------------------------------------------------------------------------------------------------- layouts
 
 

@@ -263,6 +263,45 @@ def test_moments_are_set_and_reset():
         plain.moments = layer.moments
 
 
+CHANGES = {
+    "training": lambda layer: layer(X, training=True),
+    "vjp": lambda layer: layer.vjp(X, training=True),
+    "moments": lambda layer: setattr(layer, "moments", gn.Moments.from_variance(2.0, 9.0)),
+    "reset": lambda layer: layer.reset_moments(),
+    "scaling": lambda layer: setattr(layer, "scaling", np.full(4, 3.0)),
+    "biases in place": lambda layer: np.copyto(layer.biases, 7.0),
+    "state": lambda layer: layer.__setstate__(gn.batch_norm(4, epsilon=5.0).__getstate__()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "batch", [X, X.transpose(0, 2, 1).copy().transpose(0, 2, 1)], ids=["channels first", "channels last"]
+)
+def test_inference_sees_every_change(change, batch):
+    layer = gn.batch_norm(4, biases=np.ones(4))
+    layer.moments = gn.Moments.from_variance([1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0])
+    before = [layer(batch) for _ in range(3)]
+    np.testing.assert_array_equal(before[0], before[2])
+    CHANGES[change](layer)
+    mean, variance = (moment[:, None] for moment in held(layer))
+    expected = (X - mean) / np.sqrt(variance + layer.epsilon) * layer.scaling[:, None] + layer.biases[:, None]
+    for _ in range(3):
+        np.testing.assert_allclose(layer(batch), expected, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(before[0], expected)
+
+
+def test_inference_sees_what_is_adapted():
+    layer = gn.feature_norm(1, input_shape=(4, 5))
+    for data in (X, X * 3 + 1, X):
+        layer.adapt(data)
+        mean, deviation = data.mean((0, 2), keepdims=True), data.std((0, 2), keepdims=True)
+        for batch in (X, X[:1], X[0]):
+            for _ in range(3):
+                expected = ((batch - mean) / deviation).reshape(batch.shape)
+                np.testing.assert_allclose(layer(batch), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_training_is_nothing_to_other_statistics():
     for layer in (gn.batch_norm(4, statistics="input"), gn.feature_norm(1, mean=1, variance=2)):
         np.testing.assert_array_equal(layer(X, training=True), layer(X))

@@ -372,7 +372,9 @@ def bench(
     work: Annotated[
         str | None,
         typer.Option(
-            help="forward, backward, out, inference, adapt: some of them.", metavar="WORK", show_default=False
+            help="forward, backward, out, inference, adapt, module, evaluation: some of them.",
+            metavar="WORK",
+            show_default=False,
         ),
     ] = None,
     peers: Annotated[

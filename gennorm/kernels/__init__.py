@@ -46,7 +46,8 @@ RECENT = 32  # terms of a parameter's gradient that are added up before they joi
 # Bytes of output, or of gradients, from which rows are written past the caches. With layer norms of 1024 elements the
 # output of 16 MB takes 890 us with it and 720 without, that of 24 MB 1.12 ms and 1.25, that of 64 MB 3.8 and 4.1. Terms
 # of parameters that are stored behind stores that wait for memory wait with them: a gradient of 16 MB 2.6 ms and 3.3.
-STREAMED = {"forward": 1 << 25, "backward": 1 << 23}
+# Where the last-level cache is larger it is 2.2 and 1.8, one of 12 MB 1.8 and 1.4, one of 32 MB 4.7 and 5.0.
+STREAMED = {"forward": 1 << 25, "backward": 1 << 24}
 SPARE = 1 << 26  # bytes their sums may take
 
 
@@ -69,7 +70,8 @@ def _kernel(family: str, step: str, dtypes: tuple[str, str, str], flags: frozens
         "SCALING",
         "BIASES",
     )
-    settings = {**dict.fromkeys(names, 0), **dict(flags), "EXACT": int(compute == "float32")}
+    settings = {**dict.fromkeys(names, 0), **dict(flags)}
+    settings["EXACT"] = int(compute == "float32" or not settings["CENTER"])
     real, double = compute, "float64"
     space = (double, real) if family == "columns" else ()
     if step == "forward":
@@ -121,7 +123,8 @@ class Bound:
         self.dtypes = (plan.dtype, plan.result, plan.compute)
         if plan.family == "columns":
             self.tile = plan.geometry[columns.TILE]
-        self.held: tuple[Any, Array] = None, NOTHING  # moments that somebody applies again and again, and their rows
+        self._parameters = math.prod(size for _, _, size in plan.parameter_cells)
+        self._pieces = plan.pieces
         self._across = self._in_order_of_memory()
         self._kernels: dict[Any, Kernel] = {}
         self._sweeps: dict[Any, _Sweep] = {}
@@ -147,7 +150,7 @@ class Bound:
             return moments
         source, target = self._source(x), self._target(y)
         gains, shifts = self.parameter(scaling), self.parameter(biases)
-        if plan.cut.units == 1:
+        if plan.cut.units == 1 and not (self._pieces and (scaling is not None or biases is not None)):
             mean, spread = moments
             self._run(
                 _flat(source, plan.dtype), _flat(target, plan.result), gains, shifts, mean, spread, self.numbers,
@@ -228,11 +231,14 @@ class Bound:
         )  # fmt: skip
         _deliver(target, y)
 
-    def shortcut(self, scaling: Array | None, biases: Array | None) -> Callable[[Array], Array] | None:
-        """Return a function that does what `normalize` does, if that is one kernel call; else None.
+    def shortcut(
+        self, scaling: Array | None, biases: Array | None, moments: Array | None = None, *, measures: bool
+    ) -> Shortcut | None:
+        """What calls with a layer's own parameters have in common, where each is one kernel call; else None.
 
-        A small call is mostly Python: everything that does not change from one to the next is settled here. The
-        parameters are looked at through the views taken now.
+        They measure their input, or apply moments: the same to each, or those that each is given. A small call is
+        mostly Python: everything that does not change from one to the next is settled here. The parameters are looked
+        at through the views taken now.
         """
         plan = self.plan
         gains, shifts = self.parameter(scaling), self.parameter(biases)
@@ -241,39 +247,10 @@ class Bound:
             for given, taken in ((scaling, gains), (biases, shifts))
             if taken is not None
         )
-        if plan.copies != "nothing" or plan.cut.units > 1 or plan.tasks == 0 or not settled:
+        again = measures and (plan.cut.units > 1 or self._pieces is not None)
+        if again or plan.copies != "nothing" or plan.tasks == 0 or not settled:
             return None
-        kind, tasks = plan.parameter_kind, plan.tasks
-        kernel = self._kernel(
-            "forward", MEASURE=1, KEEP=0, APPLY=1,
-            SCALING=0 if gains is None else kind, BIASES=0 if shifts is None else kind,
-        )  # fmt: skip
-        unused = NOTHING_REAL[plan.compute]
-        gains, shifts = unused if gains is None else gains, unused if shifts is None else shifts
-        geometry, numbers, nothing, shape, empty = self.geometry, self.numbers, NOTHING, plan.resolved.shape, np.empty
-        result = None if plan.result == plan.dtype else np.dtype(plan.result)
-        plain = plan.dtype == plan.result == plan.compute and plan.order == tuple(range(len(shape)))
-        small = plain and self.size * self.compute.itemsize < WORTH
-        alone = plan.family == "rows" and not shared(self.size)
-
-        def normalize(x: Array) -> Array:
-            if small and x.flags.c_contiguous:
-                source, y = x.reshape(-1), empty(shape, x.dtype)
-                target = y.reshape(-1)
-            else:
-                source, y = _flat(x, plan.dtype), empty_like(x, result or x.dtype)
-                target = _flat(y, plan.result)
-            if alone:
-                kernel(source, target, gains, shifts, nothing, nothing, geometry, numbers, 0, tasks)
-                return y
-
-            def work(lo: int, hi: int) -> None:
-                kernel(source, target, gains, shifts, nothing, nothing, geometry, numbers, *self._space(6, 3), lo, hi)
-
-            run(work, tasks, self.size)
-            return y
-
-        return normalize
+        return Shortcut(self, gains, shifts, moments)
 
     def invert(self, y: Array, x: Array, moments: Array, scaling: Array | None, biases: Array | None) -> None:
         """Write into ``x`` the input whose output is ``y``, given mean and variance and a scaling without zeros."""
@@ -311,8 +288,9 @@ class Bound:
             slopes = _dense(plan, dy.dtype)
             np.copyto(slopes, dy)
         weighted = 0 if weights is None else 2 if tangent else 1
-        in_two = plan.cut.units > 1 or merge is not None
-        sweep = self._sweep(scaling is not None, biases is not None and not tangent, weighted, tangent, in_two)
+        sweep = self._sweep(
+            scaling is not None, biases is not None and not tangent, weighted, tangent, merge is not None
+        )
         unused = NOTHING_REAL[plan.compute]
         gains = self.parameter(scaling)
         summed = self._backward(
@@ -373,17 +351,21 @@ class Bound:
         fields = self.geometry if geometry is None else geometry
         hi = plan.tasks if hi is None else hi
         if lo == 0 and not shared(self.size):
-            kernel(x, y, gains, shifts, means, spreads, fields, numbers, *self._space(6, 3), 0, hi)
+            kernel(x, y, gains, shifts, means, spreads, fields, numbers, *self._space(9, 3), 0, hi)
             return
 
         def work(first: int, last: int) -> None:
-            kernel(x, y, gains, shifts, means, spreads, fields, numbers, *self._space(6, 3), lo + first, lo + last)
+            kernel(x, y, gains, shifts, means, spreads, fields, numbers, *self._space(9, 3), lo + first, lo + last)
 
         run(work, hi - lo, self.size * min(hi - lo, plan.tasks) // plan.tasks)
 
     def _in_order_of_memory(self) -> tuple[Array, int, int]:
         """Geometry, tasks and the setting ACROSS for moments that are given: rows of all slices, one after another."""
-        fields = self.plan.geometry
+        cut, fields = self._pieces, self.plan.geometry
+        if cut is not None:
+            geometry = self.geometry.copy()
+            geometry[rows.PIECE : rows.UNITS + 1] = cut.piece, cut.pieces, fields[rows.ROWS], cut.portion, cut.units
+            return geometry, cut.units * self.plan.slices, 1
         parts = fields[rows.ROWS] * fields[rows.PIECES] if self.plan.family == "rows" else 1
         if parts <= 1:
             return self.geometry, self.plan.tasks, 0
@@ -395,9 +377,7 @@ class Bound:
         """The workspace of one call of a kernel: numbers for every lane of a tile, and some beside them."""
         if self.plan.family == "rows":
             return ()
-        # Lanes beyond the width are computed and never written; NumPy would warn of what it finds in them.
-        new = np.empty if _jit.JIT else np.zeros
-        return new(doubles * self.tile), new(reals * self.tile + beside, self.compute)
+        return np.empty(doubles * self.tile), np.empty(reals * self.tile + beside, self.compute)
 
     def _measure(self, x: Array, moments: Array, weights: Array) -> None:
         """Fill in the moments of every slice; the count where there are weights."""
@@ -425,33 +405,43 @@ class Bound:
         if len(means) == 1:
             return means[0], spreads[0]
         if not self.center:
-            return means[0], spreads.sum(0)
+            return means[0], _summed(spreads)
         nearby = means[0]
-        mean = nearby + (counts * (means - nearby)).sum(0) / np.maximum(counts.sum(0), steps.NOTHING)
-        return mean, spreads.sum(0) + (counts * (means - mean) ** 2).sum(0)
+        mean = nearby + _summed(counts * (means - nearby)) / np.maximum(_summed(counts), steps.NOTHING)
+        return mean, _summed(spreads) + _summed(counts * (means - mean) ** 2)
 
-    def _sweep(self, scaled: bool, biased: bool, weighted: int, tangent: bool, in_two: bool) -> _Sweep:
+    def _sweep(self, scaled: bool, biased: bool, weighted: int, tangent: bool, merged: bool) -> _Sweep:
         """How the backward kernel is run for some settings, made once and remembered."""
-        key = (scaled, biased, weighted, tangent, in_two)
+        key = (scaled, biased, weighted, tangent, merged)
         sweep = self._sweeps.get(key)
         if sweep is not None:
             return sweep
         plan, kind = self.plan, self.plan.parameter_kind
-        parameters = math.prod(size for _, _, size in plan.parameter_cells) if scaled or biased else 0
-        parameters = 0 if tangent else parameters
-        least = max(32 * parameters, SHARE)
-        blocks = max(1, min(SHARES, plan.tasks, SPARE // max(16 * parameters, 1), self.size // least))
-        block = -(-plan.tasks // blocks)
+        parameters = self._parameters if (scaled or biased) and not tangent else 0
         flags = {"SCALING": kind * scaled, "BIASES": kind * biased, "WEIGHTED": weighted, "TANGENT": int(tangent)}
-        phases = [{"SUMS": 1}, {"APPLY": 1}] if in_two else [{"SUMS": 1, "APPLY": 1}]
-        varying = plan.family == "rows" and not tangent and 2 in (flags["SCALING"], flags["BIASES"])
+        varying = plan.family == "rows" and parameters > 0 and kind == 2
+        if varying and self._pieces is not None:
+            geometry, tasks, _ = self._across
+            room, units, often, own = self._pieces.piece, self._pieces.units, RECENT, 1
+            block = -(-units // SHARES) * plan.slices
+        else:
+            geometry, room, units, tasks = self.geometry, parameters, plan.cut.units, plan.tasks
+            often = max(RECENT * parameters * tasks // self.size, 1)
+            least = max(32 * parameters, SHARE)
+            own = max(1, min(SHARES, tasks, SPARE // max(16 * parameters, 1), self.size // least))
+            block = -(-tasks // own)
+            own = -(-tasks // block)
+        phases = [{"SUMS": 1}, {"APPLY": 1}] if units > 1 or merged else [{"SUMS": 1, "APPLY": 1}]
         sweep = self._sweeps[key] = _Sweep(
             tuple(self._kernel("backward", **flags, **phase) for phase in phases),
+            geometry,
+            units,
             parameters,
-            -(-plan.tasks // block),
+            -(-tasks // block),
             block,
-            max(RECENT * parameters * plan.tasks // self.size, 1),
-            (2 * parameters + LANES) * varying,
+            own,
+            often,
+            (2 * room + LANES) * varying,
         )
         return sweep
 
@@ -467,10 +457,17 @@ class Bound:
         merge: Callable[[Array], Array] | None,
     ) -> Array:
         """Run the backward kernels, with the sums of slices between two of them; gradients by parameter."""
-        units, slices = self.plan.cut.units, self.plan.slices
+        units, slices = sweep.units, self.plan.slices
         blocks, block, parameters, often = sweep.blocks, sweep.block, sweep.parameters, sweep.often
-        gradients = np.zeros((blocks, 2, parameters))
-        geometry, flat, numbers = self.geometry, gradients.reshape(-1), self.numbers
+        gradients = (np.empty if sweep.recent else np.zeros)((sweep.own, 2, parameters))
+        geometry, flat, numbers = sweep.geometry, gradients.reshape(-1), self.numbers
+        if len(sweep.kernels) == 1 and not shared(self.size):
+            space = self._space(6, 5, column_gradients.BESIDE) or (np.zeros(sweep.recent, self.compute),)
+            sweep.kernels[0](
+                x, dy, dx, weights, scaling, factors, NOTHING, flat, geometry, numbers, *space,
+                block, parameters, often, 0, blocks,
+            )  # fmt: skip
+            return gradients[0] if sweep.own == 1 else gradients.sum(0)
 
         def work(first: int, last: int) -> None:
             space = self._space(6, 5, column_gradients.BESIDE) or (np.zeros(sweep.recent, self.compute),)
@@ -488,7 +485,7 @@ class Bound:
                 sums = self.ordered(merge(self.shaped(sums.reshape(2, slices)))).reshape(-1)
             kernel = sweep.kernels[1]
         run(work, blocks, self.size)
-        return gradients[0] if blocks == 1 else gradients.sum(0)
+        return gradients[0] if sweep.own == 1 else gradients.sum(0)
 
     def _counts(self) -> Array:
         """Elements that each unit of a slice contributes to it."""
@@ -500,21 +497,29 @@ class Bound:
         return np.add.reduceat(np.tile(sizes, repeats), np.arange(0, repeats * cut.pieces, cut.portion))
 
     def _normalize_in_two(self, x: Array, y: Array, scaling: Array | None, biases: Array | None) -> Array:
-        """Measure slices that are larger than the cache, then apply; a few at a time, for the cache behind it."""
+        """Measure slices that are larger than the cache, or have such parameters, then apply.
+
+        A few at a time for the cache behind it, or a piece of all slices after another for the parameters.
+        """
         plan, units, slices = self.plan, self.plan.cut.units, self.plan.slices
         moments = np.zeros((2, slices))
         mean, spread = moments
         means, spreads = np.zeros((units, slices)), np.zeros((units, slices))
         counts = self._counts()[:, None]
         blocks = plan.tasks // units
-        together = max(1, NEAR * blocks // (self.size * x.itemsize))
+        by_piece = self._pieces is not None and (scaling is not None or biases is not None)
+        together = blocks if by_piece else max(1, NEAR * blocks // (self.size * x.itemsize))
         for block in range(0, blocks, together):
             following = min(block + together, blocks)
             lo, hi = block * units, following * units
             self._measure_units(x, means, spreads, lo, hi)
             part = slice(self._first_slice(block), self._first_slice(following))
             mean[part], spread[part] = self._merged(counts, means[:, part], spreads[:, part])
-            self._run(x, y, scaling, biases, mean, spread, self.numbers, lo, hi, APPLY=1)
+            if not by_piece:
+                self._run(x, y, scaling, biases, mean, spread, self.numbers, lo, hi, APPLY=1)
+        if by_piece:
+            geometry, tasks, across = self._across
+            self._run(x, y, scaling, biases, mean, spread, self.numbers, 0, tasks, geometry, APPLY=1, ACROSS=across)
         return moments
 
     def _first_slice(self, block: int) -> int:
@@ -580,15 +585,150 @@ class Bound:
         return y if self.plan.copies != "both" else _dense(self.plan, y.dtype)
 
 
+class Shortcut:
+    """What the calls of a layer on arrays of one plan have in common, where each is one kernel call.
+
+    Parameters
+    ----------
+    bound : Bound
+    gains, shifts : ndarray or None
+        Views of the layer's parameters in the kernel's order and type.
+    moments : ndarray or None
+        Mean and variance that each of them applies, in the kernel's order.
+    """
+
+    def __init__(self, bound: Bound, gains: Array | None, shifts: Array | None, moments: Array | None) -> None:
+        plan = bound.plan
+        self.bound, self._gains, self._shifts, self._held = bound, gains, shifts, moments
+        self._slices, self._shape = plan.slices, plan.resolved.moments_shape
+        # What `Bound.factors` does with mean and second moment: a product, with ones where they are not.
+        plain = plan.dtype == plan.result == plan.compute and plan.order == tuple(range(len(plan.resolved.shape)))
+        self._small = plain and bound.size * bound.compute.itemsize < WORTH  # and then in the order of its axes
+        self._unused = NOTHING_REAL[plan.compute]
+        self._rows = np.ones((4, self._slices))
+        self._per = np.concatenate([np.ones((1, 1)), bound.per[1:], bound.per])
+
+    @functools.cached_property
+    def normalize(self) -> Callable[[Array], Array]:
+        """The output, by the input's own moments or by those that are the same to each call."""
+        if self._held is None:
+            return self._measuring(keep=0)
+        apply, (means, variances) = self._applying, self._held
+        return lambda x: apply(x, means, variances)
+
+    def keep(self, x: Array) -> tuple[Array, Array, Array]:
+        """The output, what was measured, and the factors that a gradient is told."""
+        rows = self._rows.copy()
+        y = self._keeping(x, rows[0], rows[1])
+        return y, rows[:2], self.bound.shaped(rows * self._per)
+
+    def apply(self, x: Array, mean: Array | None, variance: Array) -> Array | None:
+        """The output by a mean and a variance whose axes are the last of the moments'; None where they are others."""
+        if self._shape[len(self._shape) - variance.ndim :] != variance.shape:
+            return None
+        if mean is not None and mean.shape != variance.shape:
+            return None
+        rows = np.empty((2, *self._shape))
+        rows[0] = 0.0 if mean is None else mean
+        rows[1] = variance
+        means, variances = self.bound.ordered(rows)
+        return self._applying(x, means, variances)
+
+    def backward(
+        self, x: Array, dy: Array, factors: Array, scaling: Array | None
+    ) -> tuple[Array, Array | None, Array | None]:
+        """The gradients, as `Bound.backward` has them, for a scaling that lies as the layer's own."""
+        bound, plan, sweep = self.bound, self.bound.plan, self._sweep
+        if self._small and x.flags.c_contiguous and dy.flags.c_contiguous:
+            dx = np.empty(x.shape, x.dtype)
+            source, slopes, target = x.reshape(-1), dy.reshape(-1), dx.reshape(-1)
+        else:
+            dx = empty_like(x, dy.dtype)
+            if dy.strides != dx.strides:
+                laid = _dense(plan, dy.dtype)
+                np.copyto(laid, dy)
+                dy = laid
+            source, slopes, target = _flat(x, plan.dtype), _flat(dy, plan.result), _flat(dx, plan.result)
+        gains, ordered = bound.parameter(scaling), bound.ordered(factors).reshape(-1)
+        unused = self._unused
+        summed = bound._backward(
+            sweep, source, slopes, target, unused, unused if gains is None else gains, ordered, None
+        )
+        to_scaling = None if scaling is None else bound._gradient(summed[0])
+        return dx, to_scaling, None if self._shifts is None else bound._gradient(summed[1])
+
+    @functools.cached_property
+    def _sweep(self) -> _Sweep:
+        return self.bound._sweep(self._gains is not None, self._shifts is not None, 0, False, False)
+
+    @functools.cached_property
+    def _keeping(self) -> Callable[[Array, Array, Array], Array]:
+        return self._measuring(keep=1)
+
+    def _measuring(self, *, keep: int) -> Callable[..., Array]:
+        bound = self.bound
+        return self._call(bound.numbers, bound.geometry, bound.plan.tasks, MEASURE=1, KEEP=keep, APPLY=1)
+
+    @functools.cached_property
+    def _applying(self) -> Callable[[Array, Array, Array], Array]:
+        geometry, tasks, across = self.bound._across
+        return self._call(self.bound.given, geometry, tasks, APPLY=1, ACROSS=across)
+
+    def _call(self, numbers: Array, geometry: Array, tasks: int, **flags: int) -> Callable[..., Array]:
+        """From an array, and perhaps where its moments are, to the output, by one kernel."""
+        bound, plan = self.bound, self.bound.plan
+        gains, shifts, kind = self._gains, self._shifts, plan.parameter_kind
+        kernel = bound._kernel(
+            "forward", SCALING=0 if gains is None else kind, BIASES=0 if shifts is None else kind, **flags
+        )
+        gains, shifts = self._unused if gains is None else gains, self._unused if shifts is None else shifts
+        size, space, shape, nothing, empty = bound.size, bound._space, plan.resolved.shape, NOTHING, np.empty
+        result = None if plan.result == plan.dtype else np.dtype(plan.result)
+        small = self._small
+        alone = plan.family == "rows" and not shared(size)
+
+        def call(x: Array, means: Array = nothing, spreads: Array = nothing) -> Array:
+            if small and x.flags.c_contiguous:
+                source, y = x.reshape(-1), empty(shape, x.dtype)
+                target = y.reshape(-1)
+            else:
+                source, y = _flat(x, plan.dtype), empty_like(x, result or x.dtype)
+                target = _flat(y, plan.result)
+            if alone:
+                kernel(source, target, gains, shifts, means, spreads, geometry, numbers, 0, tasks)
+                return y
+
+            def work(lo: int, hi: int) -> None:
+                kernel(source, target, gains, shifts, means, spreads, geometry, numbers, *space(9, 3), lo, hi)
+
+            run(work, tasks, size)
+            return y
+
+        return call
+
+
 class _Sweep(NamedTuple):
     """How a backward kernel goes over the units of a plan."""
 
     kernels: tuple[Kernel, ...]  # one, or where slices are larger than the cache one that sums and one that applies
+    geometry: Array
+    units: int  # in a slice
     parameters: int  # of each kind
-    blocks: int  # each of which adds up the parameters' gradients by itself
+    blocks: int  # of units
     block: int  # units in one
+    own: int  # arrays of gradients: one for each block, or one for all where no two blocks share a parameter
     often: int  # units after which recent terms join the rest
     recent: int  # room for them, and to begin at the start of a cache line
+
+
+def _summed(terms: Array) -> Array:
+    """Sums down the first axis, halves added to halves."""
+    while len(terms) > 1:
+        half = -(-len(terms) // 2)
+        sums = terms[:half].copy()
+        sums[: len(terms) - half] += terms[half:]
+        terms = sums
+    return terms[0]
 
 
 def _deliver(target: Array, y: Array) -> None:

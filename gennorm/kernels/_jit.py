@@ -172,8 +172,8 @@ def build(
     assert isinstance(kernel, FunctionType)
     real = np.float64 if storage[2] == "float64" else np.float32
     names: dict[str, Any] = {**settings, "real": real, "COMPUTE": real}
-    if not JIT:
-        return _specialised(kernel, names)
+    if not JIT:  # NumPy does not warn of what machine code does not warn of
+        return np.errstate(all="ignore")(_specialised(kernel, names))
     shape = signature(arrays, integers)
     module = kernel.__module__.rpartition(".")[2]
     described = (

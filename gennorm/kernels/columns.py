@@ -5,11 +5,13 @@ channels of an array with channels first. Group normalization with channels last
 slice when they have been summed.
 
 The geometry is that of ``rows`` with lines, runs of lanes, in the place of elements: a slice tile is a set of blocks
-of lines, the innermost aggregated run being LENGTH lines long. The workspace holds six numbers a lane in float64,
+of lines, the innermost aggregated run being LENGTH lines long. The workspace holds nine numbers a lane in float64,
 and the last array three in the type of the arithmetic.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -57,7 +59,11 @@ STREAM = 0  # write past the caches, where lines are whole vectors and begin at 
 SCALING = 0  # 0: absent, 1: constant along a lane, 2: varies from lane to lane and line to line, 3: one a line
 BIASES = 0
 INVERT = 0  # from output to input: the scaling is given as its reciprocals
+EXACT = 1  # one pass about 0 may be enough; if not, the first is about the mean of a sample
 real = np.float32  # the type of the arithmetic; moments are always float64
+
+SAMPLE = 24  # lines in a sample
+DOWN = 16  # lines of float64 that are summed in registers before they join the sums in memory
 
 LENGTH = 0  # lines in the innermost aggregated run
 PIECE = 1  # lines in a piece of it; the last piece may be shorter
@@ -105,7 +111,8 @@ def forward(
     tile, tiles, fold, p_lane = geometry[TILE], geometry[TILES], geometry[FOLD], geometry[P_LANE]
     x_line, y_line, p_line = geometry[X_LINE], geometry[Y_LINE], geometry[P_LINE]
     outer_runs = RUNS + 4 * kept
-    squares, mean_at, spread_at, again, weighed = tile, 2 * tile, 3 * tile, 4 * tile, 5 * tile
+    squares, weighed, recent = tile, 2 * tile, (3 if WEIGHTED else 2) * tile
+    mean_at, spread_at, again = 6 * tile, 7 * tile, 8 * tile
     gain_at, shift_at = tile, 2 * tile
     for unit in range(lo, hi):
         block = unit // units
@@ -122,28 +129,38 @@ def forward(
         if MEASURE:
             for lane in range(0, width, LANES):
                 store(lanes, lane, splat(real(0)))
-            for attempt in range(2):
-                for lane in range(tile):
+            step = 1 if WEIGHTED else min(TOGETHER if width > WIDE else piece if EXACT else DOWN, piece)
+            for attempt in range(EXACT, 3):  # over a sample, over everything, and over that again if it is not enough
+                end = last if attempt > 0 else min(last, first - -SAMPLE // piece)
+                # Recent sums join those before them so often that there are about as many of these.
+                often = 8 + int(math.sqrt((end - first) * -(-piece // step)))
+                turn = 0
+                for lane in range(2 * recent):
                     work[lane] = 0.0
-                    work[squares + lane] = 0.0
-                    work[weighed + lane] = 0.0
                 count = 0
-                for part in range(first, last):
+                for part in range(first, end):
                     row = part // pieces if pieces > 1 else part
                     start = (part - row * pieces) * piece
                     size = min(piece, length - start)
+                    if attempt == 0:
+                        size = min(size, SAMPLE)
                     x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
-                    step = 1 if WEIGHTED else size if width <= WIDE else TOGETHER
                     for line in range(start, start + size, step):
                         if WEIGHTED:
                             sums_weighted(
                                 x, x_tile + x_row + line * x_line, y, y_tile + y_row + line * y_line, width,
-                                lanes, work, squares, weighed,
+                                lanes, work, recent, squares, weighed,
                             )  # fmt: skip
                         else:
                             lines = min(step, start + size - line)
-                            sums_about(x, x_tile + x_row + line * x_line, x_line, lines, width, lanes, work, squares)
+                            at = x_tile + x_row + line * x_line
+                            sums_about(x, at, x_line, lines, width, lanes, work, recent, recent + squares)
+                        turn += 1
+                        if turn == often:
+                            join(work, recent)
+                            turn = 0
                     count += size * fold
+                join(work, recent)
                 if fold > 1:
                     share(work, width, fold)
                     share(work[squares:], width, fold)
@@ -154,11 +171,11 @@ def forward(
                     squared = load(work, squares + lane)
                     counted = larger(load(work, weighed + lane), NOTHING) if WEIGHTED else splat(np.float64(count))
                     mean, spread = moments(load(work, lane), squared, counted, widen(load(lanes, lane)))
-                    if attempt == 0:
-                        flag = cancelled(squared, spread)
+                    if attempt < 2:
+                        flag = cancelled(squared, spread) if attempt > 0 else splat(1.0)
                         store(work, again + lane, flag)
                         unfinished += total(first_lanes(flag, width - lane))
-                        store(lanes, lane, narrow(mean))  # the pivot, if there is a second attempt
+                        store(lanes, lane, narrow(mean))  # the pivot of the next attempt
                     else:
                         flag = load(work, again + lane)
                         mean = choose(flag, mean, load(work, mean_at + lane))
@@ -221,6 +238,13 @@ def forward(
         fence()
 
 
+def join(work: Array, recent: int) -> None:
+    """Add the recent sums to those before; they begin anew."""
+    for lane in range(0, recent, LANES):
+        store(work, lane, load(work, lane) + load(work, recent + lane))
+        store(work, recent + lane, splat(0.0))
+
+
 def share(sums: Array, width: int, fold: int) -> None:
     """Give every lane of a slice the sum over its lanes."""
     for left in range(0, width, fold):
@@ -239,39 +263,39 @@ def along(parameters: Array, start: int, step: int, lane: int, count: int) -> Ve
 
 
 def sums_about(
-    x: Array, start: int, line: int, lines: int, width: int, pivots: Array, sums: Array, squares: int
+    x: Array, start: int, line: int, lines: int, width: int, pivots: Array, work: Array, sums: int, squares: int
 ) -> None:
-    """Add each lane's deviations from its pivot, and their squares, to its sums."""
+    """Add what each lane's deviations from its pivot sum up to, and their squares, to its sums."""
     lane = 0
     while lane + WIDE <= width and lines != TOGETHER:
         pivot = widen(load_wide(pivots, lane))
-        added = load_wide(sums, lane)
-        squared = load_wide(sums, squares + lane)
+        added = splat_wide(0.0)
+        squared = splat_wide(0.0)
         i = start + lane
         for _ in range(lines):
             vector = widen(load_wide(x, i)) - pivot
             added += vector
             squared = muladd(vector, vector, squared)
             i += line
-        store(sums, lane, added)
-        store(sums, squares + lane, squared)
+        store(work, sums + lane, load_wide(work, sums + lane) + added)
+        store(work, squares + lane, load_wide(work, squares + lane) + squared)
         lane += WIDE
     while lines == TOGETHER and lane + LANES <= width:
-        add_lines(x, start + lane, line, TOGETHER, LANES, TOGETHER * line, pivots, sums, squares, lane)
+        add_lines(x, start + lane, line, TOGETHER, LANES, TOGETHER * line, pivots, work, sums, squares, lane)
         lane += LANES
     while lane < width:
-        add_lines(x, start + lane, line, lines, width - lane, 0, pivots, sums, squares, lane)
+        add_lines(x, start + lane, line, lines, width - lane, 0, pivots, work, sums, squares, lane)
         lane += LANES
 
 
 def add_lines(
-    x: Array, start: int, line: int, lines: int, count: int, ahead: int, pivots: Array, sums: Array, squares: int,
-    lane: int,
+    x: Array, start: int, line: int, lines: int, count: int, ahead: int, pivots: Array, work: Array,
+    sums: int, squares: int, lane: int,
 ) -> None:  # fmt: skip
     """Add up to a vector of lanes of some lines; what lies ``ahead`` is fetched meanwhile."""
     pivot = widen(load(pivots, lane))
-    added = load(sums, lane)
-    squared = load(sums, squares + lane)
+    added = splat(0.0)
+    squared = splat(0.0)
     for _ in range(lines):
         if ahead != 0:
             prefetch(x, start + ahead)
@@ -279,23 +303,24 @@ def add_lines(
         added += vector
         squared = muladd(vector, vector, squared)
         start += line
-    store(sums, lane, added)
-    store(sums, squares + lane, squared)
+    store(work, sums + lane, load(work, sums + lane) + added)
+    store(work, squares + lane, load(work, squares + lane) + squared)
 
 
 def sums_weighted(
     x: Array, x_start: int, weights: Array, w_start: int, width: int, pivots: Array,
-    sums: Array, squares: int, weighed: int,
+    work: Array, recent: int, squares: int, weighed: int,
 ) -> None:  # fmt: skip
     """Add one line's weighted deviations, their squares and the weights to the lanes' sums; 0 times NaN counts as 0."""
     zero = splat(0.0)
     for lane in range(0, width, LANES):
         count = width - lane
+        at = recent + lane
         weight = widen(load_part(weights, w_start + lane, count))
         vector = choose(weight, widen(load_part(x, x_start + lane, count)) - widen(load(pivots, lane)), zero)
-        store(sums, lane, load(sums, lane) + weight * vector)
-        store(sums, squares + lane, load(sums, squares + lane) + weight * (vector * vector))
-        store(sums, weighed + lane, load(sums, weighed + lane) + weight)
+        store(work, at, load(work, at) + weight * vector)
+        store(work, squares + at, load(work, squares + at) + weight * (vector * vector))
+        store(work, weighed + at, load(work, weighed + at) + weight)
 
 
 def normalize(

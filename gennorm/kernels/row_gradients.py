@@ -5,10 +5,12 @@ g + by_sum * sum(g) + by_product * sum(g * d) * d``; see ``slopes``. Four factor
 that this needs of the forward pass; ``steps`` says which.
 
 The geometry is that of ``rows``. What it says of the output holds for its gradient, the input's, and the weights,
-which share one layout. Units are taken in blocks, and each block adds up the gradients of the parameters by itself,
-those of the scaling before those of the biases, so that they do not depend on who works on which block. Where they
-vary along a row, a few units' terms are added up in the type of the arithmetic before they join the rest in float64,
-which halves what has to be loaded and stored for each element.
+which share one layout. Units are counted across the slices: the first of each, then the second. They are taken in
+blocks, and each block adds up the gradients of the parameters by itself, those of the scaling before those of the
+biases, so that they do not depend on who works on which block. Where they vary along a row, a few units' terms are
+added up in the type of the arithmetic before they join the rest in float64, which halves what has to be loaded and
+stored for each element. Where there is room for the recent terms of a piece only, a unit is a piece and a block has it
+of all slices: no two blocks share a parameter, and there is one array of gradients for all of them.
 """
 
 from __future__ import annotations
@@ -70,17 +72,23 @@ def backward(
     outer_runs = RUNS + 4 * kept
     final = min(hi * block, slices * units)
     recent_at = misaligned(recent, 0)
+    room = (recent.size - LANES) // 2  # parameters whose recent terms are added up: all of them, or those of a piece
+    done = 0
+    fresh = 1  # nothing has joined the gradients yet, and whatever is in their place does not count
     for unit in range(lo * block, final):
-        number = unit // units if units > 1 else unit
-        first = (unit - number * units) * portion
+        position = unit // slices if units > 1 else 0
+        number = unit - position * slices
+        first = position * portion
         last = min(first + portion, rows * pieces)
+        if unit % block == 0 or (number == 0 and room < parameters):
+            fresh = 1
         x_slice, y_slice, p_slice = offsets(geometry, RUNS, kept, number)
         mean = factors[MEAN * slices + number]
         per_count, per_degree = factors[PER_COUNT * slices + number], factors[PER_DEGREE * slices + number]
         inverse, by_sum, by_product = slopes(factors[VARIANCE * slices + number], per_count, per_degree, numbers)
         centre = real(mean)
         rest = np.float64(centre) - mean  # what rounding the mean lost
-        to_scaling = 2 * parameters * (unit // block)
+        to_scaling = 0 if 0 < room < parameters else 2 * parameters * (unit // block)
         to_biases = to_scaling + parameters
 
         added = 0.0
@@ -92,10 +100,11 @@ def backward(
                 size = min(piece, length - start)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
                 p_row += p_slice
+                window = p_row + start if room < parameters else 0  # the first parameter that there is room for
                 one, two = products(
                     x, x_slice + x_row + start, dy, weights, y_slice + y_row + start, size, splat(centre), scaling,
-                    p_row + start, splat(real(inverse)), splat(real(rest * inverse)), recent, recent_at + p_row + start,
-                    parameters,
+                    p_row + start, splat(real(inverse)), splat(real(rest * inverse)), recent,
+                    recent_at + p_row + start - window, room,
                 )  # fmt: skip
                 if SCALING == 1 and not TANGENT:
                     gradients[to_scaling + p_row] += (two + rest * one) * inverse
@@ -106,11 +115,15 @@ def backward(
                     two *= scaling[p_row]
                 added += one
                 squared += two
-            done = (unit + 1) % block
-            if recent.size > 0 and (done % often == 0 or unit + 1 == final):
-                settle(gradients, to_scaling, recent, recent_at, 2 * parameters)
+            done += 1
+            if room > 0 and (done == often or number + 1 == slices or (unit + 1) % block == 0):
+                many = size if room < parameters else parameters
+                settle(gradients, to_scaling + window, recent, recent_at, many, fresh)
+                settle(gradients, to_biases + window, recent, recent_at + room, many, fresh)
+                done = 0
+                fresh = 0
             if not APPLY:
-                at = (unit - number * units) * 2 * slices + number
+                at = position * 2 * slices + number
                 sums[at] = added
                 sums[at + slices] = squared + rest * added
         if APPLY:
@@ -144,7 +157,7 @@ def backward(
 
 def products(
     x: Array, x_start: int, dy: Array, weights: Array, y_start: int, size: int, centre: Vector,
-    scaling: Array, p_start: int, inverse: Vector, rest: Vector, recent: Array, recent_at: int, parameters: int,
+    scaling: Array, p_start: int, inverse: Vector, rest: Vector, recent: Array, recent_at: int, room: int,
 ) -> tuple[float, float]:  # fmt: skip
     """Sums of ``g`` and of ``g`` times the deviation over contiguous elements; gradients that vary along them."""
     added = splat(0.0)
@@ -156,27 +169,27 @@ def products(
         for _ in range(4):
             one, two = products_at(
                 x, x_start + i, dy, weights, y_start + i, LANES, centre,
-                scaling, p_start + i, inverse, rest, recent, recent_at + i, parameters,
+                scaling, p_start + i, inverse, rest, recent, recent_at + i, room,
             )  # fmt: skip
             few_added += one
-            few_squared += two
+            few_squared = muladd(one, two, few_squared)
             i += LANES
         added += widen(few_added)
         squared += widen(few_squared)
     while i < size:
         one, two = products_at(
             x, x_start + i, dy, weights, y_start + i, size - i, centre,
-            scaling, p_start + i, inverse, rest, recent, recent_at + i, parameters,
+            scaling, p_start + i, inverse, rest, recent, recent_at + i, room,
         )  # fmt: skip
         added += widen(one)
-        squared += widen(two)
+        squared += widen(one * two)
         i += LANES
     return total(added), total(squared)
 
 
 def products_at(
     x: Array, x_start: int, dy: Array, weights: Array, y_start: int, count: int, centre: Vector,
-    scaling: Array, p_start: int, inverse: Vector, rest: Vector, recent: Array, recent_at: int, parameters: int,
+    scaling: Array, p_start: int, inverse: Vector, rest: Vector, recent: Array, recent_at: int, room: int,
 ) -> tuple[Vector, Vector]:  # fmt: skip
     """The terms of up to a vector of elements."""
     gradient = load_part(dy, y_start, count)
@@ -191,19 +204,21 @@ def products_at(
         terms = muladd(gradient, muladd(deviation, inverse, rest), load_part(recent, recent_at, count))
         store_part(recent, recent_at, count, terms)
     if BIASES == 2:
-        at = recent_at + parameters
+        at = recent_at + room
         store_part(recent, at, count, load_part(recent, at, count) + gradient)
     if SCALING == 2 and not TANGENT:
         gradient = gradient * load_part(scaling, p_start, count)
-    return gradient, gradient * deviation
+    return gradient, deviation
 
 
-def settle(gradients: Array, start: int, recent: Array, recent_at: int, size: int) -> None:
+def settle(gradients: Array, start: int, recent: Array, recent_at: int, size: int, fresh: int) -> None:
     """Let recent terms join the gradients in float64."""
     for i in range(0, size, LANES):
         count = size - i
         terms = widen(load_part(recent, recent_at + i, count))
-        store_part(gradients, start + i, count, load_part(gradients, start + i, count) + terms)
+        if not fresh:
+            terms += load_part(gradients, start + i, count)
+        store_part(gradients, start + i, count, terms)
         store_part(recent, recent_at + i, count, splat(real(0)))
 
 

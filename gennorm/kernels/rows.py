@@ -12,6 +12,7 @@ A call works on the units ``lo`` to ``hi`` and writes nothing that belongs to ot
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,11 @@ BIASES = 0
 STREAM = 0  # write past the caches, and fetch the next row meanwhile
 ACROSS = 0  # take the same unit of one slice after another: with moments that are given, that is the order of memory
 INVERT = 0  # from output to input: the scaling is given as its reciprocals
+EXACT = 1  # one pass about 0 may be enough; if not, the first is about the mean of a sample
 real = np.float32  # the type of the arithmetic; moments are always float64
+
+SAMPLE = 64  # elements in a sample
+BLOCK = 4096  # elements that are summed by themselves before they join those before them
 
 LENGTH = 0  # elements in a row
 PIECE = 1  # elements in a piece of a row; the last piece may be shorter
@@ -102,30 +107,42 @@ def forward(
         spread = 0.0
         if MEASURE:
             pivot = real(0)
-            for attempt in range(2):
-                added = 0.0
-                squared = 0.0
+            for attempt in range(EXACT, 3):  # over a sample, over everything, and over that again if it is not enough
+                end = last if attempt > 0 else min(last, first - -SAMPLE // piece)
+                often = 1 + int(math.sqrt(end - first))  # rows in a block, and about as many blocks
+                added = splat(0.0)
+                squared = splat(0.0)
                 count = 0.0
-                for part in range(first, last):
-                    row = part // pieces if pieces > 1 else part
-                    start = (part - row * pieces) * piece
-                    size = min(piece, length - start)
-                    x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
-                    weight: Any = np.float64(size)
-                    if WEIGHTED:
-                        sum_, sum_of_squares, weight = sums_weighted(
-                            x, x_slice + x_row + start, y, y_slice + y_row + start, size, pivot
-                        )
-                    elif attempt == 0:
-                        x_next, _, _ = offsets(geometry, outer_runs, outer, min(part + 1, last - 1) // pieces)
-                        sum_, sum_of_squares = sums(x, x_slice + x_row + start, size, x_next - x_row)
-                    else:
-                        sum_, sum_of_squares = sums_about(x, x_slice + x_row + start, size, pivot)
-                    added += sum_
-                    squared += sum_of_squares
-                    count += weight
-                mean, spread = moments(added, squared, larger(count, NOTHING), np.float64(pivot))
-                if attempt == 1 or cancelled(squared, spread) == 0.0:
+                for block in range(first, end, often):
+                    block_added = splat(0.0)
+                    block_squared = splat(0.0)
+                    for part in range(block, min(block + often, end)):
+                        row = part // pieces if pieces > 1 else part
+                        start = (part - row * pieces) * piece
+                        size = min(piece, length - start)
+                        if attempt == 0:
+                            size = min(size, SAMPLE)
+                        x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
+                        x_start = x_slice + x_row + start
+                        weight: Any = np.float64(size)
+                        if WEIGHTED:
+                            sum_, sum_of_squares, weight = sums_weighted(
+                                x, x_start, y, y_slice + y_row + start, size, pivot
+                            )
+                        elif attempt == 1:
+                            x_next, _, _ = offsets(geometry, outer_runs, outer, min(part + 1, last - 1) // pieces)
+                            about = splat(0.0) if EXACT else widen(splat(pivot))
+                            sum_, sum_of_squares = sums(x, x_start, size, about, x_next - x_row)
+                        else:
+                            sum_, sum_of_squares = sums(x, x_start, size, widen(splat(pivot)), 0)
+                        block_added += sum_
+                        block_squared += sum_of_squares
+                        count += weight
+                    added += block_added
+                    squared += block_squared
+                in_all = total(squared)
+                mean, spread = moments(total(added), in_all, larger(count, NOTHING), np.float64(pivot))
+                if attempt == 2 or (attempt == 1 and cancelled(in_all, spread) == 0.0):
                     break
                 pivot = real(mean)
             if KEEP:
@@ -167,65 +184,65 @@ def forward(
         fence()
 
 
-def sums(x: Array, start: int, size: int, ahead: int) -> tuple[float, float]:
-    """Sum of contiguous elements and of their squares; two accumulators hide the latency of one.
+def sums(x: Array, start: int, size: int, about: Vector, ahead: int) -> tuple[Vector, Vector]:
+    """Sums, in each lane, of deviations of contiguous elements and of their squares.
 
-    What lies ``ahead`` is fetched meanwhile, if that is not here: the processor does not expect it.
+    Two accumulators hide the latency of one, and begin anew with each block. What lies ``ahead`` is fetched meanwhile,
+    if that is not here: the processor does not expect it.
     """
     added = splat(0.0)
-    added_too = splat(0.0)
-    squared = splat(0.0)
-    squared_too = splat(0.0)
-    stop = start + size
-    while start + 2 * LANES <= stop:
-        if ahead != 0:
-            prefetch(x, start + ahead)
-            prefetch(x, start + ahead + LANES)
-        vector = widen(load(x, start))
-        added += vector
-        squared = muladd(vector, vector, squared)
-        vector = widen(load(x, start + LANES))
-        added_too += vector
-        squared_too = muladd(vector, vector, squared_too)
-        start += 2 * LANES
-    while start < stop:
-        vector = widen(load_part(x, start, stop - start))
-        added += vector
-        squared = muladd(vector, vector, squared)
-        start += LANES
-    return total(added + added_too), total(squared + squared_too)
-
-
-def sums_about(x: Array, start: int, size: int, pivot: Any) -> tuple[float, float]:
-    """Sum of the deviations of contiguous elements from ``pivot``, and of their squares."""
-    centre = widen(splat(pivot))
-    added = splat(0.0)
     squared = splat(0.0)
     stop = start + size
     while start < stop:
-        vector = first_lanes(widen(load_part(x, start, stop - start)) - centre, stop - start)
-        added += vector
-        squared = muladd(vector, vector, squared)
-        start += LANES
-    return total(added), total(squared)
+        end = min(start + BLOCK, stop)
+        one = splat(0.0)
+        one_squared = splat(0.0)
+        other = splat(0.0)
+        other_squared = splat(0.0)
+        while start + 2 * LANES <= end:
+            if ahead != 0:
+                prefetch(x, start + ahead)
+                prefetch(x, start + ahead + LANES)
+            vector: Vector = widen(load(x, start)) - about
+            one += vector
+            one_squared = muladd(vector, vector, one_squared)
+            vector = widen(load(x, start + LANES)) - about
+            other += vector
+            other_squared = muladd(vector, vector, other_squared)
+            start += 2 * LANES
+        while start < end:
+            vector = first_lanes(widen(load_part(x, start, end - start)) - about, end - start)
+            one += vector
+            one_squared = muladd(vector, vector, one_squared)
+            start += LANES
+        added += one + other
+        squared += one_squared + other_squared
+    return added, squared
 
 
 def sums_weighted(
     x: Array, x_start: int, weights: Array, w_start: int, size: int, pivot: Any
-) -> tuple[float, float, float]:
-    """Weighted sums of the deviations and of their squares, and the sum of the weights; 0 times NaN counts as 0."""
+) -> tuple[Vector, Vector, float]:
+    """The same with weights, and the sum of the weights; 0 times NaN counts as 0."""
     centre = widen(splat(pivot))
     zero = splat(0.0)
     added = splat(0.0)
     squared = splat(0.0)
     weighed = splat(0.0)
-    for i in range(0, size, LANES):
-        weight = widen(load_part(weights, w_start + i, size - i))
-        vector = choose(weight, widen(load_part(x, x_start + i, size - i)) - centre, zero)
-        added += weight * vector
-        squared += weight * (vector * vector)
-        weighed += weight
-    return total(added), total(squared), total(weighed)
+    for block in range(0, size, BLOCK):
+        one = splat(0.0)
+        one_squared = splat(0.0)
+        one_weighed = splat(0.0)
+        for i in range(block, min(block + BLOCK, size), LANES):
+            weight = widen(load_part(weights, w_start + i, size - i))
+            vector = choose(weight, widen(load_part(x, x_start + i, size - i)) - centre, zero)
+            one += weight * vector
+            one_squared += weight * (vector * vector)
+            one_weighed += weight
+        added += one
+        squared += one_squared
+        weighed += one_weighed
+    return added, squared, total(weighed)
 
 
 def normalize(

@@ -11,7 +11,7 @@ CENTER = 1  # Standardize subtracts the mean; RMS does not
 SCALING = 0  # 0: absent, 1: a constant of the loop that normalizes, more: varies inside it
 BIASES = 0
 INVERT = 0  # from output to input
-EXACT = 1  # the squares of the input are exact in float64: one pass is enough unless it cancels
+EXACT = 1  # the squares of the input are exact in float64, or no mean is subtracted
 
 INSIDE, FLOOR, OUTSIDE = 0, 1, 2
 
@@ -25,7 +25,10 @@ MEAN, VARIANCE, PER_COUNT, PER_DEGREE = 0, 1, 2, 3
 
 # One pass loses log2(mean square / variance) bits of 53 to cancellation. Where it would lose more than 10, a second
 # pass is made about the mean of the first; constant slices, whose spread is all cancellation, become exactly 0 by it.
+# Where the squares themselves are rounded it may lose one: deviations are then from the mean of a sample, which as a
+# rule is nearer than that. (Just below 2, so that a constant whose distances have squares that are subnormal is 0 too.)
 CANCELLATION = 1024.0
+NEAR = 1.9
 NOTHING = 1e-300  # divides the sums, which are 0, of a slice in which nothing is counted: its mean is 0
 
 
@@ -57,9 +60,7 @@ def cancelled(squared: Any, spread: Any) -> Any:
     """1 where one pass was not enough, 0 elsewhere."""
     if not CENTER:
         return exceeds(squared, math.inf)
-    if not EXACT:
-        return exceeds(squared, -1.0)
-    return exceeds(squared, spread * CANCELLATION)
+    return exceeds(squared, spread * (CANCELLATION if EXACT else NEAR))
 
 
 def inverse_deviation(variance: Any, epsilon: float, placement: float) -> Any:

@@ -78,8 +78,7 @@ def narrow(vector: Vector) -> Vector:
 
 def root(value: Any) -> Any:
     """Return the square root, of a number or of each lane; below 0 it is NaN."""
-    with np.errstate(invalid="ignore"):
-        return np.sqrt(value)
+    return np.sqrt(value)
 
 
 def inverse(value: Any) -> Any:

@@ -10,7 +10,7 @@ How it is made, for whoever adds a module: `tensors` turns tensors into arrays o
 refuses those that it cannot; `_autograd` has what autograd knows, `functional` the functions that modules call and
 `operators` the same for torch.compile; `module` has `Normalization`, the base of every module, which owns `weight`,
 `bias` and a core. A module with statistics of its own keeps them in buffers, hands them to `Normalization.normalize` as
-``moments=held(mean, variance)``, and gets those of a batch from `Normalization.normalize_and_measure`.
+``moments=Held(mean, variance)``, and gets those of a batch from `Normalization.normalize_and_measure`.
 """
 
 from gennorm.torch.accelerating import accelerate, restore

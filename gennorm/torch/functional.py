@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
+import numpy as np
 from torch import Tensor, is_grad_enabled
 
 from gennorm.config import LayerConfig, resolve_config
-from gennorm.statistics import folded
+from gennorm.statistics import following, require_held
 from gennorm.torch._autograd import Job, Normalize, arrays, threads_for, transformed
 from gennorm.torch.distributed import gathered
 from gennorm.torch.tensors import (
+    Held,
     array_of,
-    held,
     moments_of,
     require_mask,
     require_parameter,
     require_tensor,
-    stacked,
     tensor_of,
 )
 
@@ -147,13 +148,18 @@ def fold(
     >>> fold(config, torch.zeros(1), torch.ones(1), measured, (4, 1))
     (tensor([2.], dtype=torch.float64), tensor([2.], dtype=torch.float64))
     """
-    moving = moments_of(held(mean, variance), config.method)
+    means, variances = Held(mean, variance).arrays()
     batch = moments_of(measured, config.method)
     if group is not None:
         batch = gathered(batch, group)
-    found = folded(moving, batch, resolve_config(config, shape), config, unbiased=unbiased)
-    _, centre, spread = stacked(found)
-    return centre.clone(), spread.clone()
+    resolved = _resolved(config, shape)
+    require_held(variances, resolved)
+    doubled = None if means is None else means.astype(np.float64)
+    centre, spread = following(doubled, variances.astype(np.float64), batch, resolved, config, unbiased=unbiased)
+    return tensor_of(np.zeros(spread.shape) if centre is None else centre), tensor_of(spread)
+
+
+_resolved = functools.lru_cache(1024)(resolve_config)
 
 
 def require(x: Tensor, scaling: Tensor | None, biases: Tensor | None, mask: Tensor | None) -> None:

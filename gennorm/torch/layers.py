@@ -19,7 +19,7 @@ import gennorm
 from gennorm.config import LayerConfig
 from gennorm.errors import ConfigError, GroupError, LevelRangeError, ParameterError, ShapeError, TensorError
 from gennorm.torch.module import Normalization
-from gennorm.torch.tensors import held
+from gennorm.torch.tensors import Held
 
 __all__ = [
     "BatchNorm1d",
@@ -82,7 +82,10 @@ class LayerNorm(TorchNorm, nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize over the trailing axes."""
-        return self._normalized(input)
+        try:  # as `_normalized` does, which would be one call more
+            return self.normalize(input)
+        except MISFITS as error:
+            raise _as_torch(error) from None
 
 
 class RMSNorm(TorchNorm, nn.RMSNorm):
@@ -161,7 +164,7 @@ class _Running(TorchNorm):
         return y
 
     def _normalized_by_running(self, x: Tensor) -> Tensor:
-        return self._normalized(x, moments=held(self.running_mean, self.running_var))
+        return self._normalized(x, moments=Held(self.running_mean, self.running_var))
 
 
 class _BatchNorm(_Running):

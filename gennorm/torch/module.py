@@ -18,17 +18,17 @@ from gennorm.config import LayerConfig, kept_shape, parameter_shape, resolve_con
 from gennorm.errors import ConfigError, InitializationError
 from gennorm.statistics import initial, is_one_example, required
 from gennorm.torch import functional, operators
-from gennorm.torch._autograd import Job, threads_for, transforms
+from gennorm.torch._autograd import Adopted, Job, arrays, record, threads_for, transforms
 from gennorm.torch.distributed import group_name
 from gennorm.torch.functional import require
 from gennorm.torch.operators import modes, tracing
-from gennorm.torch.tensors import HALVES, array_of, held, require_tensor, tensor_of
+from gennorm.torch.tensors import HALVES, Held, array_of, require_tensor, tensor_of
 
 __all__ = ["Normalization", "NormalizationLayer"]
 
 PARAMETERS = {"scaling": "weight", "biases": "bias"}  # the core's names and torch's
 BUFFERS = ("mean", "variance")
-DERIVED = {"core", "_job"}  # what a module makes of its config, and anew in a copy
+DERIVED = {"core", "_job", "_adopted", "_own", "_measuring"}  # what a module makes of its config, and anew in a copy
 
 
 class Normalization(nn.Module):
@@ -48,7 +48,7 @@ class Normalization(nn.Module):
     config: LayerConfig
     core: gennorm.NormalizationLayer
     _present: tuple[bool, ...] | None = None  # which parameters the core was made for; None before there is a core
-    _taken: torch.dtype | None = None  # the dtype of inputs that the core has the right parameters for
+    _adopted = Adopted()  # nothing yet
 
     def _begin(self) -> None:
         """Make what is derived from the config and from which parameters there are."""
@@ -61,66 +61,41 @@ class Normalization(nn.Module):
         self._text = json.dumps(config.to_dict())
         self.core = gennorm.NormalizationLayer.from_config(replace(config, statistics="input").to_dict())
         self._job = Job(self.core, self.config.method)
-        self._taken = None
-        self._size = 0
-        self._weight_at: int | None = None
-        self._bias_at: int | None = None
-        self._weight_steps: tuple[int, ...] = ()
-        self._bias_steps: tuple[int, ...] = ()
+        self._adopted = Adopted()
+        self._own = replace(self._job, adopted=self._adopted)
+        self._measuring = replace(self._own, measures=True)
 
-    def normalize(self, x: Tensor, mask: Tensor | None = None, moments: Tensor | None = None) -> Tensor:
-        """Normalize a tensor by its own moments, or by given ones; see `gennorm.torch.functional.normalize`."""
-        # A small call is mostly Python: what comes before the core is written out here, without a call of our own.
+    def normalize(self, x: Tensor, mask: Tensor | None = None, moments: Held | None = None) -> Tensor:
+        """Normalize a tensor by its own moments, or by a mean and a variance that are given."""
         parameters = self._parameters
         weight, bias = parameters.get("weight"), parameters.get("bias")
-        if (
-            mask is None
-            and moments is None
-            and type(x) is Tensor
-            and not (is_dynamo_compiling() or modes() or tracing() is not None)
-            and not (transforms() or forward_ad._current_level >= 0)
-            and not (
+        if mask is None and self._settled(x, weight, bias):
+            if not (
                 is_grad_enabled()
                 and (
                     x.requires_grad
                     or (weight is not None and weight.requires_grad)
                     or (bias is not None and bias.requires_grad)
                 )
-            )
-        ):
-            if not (
-                x.dtype is self._taken
-                and (
-                    self._weight_at is None
-                    if weight is None
-                    else weight.data_ptr() == self._weight_at
-                    and weight.numel() == self._size
-                    and weight.stride() == self._weight_steps
-                )
-                and (
-                    self._bias_at is None
-                    if bias is None
-                    else bias.data_ptr() == self._bias_at
-                    and bias.numel() == self._size
-                    and bias.stride() == self._bias_steps
-                )
             ):
-                self._adopt(x, weight, bias)
-            try:
-                array = x.numpy()
-            except (TypeError, RuntimeError):  # bfloat16, which NumPy lacks, or a gradient; or memory it cannot have
-                array = array_of(require_tensor(x, "the input"))
-            else:
-                if array.size < SHARED:
-                    return from_numpy(self.core(array))
-            with threads_for(x):
-                return tensor_of(self.core(array))
+                try:
+                    array = x.numpy()
+                except (TypeError, RuntimeError):  # bfloat16, which NumPy lacks, or a gradient; or no memory to have
+                    array = array_of(require_tensor(x, "the input"))
+                else:
+                    if array.size < SHARED and moments is None:
+                        return from_numpy(self.core(array))
+                with threads_for(x):
+                    return tensor_of(self.core(array, moments=None if moments is None else moments.arrays()))
+            if moments is None:
+                return record(self._own, x, weight, bias, None, None)[0]
         if not isinstance(x, Tensor):
             require_tensor(x, "the input")
         self._require_present(weight, bias)
+        laid = None if moments is None else moments.stacked(unbiased=self.config.unbiased)
         if operators.traced(x):
-            return operators.normalize(x, weight, bias, mask, moments, self._text, None)[0]
-        return functional.normalize(self._job, x, weight, bias, mask=mask, moments=moments)
+            return operators.normalize(x, weight, bias, mask, laid, self._text, None)[0]
+        return functional.normalize(self._job, x, weight, bias, mask=mask, moments=laid)
 
     def normalize_and_measure(
         self, x: Tensor, *, mask: Tensor | None = None, group: str | None = None
@@ -130,6 +105,9 @@ class Normalization(nn.Module):
         With a `group` of processes, by the moments of the inputs of all of them.
         """
         weight, bias = self._parameters.get("weight"), self._parameters.get("bias")
+        if mask is None and group is None and self._settled(x, weight, bias):
+            y, _, measured = record(self._measuring, x, weight, bias, None, None)
+            return y, measured
         if not isinstance(x, Tensor):
             require_tensor(x, "the input")
         self._require_present(weight, bias)
@@ -138,6 +116,24 @@ class Normalization(nn.Module):
             return y, measured.detach()
         job = self._job if group is None else replace(self._job, group=group)
         return functional.normalize_and_measure(job, x, weight, bias, mask=mask)
+
+    def _settled(self, x: Any, weight: Tensor | None, bias: Tensor | None) -> bool:
+        """Whether nobody but autograd looks at what is computed; the core has the parameters then.
+
+        A small call is mostly Python, and this is what comes before the core.
+        """
+        if (
+            type(x) is not Tensor
+            or is_dynamo_compiling()
+            or modes()
+            or tracing() is not None
+            or transforms()
+            or forward_ad._current_level >= 0
+        ):
+            return False
+        if x.dtype is not self._adopted.dtype or not self._adopted.has(weight, bias):
+            self._adopt(x, weight, bias)
+        return True
 
     def _fold(
         self,
@@ -161,16 +157,12 @@ class Normalization(nn.Module):
 
     def _adopt(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
         """Hand the parameters' memory to the core, and remember where it is; for inputs of this dtype."""
-        self._taken = None
+        self._adopted.dtype = None
         require(x, weight, bias, None)
         self._require_present(weight, bias)
-        scaling, biases = (None if value is None else array_of(value) for value in (weight, bias))
+        scaling, biases = arrays(weight, bias)
         self.core.adopt(scaling=scaling, biases=biases)
-        if weight is not None:
-            self._weight_at, self._weight_steps, self._size = weight.data_ptr(), weight.stride(), weight.numel()
-        if bias is not None:
-            self._bias_at, self._bias_steps, self._size = bias.data_ptr(), bias.stride(), bias.numel()
-        self._taken = x.dtype
+        self._adopted.take(x.dtype, weight, bias)
 
     def _require_present(self, weight: Tensor | None, bias: Tensor | None) -> None:
         """Make the core where there is none, and anew where a parameter has been taken away or put there since."""
@@ -311,7 +303,7 @@ class NormalizationLayer(Normalization):
             return y
         if self.variance is None:
             required(None)  # raises
-        moments = held(self.mean, cast("Tensor", self.variance), unbiased=self.config.unbiased)
+        moments = Held(self.mean, cast("Tensor", self.variance))
         if statistics == "dataset" and is_one_example(self.config, tuple(x.shape)):
             return self.normalize(x[None], mask=mask, moments=moments)[0]
         return self.normalize(x, mask=mask, moments=moments)

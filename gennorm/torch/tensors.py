@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,8 @@ from gennorm.errors import InputError, TensorError
 from gennorm.moments import Moments
 
 __all__ = [
+    "Held",
     "array_of",
-    "held",
     "moments_of",
     "require_mask",
     "require_parameter",
@@ -40,12 +40,11 @@ def array_of(tensor: Tensor) -> Array:
     >>> array.dtype.name, array.strides, tensor[2, 1].item()
     ('bfloat16', (2, 6), 5.0)
     """
-    plain = tensor.detach().resolve_neg()
-    if plain.dtype == torch.bfloat16:
+    if tensor.dtype is torch.bfloat16:
         import ml_dtypes
 
-        return plain.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-    return plain.numpy()
+        return tensor.detach().resolve_neg().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy(force=True)  # without a gradient, and a copy only of what is of negative sign
 
 
 def tensor_of(array: Array) -> Tensor:
@@ -71,28 +70,32 @@ def stacked(moments: Moments) -> Tensor:
             [1.0000, 5.0000],
             [0.5000, 0.0000]], dtype=torch.float64)
     """
-    mean = np.zeros(moments.shape) if moments.mean is None else moments.mean
-    return torch.from_numpy(np.stack([moments.count, mean, moments.m2]))
+    laid = np.empty((3, *moments.shape))
+    laid[0], laid[1], laid[2] = moments.count, 0.0 if moments.mean is None else moments.mean, moments.m2
+    return torch.from_numpy(laid)
 
 
-def held(mean: Tensor | None, variance: Tensor, *, unbiased: bool = False) -> Tensor:
-    """A mean and a variance that are to be used as they are, as one tensor that lies as `stacked` does.
-
-    Parameters
-    ----------
-    mean, variance : Tensor
-        Of one shape; the mean may be None, for the method RMS.
-    unbiased : bool, default False
-        Whether the layer divides by the count minus one: the count is then two.
+class Held(NamedTuple):
+    """A mean and a variance that are to be used as they are; no mean for the method RMS.
 
     Examples
     --------
-    >>> held(torch.tensor([1.0]), torch.tensor([4.0])).tolist()
+    >>> Held(torch.tensor([1.0]), torch.tensor([4.0])).stacked().tolist()
     [[1.0], [1.0], [4.0]]
     """
-    mean = torch.zeros_like(variance) if mean is None else mean
-    count = torch.full_like(variance, 2 if unbiased else 1)
-    return torch.stack([count, mean, variance]).detach().to(torch.float64)
+
+    mean: Tensor | None
+    variance: Tensor
+
+    def stacked(self, *, unbiased: bool = False) -> Tensor:
+        """Both as one tensor that lies as `stacked` does; the count is two where a layer divides by it minus one."""
+        mean = torch.zeros_like(self.variance) if self.mean is None else self.mean
+        count = torch.full_like(self.variance, 2 if unbiased else 1)
+        return torch.stack([count, mean, self.variance]).detach().to(torch.float64)
+
+    def arrays(self) -> tuple[Array | None, Array]:
+        """Both as arrays over the same memory."""
+        return None if self.mean is None else array_of(self.mean), array_of(self.variance)
 
 
 def moments_of(tensor: Tensor, method: str) -> Moments:
@@ -103,8 +106,9 @@ def moments_of(tensor: Tensor, method: str) -> Moments:
     >>> moments_of(stacked(Moments(2, None, 8.0)), "RMS")
     Moments(count=2., mean=None, m2=8.)
     """
-    count, mean, m2 = map(np.array, array_of(tensor))
-    return Moments.trusted(count, mean if method == "Standardize" else None, m2)
+    laid = array_of(tensor)
+    mean = laid[1, ...] if method == "Standardize" else None
+    return Moments.trusted(laid[0, ...], mean, laid[2, ...])
 
 
 # ------------------------------------------------------------------------------------------------ what is wrong with it

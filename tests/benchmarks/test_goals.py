@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -17,12 +18,15 @@ MEANS = {
     ("forward", "JAX"): {1: 3, 2: 2.5},
     ("backward", "JAX"): {1: 3, 2: 2.5},
     ("inference", "torch"): {1: 1.5, 2: 1.2},
+    ("module", "torch"): {1: 3, 2: 3},
 }
 LEAST = {1: 1.2, 2: 1.0}  # of any forward or backward case against either
 HALVES = 2.0  # of float16 and bfloat16 against torch, in the mean
 # Into `out=` against np.copyto: slices that fit the cache of a core, and larger ones.
 COPIES = {1: (1.0, 0.66), 2: (1.3, 0.9)}
 TINY = {"layer norm 1×768": 1.5, "RMS norm 1×768": 3.0}
+# Modules beside torch's own: any of them; RMS norm, and instance norm with its channels last, in the mean; a call.
+MODULE, MODULES, CALL = 1.0, {"RMS norm": 4.0, "instance norm.*channels last": 8.0}, ("layer norm 1×768", 1.0)
 # Seconds of a new process: the import, the first call with kernels in the cache, and without.
 IMPORT, WARM, COLD = 0.25, 0.4, 1.5
 
@@ -94,6 +98,27 @@ def test_tiny(run, name):
     (found,) = (case for case in run["cases"] if (case["name"], case["work"]) == (name, Work.FORWARD))
     assert found["size"] == Size.TINY
     assert ratio(found, "torch") >= TINY[name]
+
+
+def test_no_module_is_behind(run):
+    behind = {
+        case["name"]: round(ratio(case, "torch"), 2)
+        for case in run["cases"]
+        if case["work"] == Work.MODULE and ratio(case, "torch") < MODULE
+    }
+    assert behind == {}
+
+
+@pytest.mark.parametrize("pattern", MODULES)
+def test_modules(run, pattern):
+    found = [case for case in run["cases"] if case["work"] == Work.MODULE and re.match(pattern, case["name"])]
+    assert mean([ratio(case, "torch") for case in found]) >= MODULES[pattern]
+
+
+def test_a_call_of_a_module(run):
+    name, goal = CALL
+    (found,) = (case for case in run["cases"] if (case["name"], case["work"]) == (name, Work.EVALUATION))
+    assert ratio(found, "torch") >= goal
 
 
 def test_startup(run):

@@ -74,7 +74,7 @@ def test_outputs_in_plain_python_are_the_same_to_the_bit():
 
 @pytest.mark.parametrize("machine", ["x86-64"] if X86 else [HOST])
 def test_float16_without_instructions_for_it(machine):
-    """Every float16, and every place where float32 is rounded to another one: as NumPy has it, and as the processor does."""
+    """Every float16, and every float32 that is rounded to another: as NumPy has it, and as the processor does."""
     converted = end(start(machine, "run", "halves"))
     assert converted["found"]["wrong"] == [0, 0]
     assert converted["code"]["halves"] is False

@@ -260,3 +260,106 @@ def test_compiled_without_a_break(case):
         torch.testing.assert_close(compiled(x), other(x))
     for key, value in other.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[key], value)
+
+
+# --------------------------------------------------------------------------------------- running statistics that change
+
+
+def in_place(module):
+    module.running_mean.add_(1)
+
+
+def beneath_autograd(module):
+    module.running_var.data.mul_(2)
+
+
+def by_an_array(module):
+    module.running_mean.numpy()[:] += 3
+
+
+def other_memory(module):
+    module.running_var.data = module.running_var.data * 3
+
+
+def other_buffer(module):
+    module.running_mean = module.running_mean + 2
+
+
+def loaded(module):
+    module.load_state_dict({name: value + 1 for name, value in module.state_dict().items()})
+
+
+def assigned(module):
+    module.load_state_dict({name: value + 1 for name, value in module.state_dict().items()}, assign=True)
+
+
+def begun_anew(module):
+    module.reset_running_stats()
+
+
+def trained(module):
+    module.train()(sample((4, 6, 5, 3), seed=9))
+    module.eval()
+
+
+CHANGES = [in_place, beneath_autograd, by_an_array, other_memory, other_buffer, loaded, assigned, begun_anew, trained]
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("name", ["BatchNorm2d", "InstanceNorm2d"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_running_statistics_count_in_the_next_call(change, name, grad):
+    """However they are written: nothing is kept of them from one call to the next."""
+    both = pair(name, (6,), {"affine": True, "track_running_stats": True})
+    x = sample((4, 6, 5, 3))
+    for module in both:
+        module.eval()
+    before = None
+    for _ in range(3):
+        with torch.set_grad_enabled(grad):
+            expected, found = (module(x) for module in both)
+        torch.testing.assert_close(found, expected, **TOLERANCES[torch.float32])
+        assert before is None or not torch.equal(found, before) or change is begun_anew
+        before = found
+        with torch.no_grad():
+            for module in both:
+                change(module)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_running_statistics_of_other_channels_are_refused(grad):
+    _, module = pair("BatchNorm2d", (6,), {})
+    module.eval()
+    x = sample((4, 6, 5, 3))
+    with torch.set_grad_enabled(grad):
+        module(x)
+        module.running_mean, module.running_var = torch.zeros(5), torch.ones(5)
+        for _ in range(2):
+            with pytest.raises(GennormError):
+                module(x)
+
+
+def test_running_statistics_of_double_precision():
+    both = pair("BatchNorm2d", (6,), {})
+    for module in both:
+        module.eval()(sample((4, 6, 5, 3)))
+        module.double()
+    x = sample((4, 6, 5, 3), torch.float64)
+    expected, found = (module(x) for module in both)
+    torch.testing.assert_close(found, expected, **TOLERANCES[torch.float64])
+
+
+def test_a_backward_pass_after_the_parameters_were_others():
+    """Between a call and its backward pass the module computes with parameters that lie elsewhere."""
+    theirs, ours = pair("LayerNorm", (16,), {})
+    x, dy = sample((3, 16)), sample((3, 16), seed=3)
+    others = {"weight": torch.ones(16), "bias": torch.zeros(16)}
+    found = []
+    for module in (theirs, ours):
+        given = x.clone().requires_grad_()
+        for _ in range(2):
+            y = module(given)
+            torch.func.functional_call(module, others, (x,))
+            found.append(torch.autograd.grad(y, [given, *module.parameters()], dy))
+    for one in found[1:]:
+        torch.testing.assert_close(one, found[0], **TOLERANCES[torch.float32])

@@ -110,9 +110,10 @@ def bound(length: int, far: float, dtype: str) -> float:
 
     docs/explanation/numerics.md derives it.
     """
-    m = (length + 8) * 2.0 ** (DIGITS[dtype] - 54)  # that a sum in float64 may be off by
+    terms = min(length + 8, 2 * math.sqrt(min(length, 1 << 22)) + 300)  # one after another, in a sum
+    m = terms * 2.0 ** (DIGITS[dtype] - 54)  # that it may be off by, in float64
     mean = far * 2.0 ** (DIGITS[dtype] - 53)
-    return 10 + (2 * 512 + 33 if dtype == "float32" else 2 + 17 / 16) * m + mean
+    return 10 + (2 * 512 + 33 if dtype == "float32" else 6.5) * m + mean
 
 
 def _errors(peers: Sequence[Peer], dtype: str, length: int, offset: float, scale: float) -> Iterator[Error]:

@@ -32,6 +32,8 @@ class Work(StrEnum):
     OUT = "out"  # the output, into an array that is there
     INFERENCE = "inference"  # the output by moments that are given
     ADAPT = "adapt"  # the moments of a data set, for later
+    MODULE = "module"  # forward and backward of a module of torch
+    EVALUATION = "evaluation"  # a module's output in evaluation, by running statistics where it has them
 
 
 class Size(StrEnum):
@@ -98,6 +100,16 @@ class Case:
         return self.norm not in {"RMS", "feature"}
 
     @property
+    def derived(self) -> bool:
+        """Whether gradients are asked for."""
+        return self.work in {Work.BACKWARD, Work.MODULE}
+
+    @property
+    def given(self) -> bool:
+        """Whether the moments are given."""
+        return self.work is Work.INFERENCE or (self.work is Work.EVALUATION and self.norm == "batch")
+
+    @property
     def aggregated(self) -> tuple[int, ...]:
         """The axes that are aggregated."""
         rank = len(self.shape)
@@ -156,9 +168,9 @@ class Case:
         """
         if self.work is Work.ADAPT:
             return self.bytes
-        again = self.work is not Work.INFERENCE and self.span > cache
+        again = not self.given and self.span > cache
         forward, backward = 2 + again, 3 + 2 * again
-        return self.bytes * (forward + (backward if self.work is Work.BACKWARD else 0))
+        return self.bytes * (forward + (backward if self.derived else 0))
 
     @property
     def span(self) -> int:
@@ -239,6 +251,8 @@ def matrix() -> list[Case]:
         *(_with(case, Work.BACKWARD) for case in trained),
         *(_with(case, Work.OUT) for case in large),
         *_inference(),
+        *_modules(),
+        *(_with(case, Work.EVALUATION) for case in _modules() if case.size is not Size.LARGE),
     ]
 
 
@@ -323,3 +337,23 @@ def _inference() -> Iterator[Case]:
     for shape, size in (((4096, 768), Size.MIDDLE), ((32768, 1024), Size.LARGE)):
         yield Case("feature", shape, size, Work.INFERENCE, channel=-1)
         yield Case("feature", shape, size, Work.ADAPT, channel=-1)
+
+
+def _modules() -> Iterator[Case]:
+    """What torch has a module for."""
+    tiny, small, middle, large = Size
+    work = Work.MODULE
+    for shape, size in (((1, 768), tiny), ((128, 768), small), ((512, 768), middle)):
+        yield Case("layer", shape, size, work)
+        yield Case("RMS", shape, size, work)
+    for image, size in (((1, 64, 8, 8), tiny), ((2, 64, 28, 28), small), ((16, 64, 56, 56), middle)):
+        yield from (
+            _with(case, work) for case in _images(image, size, 32) if case.norm in {"group", "instance", "batch"}
+        )
+    yield Case("group", (8, 256, 28, 28), middle, work, groups=((1, 32),))
+    for dtype in ("float16", "bfloat16"):
+        yield Case("layer", (4096, 768), middle, work, dtype=dtype)
+        yield Case("batch", (16, 64, 56, 56), middle, work, dtype=dtype)
+    yield Case("layer", (32768, 1024), large, work)
+    yield Case("batch", (8, 64, 224, 224), large, work)
+    yield Case("instance", (8, 224, 224, 64), large, work, channel=-1)

@@ -16,7 +16,7 @@ from gennorm.cli.bench.accuracy import FORMULAS, Error, errors
 from gennorm.cli.bench.cases import Case, Size, Work, matching, matrix
 from gennorm.cli.bench.growth import Grown, growth
 from gennorm.cli.bench.models import Accelerated, models
-from gennorm.cli.bench.peers import COPY, PEERS, Peer, found
+from gennorm.cli.bench.peers import COPY, MODULES, PEERS, Peer, Torch, found
 from gennorm.cli.bench.running import Result, measure, threads
 from gennorm.cli.bench.startup import Waited, startup
 from gennorm.cli.console import console, progress
@@ -107,6 +107,8 @@ def run(request: Request) -> int:
     screen = console()
     with threads(number):
         present, absent = found(wanted, number)
+        if Torch.absence() is not None:
+            cases = [case for case in cases if case.work not in MODULES]
         versions = {peer.name: peer.version for peer in present}
         machine = f"{report.processor()}, {number} {'thread' if number == 1 else 'threads'}"
         screen.print(machine)

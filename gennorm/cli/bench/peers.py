@@ -21,10 +21,11 @@ from gennorm.arrays import dtype_named
 from gennorm.cli.bench.cases import Array, Arrays, Case, Work
 from gennorm.cli.bench.values import compute
 
-__all__ = ["COPY", "PEERS", "Competitor", "Gennorm", "Peer", "copies", "found"]
+__all__ = ["COPY", "MODULES", "PEERS", "Competitor", "Gennorm", "Peer", "copies", "found"]
 
 COPY = "np.copyto"
 CHUNK = 8 << 20  # bytes of a data set that are taken at a time
+MODULES = {Work.MODULE, Work.EVALUATION}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,11 @@ class Gennorm(Peer):
     slack = 1
 
     def competitor(self, case: Case, arrays: Arrays) -> Competitor:
-        """A layer, called."""
+        """A layer, called; or its module of torch."""
+        if case.work in MODULES:
+            import gennorm.torch
+
+            return _module(gennorm.torch, case, arrays)
         layer, x, dy = self.layer(case, arrays), arrays.x, arrays.dy
         if case.work is Work.BACKWARD:
 
@@ -121,6 +126,10 @@ class Gennorm(Peer):
             out = np.empty(x.shape, x.dtype)
             return Competitor(lambda: layer(x, out=out), _output)
         return Competitor(lambda: layer(x), _output)
+
+    def during(self, case: Case) -> AbstractContextManager[Any]:
+        """As torch's own module has it."""
+        return Torch.tape(case) if case.work in MODULES else nullcontext()
 
     @staticmethod
     def layer(case: Case, arrays: Arrays) -> gn.NormalizationLayer:
@@ -186,16 +195,23 @@ class Torch(Peer):
 
     def during(self, case: Case) -> AbstractContextManager[Any]:
         """Without the tape, where nothing is derived."""
+        return self.tape(case)
+
+    @staticmethod
+    def tape(case: Case) -> AbstractContextManager[Any]:
+        """Whether calls are recorded for a gradient."""
         import torch
 
-        return nullcontext() if case.work is Work.BACKWARD else torch.inference_mode()
+        return nullcontext() if case.derived else torch.inference_mode()
 
     def competitor(self, case: Case, arrays: Arrays) -> Competitor | None:
-        """The function of the case's name."""
+        """The function of the case's name, or the module."""
         if case.work is Work.OUT:
             return None
         import torch
 
+        if case.work in MODULES:
+            return _module(torch.nn, case, arrays) if self.name == Torch.name else None
         function = self.prepared(_torch_function(case))
         if case.work is Work.ADAPT:
             data = _tensor(arrays.x)
@@ -206,9 +222,7 @@ class Torch(Peer):
         x, back = _channels_first(case, _tensor(arrays.x))
         if case.work is not Work.BACKWARD:
             return Competitor(lambda: function(x, *parameters, *moments), lambda y: _output(_array(back(y))))
-        dy, _ = _channels_first(case, _tensor(arrays.dy))
-        if case.norm == "instance" and case.shape[0] == 1:
-            dy = dy.contiguous()  # its gradient of the input is wrong for one image whose channels are last
+        dy = _slopes(case, arrays)
         wanted = [tensor.requires_grad_() for tensor in (x.detach(), *parameters)]
 
         def both() -> Any:
@@ -288,6 +302,57 @@ def _torch_function(case: Case) -> Callable[..., Any]:
     return lambda x, scaling, biases, mean, variance: functional.batch_norm(x, mean, variance, scaling, biases, eps=eps)
 
 
+def _module(library: Any, case: Case, arrays: Arrays) -> Competitor:
+    """A module of torch's classes, in training with its gradients or in evaluation."""
+    channels = case.shape[case.channel]
+    settings = {"eps": case.epsilon, "dtype": _tensor(arrays.x).dtype}
+    if case.norm in {"layer", "RMS"}:
+        module = (library.LayerNorm if case.norm == "layer" else library.RMSNorm)(case.parameters, **settings)
+    elif case.norm == "group":
+        module = library.GroupNorm(case.groups[0][1], channels, **settings)
+    elif case.norm == "instance":
+        module = library.InstanceNorm2d(channels, affine=True, **settings)
+    else:
+        module = library.BatchNorm2d(channels, **settings)
+    state = {
+        "weight": arrays.scaling,
+        "bias": arrays.biases,
+        "running_mean": arrays.mean,
+        "running_var": arrays.variance,
+    }
+    given = {name: _tensor(array) for name, array in state.items() if name in module.state_dict()}
+    module.load_state_dict(given, strict=False)
+    x, back = _channels_first(case, _tensor(arrays.x))
+    if case.work is Work.EVALUATION:
+        module.eval()
+        return Competitor(lambda: module(x), lambda y: _output(_array(back(y))))
+    dy, x = _slopes(case, arrays), x.detach().requires_grad_()
+    wanted = [x, *module.parameters()]
+
+    def both() -> Any:
+        for tensor in wanted:
+            tensor.grad = None
+        y = module(x)
+        y.backward(dy)
+        return y
+
+    def values(y: Any) -> dict[str, Any]:
+        dx, *others = (tensor.grad for tensor in wanted)
+        names = ("gradient of scaling", "gradient of biases")
+        gradients = {name: _array(other) for name, other in zip(names, others, strict=False)}
+        return {"output": _array(back(y)), "gradient of the input": _array(back(dx)), **gradients}
+
+    return Competitor(both, values)
+
+
+def _slopes(case: Case, arrays: Arrays) -> Any:
+    """The gradient of the output as torch takes it."""
+    dy, _ = _channels_first(case, _tensor(arrays.dy))
+    if case.norm == "instance" and case.shape[0] == 1:
+        dy = dy.contiguous()  # its gradient of the input is wrong for one image whose channels are last
+    return dy
+
+
 def _tensor(array: Array) -> Any:
     """The same memory."""
     import torch
@@ -335,7 +400,7 @@ class Jax(Peer):
 
     def competitor(self, case: Case, arrays: Arrays) -> Competitor | None:
         """The formula, compiled."""
-        if case.work is Work.OUT:
+        if case.work in {Work.OUT, *MODULES}:
             return None
         import jax
         import jax.numpy as jnp
@@ -434,7 +499,7 @@ def _onnx_model(case: Case, arrays: Arrays) -> bytes | None:
     training = case.work is Work.BACKWARD or (case.norm == "batch" and case.work is Work.FORWARD)
     if (
         training
-        or case.work in {Work.OUT, Work.ADAPT}
+        or case.work in {Work.OUT, Work.ADAPT, *MODULES}
         or case.padding
         or case.dtype == "bfloat16"
         or len(case.groups) > 1
@@ -487,7 +552,7 @@ class Numpy(Peer):
 
     def competitor(self, case: Case, arrays: Arrays) -> Competitor | None:
         """The formula, and the way back to the dtype."""
-        if case.work is Work.OUT:
+        if case.work in {Work.OUT, *MODULES}:
             return None
         half = case.dtype in {"float16", "bfloat16"}
         arithmetic = np.dtype(np.float32) if half else arrays.x.dtype

@@ -43,6 +43,8 @@ TITLES = {
     Work.OUT: "Forward into out=",
     Work.INFERENCE: "By moments that are given",
     Work.ADAPT: "The moments of a data set",
+    Work.MODULE: "Modules of torch, forward and backward",
+    Work.EVALUATION: "Modules of torch in evaluation",
 }
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 

@@ -30,7 +30,7 @@ def compute(case: Case, arrays: Arrays, arithmetic: npt.DTypeLike) -> dict[str, 
     )
     if case.work is Work.ADAPT:
         return {"mean": x.mean(axes), "variance": x.var(axes)}
-    if case.work is Work.INFERENCE:
+    if case.given:
         factor = 1 / np.sqrt(variance + case.epsilon)
         z = ((x - mean) * factor).reshape(case.shape)
         return {"output": z if case.norm == "feature" else z * scaling + biases}
@@ -38,7 +38,7 @@ def compute(case: Case, arrays: Arrays, arithmetic: npt.DTypeLike) -> dict[str, 
     factor = 1 / np.sqrt(np.mean(centred * centred, axes, keepdims=True) + case.epsilon)
     z = (centred * factor).reshape(case.shape)
     y = z * scaling + biases if case.biased else z * scaling
-    if case.work is not Work.BACKWARD:
+    if not case.derived:
         return {"output": y}
     dy = arrays.dy.astype(arithmetic, copy=False)
     others = tuple(axis for axis in range(len(case.shape)) if axis not in case.scaled)
