@@ -271,12 +271,14 @@ def _storer(storage: str, *, partial: bool = False) -> Any:
     return intrinsic(lambda typing, array, start, vector: write(array, vector, start))
 
 
-@intrinsic
-def splat(typing: Any, value: Any) -> Any:
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _splat(builder, args[0], LANES)
+def _splatter(lanes: int) -> Any:
+    def splat(typing: Any, value: Any) -> Any:
+        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return _splat(builder, args[0], lanes)
 
-    return VectorType(value)(value), lower
+        return VectorType(value, lanes)(value), lower
+
+    return intrinsic(splat)
 
 
 @intrinsic
@@ -450,7 +452,8 @@ def words(storage: str, result: str, compute: str) -> dict[str, Any]:
         "load_wide": _loader(storage, real, WIDE),
         "store": _storer(result),
         "store_part": _storer(result, partial=True),
-        "splat": splat,
+        "splat": _splatter(LANES),
+        "splat_wide": _splatter(WIDE),
         "widen": widen,
         "narrow": _narrower(real),
         "root": root,

@@ -203,12 +203,21 @@ def backward(
                 start = (part - row * pieces) * piece
                 size = min(piece, length - start)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
+                # In the order of memory: line by line, or down lines of one vector.
                 past = STREAM == 1 and width % LANES == 0 and even(dx, y_tile + y_row, y_line)
-                for line in range(start, start + size):
+                if width <= LANES:
                     combine(
-                        x, x_tile + x_row + line * x_line, dy, dx, weights, y_tile + y_row + line * y_line, width,
-                        lanes, tile, scaling, p_tile + p_row + line * p_line, left, past,
+                        x, x_tile + x_row + start * x_line, x_line,
+                        dy, dx, weights, y_tile + y_row + start * y_line, y_line,
+                        size, width, lanes, tile, scaling, p_tile + p_row + start * p_line, p_line, left, past,
                     )  # fmt: skip
+                else:
+                    for line in range(start, start + size):
+                        combine(
+                            x, x_tile + x_row + line * x_line, x_line,
+                            dy, dx, weights, y_tile + y_row + line * y_line, y_line,
+                            1, width, lanes, tile, scaling, p_tile + p_row + line * p_line, p_line, left, past,
+                        )  # fmt: skip
     if STREAM:
         fence()
 
@@ -299,44 +308,48 @@ def products_at(
 
 
 def combine(
-    x: Array, x_start: int, dy: Array, dx: Array, weights: Array, y_start: int, width: int, lanes: Array, tile: int,
-    scaling: Array, p_start: int, left: int, past: bool,
+    x: Array, x_start: int, x_line: int, dy: Array, dx: Array, weights: Array, y_start: int, y_line: int, lines: int,
+    width: int, lanes: Array, tile: int, scaling: Array, p_start: int, p_line: int, left: int, past: bool,
 ) -> None:  # fmt: skip
-    """Write the gradient of a line."""
-    scale = splat(scaling[p_start]) if SCALING == 3 else splat(real(1))
-    p_start += left
+    """Write the gradient of some lines: all of them some lanes after another."""
     for lane in range(0, width - LANES + 1, LANES):
-        vector = combined(
-            x, x_start + lane, dy, weights, y_start + lane, LANES, lanes, lane, tile, scaling, p_start + lane, scale
-        )
-        if past:
-            stream_even(dx, y_start + lane, vector)
-        else:
-            store(dx, y_start + lane, vector)
+        combine_at(
+            x, x_start, x_line, dy, dx, weights, y_start, y_line, lines, lane, LANES,
+            lanes, tile, scaling, p_start, p_line, left, past,
+        )  # fmt: skip
     lane = width - width % LANES
     if lane < width:
-        count = width - lane
-        vector = combined(
-            x, x_start + lane, dy, weights, y_start + lane, count, lanes, lane, tile, scaling, p_start + lane, scale
-        )
-        store_part(dx, y_start + lane, count, vector)
+        combine_at(
+            x, x_start, x_line, dy, dx, weights, y_start, y_line, lines, lane, width - lane,
+            lanes, tile, scaling, p_start, p_line, left, False,
+        )  # fmt: skip
 
 
-def combined(
-    x: Array, x_start: int, dy: Array, weights: Array, y_start: int, count: int, lanes: Array, lane: int, tile: int,
-    scaling: Array, p_start: int, scale: Vector,
-) -> Vector:  # fmt: skip
-    """The gradient of up to a vector of lanes."""
-    gradient = load_part(dy, y_start, count)
-    if SCALING == 2:
-        scale = load_part(scaling, p_start, count)
-    if SCALING > 1 and not TANGENT:
-        gradient = gradient * scale
-    deviation: Vector = load_part(x, x_start, count) - load(lanes, lane)
-    statistics = muladd(deviation, load(lanes, 3 * tile + lane), load(lanes, 4 * tile + lane))
-    if WEIGHTED == 1:
-        statistics = choose(load_part(weights, y_start, count), statistics, splat(real(0)))
-    gradient = muladd(gradient, load(lanes, tile + lane), statistics)
-    if SCALING > 1 and TANGENT:
-        gradient = gradient * scale
-    return gradient
+def combine_at(
+    x: Array, x_start: int, x_line: int, dy: Array, dx: Array, weights: Array, y_start: int, y_line: int, lines: int,
+    lane: int, count: int, lanes: Array, tile: int, scaling: Array, p_start: int, p_line: int, left: int, past: bool,
+) -> None:  # fmt: skip
+    """Write the gradient of up to a vector of lanes of some lines."""
+    centre, gain = load(lanes, lane), load(lanes, tile + lane)
+    slope, shift = load(lanes, 3 * tile + lane), load(lanes, 4 * tile + lane)
+    for i in range(lines):
+        p_at, y_at = p_start + i * p_line, y_start + i * y_line + lane
+        gradient = load_part(dy, y_at, count)
+        scale = gain
+        if SCALING == 2:
+            scale = load_part(scaling, p_at + left + lane, count)
+        if SCALING == 3:
+            scale = splat(scaling[p_at])
+        if SCALING > 1 and not TANGENT:
+            gradient = gradient * scale
+        deviation: Vector = load_part(x, x_start + i * x_line + lane, count) - centre
+        statistics = muladd(deviation, slope, shift)
+        if WEIGHTED == 1:
+            statistics = choose(load_part(weights, y_at, count), statistics, splat(real(0)))
+        gradient = muladd(gradient, gain, statistics)
+        if SCALING > 1 and TANGENT:
+            gradient = gradient * scale
+        if past:
+            stream_even(dx, y_at, gradient)
+        else:
+            store_part(dx, y_at, count, gradient)

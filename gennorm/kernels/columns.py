@@ -44,6 +44,7 @@ from .vector import (
     narrow,
     prefetch,
     splat,
+    splat_wide,
     store,
     store_part,
     stream_even,
@@ -228,12 +229,19 @@ def forward(
                 start = (part - row * pieces) * piece
                 size = min(piece, length - start)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
+                # In the order of memory: line by line, or down lines that one step of the loop over lanes covers.
                 past = STREAM == 1 and width % LANES == 0 and even(y, y_tile + y_row, y_line)
-                for line in range(start, start + size):
+                if width == WIDE or width <= LANES:
                     normalize(
-                        x, x_tile + x_row + line * x_line, y, y_tile + y_row + line * y_line, width, lanes, tile,
-                        scaling, biases, p_tile + p_row + line * p_line, left, past,
+                        x, x_tile + x_row + start * x_line, x_line, y, y_tile + y_row + start * y_line, y_line,
+                        size, width, lanes, tile, scaling, biases, p_tile + p_row + start * p_line, p_line, left, past,
                     )  # fmt: skip
+                else:
+                    for line in range(start, start + size):
+                        normalize(
+                            x, x_tile + x_row + line * x_line, x_line, y, y_tile + y_row + line * y_line, y_line,
+                            1, width, lanes, tile, scaling, biases, p_tile + p_row + line * p_line, p_line, left, past,
+                        )  # fmt: skip
     if STREAM:
         fence()
 
@@ -324,34 +332,65 @@ def sums_weighted(
 
 
 def normalize(
-    x: Array, x_start: int, y: Array, y_start: int, width: int, lanes: Array, tile: int,
-    scaling: Array, biases: Array, p_start: int, left: int, past: bool,
+    x: Array, x_start: int, x_line: int, y: Array, y_start: int, y_line: int, lines: int, width: int,
+    lanes: Array, tile: int, scaling: Array, biases: Array, p_start: int, p_line: int, left: int, past: bool,
 ) -> None:  # fmt: skip
-    """Write a line."""
-    scale = splat(scaling[p_start]) if SCALING == 3 else splat(real(0))
-    bias = splat(biases[p_start]) if BIASES == 3 else splat(real(0))
-    p_start += left
-    for lane in range(0, width - LANES + 1, LANES):
-        vector = normalized(x, x_start + lane, LANES, lanes, lane, tile, scaling, biases, p_start + lane, scale, bias)
-        if past:
-            stream_even(y, y_start + lane, vector)
-        else:
-            store(y, y_start + lane, vector)
-    lane = width - width % LANES
+    """Write some lines: all of them some lanes after another, whose numbers stay in registers meanwhile."""
+    lane = 0
+    while lane + WIDE <= width:
+        centre = load_wide(lanes, lane)
+        gain = load_wide(lanes, tile + lane)
+        shift = load_wide(lanes, 2 * tile + lane)
+        for i in range(lines):
+            p_at, y_at = p_start + i * p_line, y_start + i * y_line + lane
+            scale, bias = gain, shift
+            if SCALING == 2:
+                scale = load_wide(scaling, p_at + left + lane)
+            if SCALING == 3:
+                scale = splat_wide(scaling[p_at])
+            if BIASES == 2:
+                bias = load_wide(biases, p_at + left + lane)
+            if BIASES == 3:
+                bias = splat_wide(biases[p_at])
+            vector = transformed(load_wide(x, x_start + i * x_line + lane), centre, gain, shift, scale, bias)
+            if past:
+                stream_even(y, y_at, vector)
+            else:
+                store(y, y_at, vector)
+        lane += WIDE
+    while lane + LANES <= width:
+        normalize_at(
+            x, x_start, x_line, y, y_start, y_line, lines, lane, LANES, lanes, tile,
+            scaling, biases, p_start, p_line, left, past,
+        )  # fmt: skip
+        lane += LANES
     if lane < width:
-        count = width - lane
-        vector = normalized(x, x_start + lane, count, lanes, lane, tile, scaling, biases, p_start + lane, scale, bias)
-        store_part(y, y_start + lane, count, vector)
+        normalize_at(
+            x, x_start, x_line, y, y_start, y_line, lines, lane, width - lane, lanes, tile,
+            scaling, biases, p_start, p_line, left, False,
+        )  # fmt: skip
 
 
-def normalized(
-    x: Array, start: int, count: int, lanes: Array, lane: int, tile: int,
-    scaling: Array, biases: Array, p_start: int, scale: Vector, bias: Vector,
-) -> Vector:  # fmt: skip
-    """Up to a vector of output. Where the count is LANES, the compiler drops the mask."""
-    gain, shift = load(lanes, tile + lane), load(lanes, 2 * tile + lane)
-    if SCALING == 2:
-        scale = load_part(scaling, p_start, count)
-    if BIASES == 2:
-        bias = load_part(biases, p_start, count)
-    return transformed(load_part(x, start, count), load(lanes, lane), gain, shift, scale, bias)
+def normalize_at(
+    x: Array, x_start: int, x_line: int, y: Array, y_start: int, y_line: int, lines: int, lane: int, count: int,
+    lanes: Array, tile: int, scaling: Array, biases: Array, p_start: int, p_line: int, left: int, past: bool,
+) -> None:  # fmt: skip
+    """Write up to a vector of lanes of some lines. Where the count is LANES, the compiler drops the mask."""
+    centre, gain, shift = load(lanes, lane), load(lanes, tile + lane), load(lanes, 2 * tile + lane)
+    for i in range(lines):
+        p_at, y_at = p_start + i * p_line, y_start + i * y_line + lane
+        scale, bias = gain, shift
+        if SCALING == 2:
+            scale = load_part(scaling, p_at + left + lane, count)
+        if SCALING == 3:
+            scale = splat(scaling[p_at])
+        if BIASES == 2:
+            bias = load_part(biases, p_at + left + lane, count)
+        if BIASES == 3:
+            bias = splat(biases[p_at])
+        vector = load_part(x, x_start + i * x_line + lane, count)
+        vector = transformed(vector, centre, gain, shift, scale, bias)
+        if past:
+            stream_even(y, y_at, vector)
+        else:
+            store_part(y, y_at, count, vector)

@@ -61,6 +61,11 @@ def splat(value: Any) -> Vector:
     return np.full(LANES, value)
 
 
+def splat_wide(value: Any) -> Vector:
+    """Return the same number in every lane of a wide vector."""
+    return np.full(WIDE, value)
+
+
 def widen(vector: Vector) -> Vector:
     """Return the lanes as float64."""
     return vector.astype(np.float64)

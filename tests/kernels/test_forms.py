@@ -12,7 +12,8 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 import gennorm as gn
-from gennorm import kernels
+from gennorm import kernels, plan
+from gennorm.kernels import columns, vector
 from spec import reference
 from tests import strategies
 from tests.accuracy import V, assert_within, judge
@@ -472,6 +473,11 @@ def test_the_judge_sees_an_error():
     layer.biases[3] += 0.125
     with pytest.raises(AssertionError, match=r"^5 of 185 are off; at \(\d, 3\)"):
         judge(y, x, form.settings, layer.scaling, layer.biases)
+
+
+def test_plans_and_kernels_agree():
+    """Kernels do not read the plan's module: what names a compiled one is a digest of their own sources."""
+    assert (plan.LANES, plan.TOGETHER) == (vector.LANES, columns.TOGETHER)
 
 
 # -------------------------------------------------------------------------------------------------- past the caches
