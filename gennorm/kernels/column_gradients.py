@@ -138,12 +138,14 @@ def backward(
                 start = (part - row * pieces) * piece
                 size = min(piece, length - start)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
-                for line in range(start, start + size, TOGETHER):
+                # Down lines of one vector its sums stay in registers; parameters of a line have room for a few lines.
+                step = size if width <= LANES and max(SCALING, BIASES) < 3 else TOGETHER
+                for line in range(start, start + size, step):
                     p_at = p_row + line * p_line
                     for lane in range(0, width, RECENT * LANES):
                         products(
                             x, x_tile + x_row + line * x_line, x_line,
-                            dy, weights, y_tile + y_row + line * y_line, y_line, min(TOGETHER, start + size - line),
+                            dy, weights, y_tile + y_row + line * y_line, y_line, min(step, start + size - line),
                             lane, min(lane + RECENT * LANES, width), lanes, tile, work,
                             scaling, p_tile + p_at, p_line, left, gradients, to_scaling + p_at, to_biases + p_at,
                         )  # fmt: skip
@@ -266,45 +268,50 @@ def products_at(
     lane: int, count: int, lanes: Array, tile: int, work: Array, scaling: Array, p_start: int, p_line: int, left: int,
     gradients: Array, to_scaling: int, to_biases: int,
 ) -> None:  # fmt: skip
-    """Add the terms of up to a vector of lanes of a few lines, which are added up before they are widened."""
+    """Add the terms of up to a vector of lanes of some lines; TOGETHER of them are added up before they are widened."""
     centre, inverse, rest = load(lanes, lane), load(lanes, tile + lane), load(lanes, 2 * tile + lane)
-    added = splat(real(0))
-    squared = splat(real(0))
-    for i in range(lines):
-        x_at, y_at, p_at = x_start + i * x_line + lane, y_start + i * y_line + lane, i * p_line
-        if lines == TOGETHER:
-            prefetch(x, x_at + TOGETHER * x_line)
-            prefetch(dy, y_at + TOGETHER * y_line)
-        deviation: Vector = load_part(x, x_at, count) - centre
-        gradient = load_part(dy, y_at, count)
-        if WEIGHTED == 1:  # padding may be anything: where no gradient comes from, it adds nothing to the sums
-            deviation = choose(gradient, deviation, splat(real(0)))
-        if WEIGHTED == 2:
-            weight = load_part(weights, y_at, count)
-            gradient = choose(weight, gradient, splat(real(0)))
-            deviation = choose(weight, deviation, splat(real(0)))
-        term = gradient
-        if SCALING > 1 and not TANGENT:
-            term = gradient * first_lanes(muladd(deviation, inverse, rest), count)
-        beside = 5 * tile + 2 * i * LANES
-        if SCALING == 3 and not TANGENT:
-            store(lanes, beside, load(lanes, beside) + term)
-        if BIASES == 3:
-            store(lanes, beside + LANES, load(lanes, beside + LANES) + gradient)
-        if SCALING == 2 and not TANGENT:
-            at = to_scaling + p_at + left + lane
-            store_part(gradients, at, count, load_part(gradients, at, count) + widen(term))
-        if BIASES == 2:
-            at = to_biases + p_at + left + lane
-            store_part(gradients, at, count, load_part(gradients, at, count) + widen(gradient))
-        if SCALING == 2 and not TANGENT:
-            gradient = gradient * load_part(scaling, p_start + p_at + left + lane, count)
-        if SCALING == 3 and not TANGENT:
-            gradient = gradient * splat(scaling[p_start + p_at])
-        added += gradient
-        squared = muladd(gradient, deviation, squared)
-    store(work, lane, load(work, lane) + widen(added))
-    store(work, tile + lane, load(work, tile + lane) + widen(squared))
+    sum_ = load(work, lane)
+    products_ = load(work, tile + lane)
+    for first in range(0, lines, TOGETHER):
+        added = splat(real(0))
+        squared = splat(real(0))
+        for i in range(first, min(first + TOGETHER, lines)):
+            x_at, y_at, p_at = x_start + i * x_line + lane, y_start + i * y_line + lane, i * p_line
+            if lines == TOGETHER:
+                prefetch(x, x_at + TOGETHER * x_line)
+                prefetch(dy, y_at + TOGETHER * y_line)
+            deviation: Vector = load_part(x, x_at, count) - centre
+            gradient = load_part(dy, y_at, count)
+            if WEIGHTED == 1:  # padding may be anything: where no gradient comes from, it adds nothing to the sums
+                deviation = choose(gradient, deviation, splat(real(0)))
+            if WEIGHTED == 2:
+                weight = load_part(weights, y_at, count)
+                gradient = choose(weight, gradient, splat(real(0)))
+                deviation = choose(weight, deviation, splat(real(0)))
+            term = gradient
+            if SCALING > 1 and not TANGENT:
+                term = gradient * first_lanes(muladd(deviation, inverse, rest), count)
+            beside = 5 * tile + 2 * i * LANES
+            if SCALING == 3 and not TANGENT:
+                store(lanes, beside, load(lanes, beside) + term)
+            if BIASES == 3:
+                store(lanes, beside + LANES, load(lanes, beside + LANES) + gradient)
+            if SCALING == 2 and not TANGENT:
+                at = to_scaling + p_at + left + lane
+                store_part(gradients, at, count, load_part(gradients, at, count) + widen(term))
+            if BIASES == 2:
+                at = to_biases + p_at + left + lane
+                store_part(gradients, at, count, load_part(gradients, at, count) + widen(gradient))
+            if SCALING == 2 and not TANGENT:
+                gradient = gradient * load_part(scaling, p_start + p_at + left + lane, count)
+            if SCALING == 3 and not TANGENT:
+                gradient = gradient * splat(scaling[p_start + p_at])
+            added += gradient
+            squared = muladd(gradient, deviation, squared)
+        sum_ += widen(added)
+        products_ += widen(squared)
+    store(work, lane, sum_)
+    store(work, tile + lane, products_)
 
 
 def combine(

@@ -335,9 +335,9 @@ def normalize(
     x: Array, x_start: int, x_line: int, y: Array, y_start: int, y_line: int, lines: int, width: int,
     lanes: Array, tile: int, scaling: Array, biases: Array, p_start: int, p_line: int, left: int, past: bool,
 ) -> None:  # fmt: skip
-    """Write some lines: all of them some lanes after another, whose numbers stay in registers meanwhile."""
+    """Write some lines. Numbers of a few lanes stay in registers for all of them; for one line it pays nothing."""
     lane = 0
-    while lane + WIDE <= width:
+    while lines != 1 and lane + WIDE <= width:
         centre = load_wide(lanes, lane)
         gain = load_wide(lanes, tile + lane)
         shift = load_wide(lanes, 2 * tile + lane)
