@@ -165,20 +165,22 @@ def run(work: Callable[[int, int], None], tasks: int, elements: int) -> None:
 def _shared(work: Callable[[int, int], None], tasks: int, threads: int) -> None:
     """Call ``work`` for ranges of the tasks, from this thread and from those of the pool that find the time.
 
-    A thread that wakes up when no range is left is not waited for. Everything here is a single step of the interpreter,
-    which an interrupt comes before or after: futures and conditions have steps between which it leaves a lock held.
+    A thread that wakes up when no range is left is not waited for, and holds nothing of the work. Everything here is a
+    single step of the interpreter, which an interrupt comes before or after: futures and conditions have steps between
+    which it leaves a lock held.
     """
     ranges = min(tasks, threads * RANGES_EACH)
     bounds = [tasks * i // ranges for i in range(ranges + 1)]
     following = itertools.count()
-    over: list[bool] = []
+    works = [work]  # until it is over
     entered: list[bool] = []
     left: list[BaseException | None] = []
     ends: SimpleQueue[None] = SimpleQueue()
 
     def take() -> None:
-        while not over and (i := next(following)) < ranges:
-            work(bounds[i], bounds[i + 1])
+        for some in tuple(works):
+            while works and (i := next(following)) < ranges:
+                some(bounds[i], bounds[i + 1])
 
     def join() -> None:
         entered.append(True)
@@ -195,11 +197,11 @@ def _shared(work: Callable[[int, int], None], tasks: int, threads: int) -> None:
         take()
     finally:
         try:
-            over.append(True)  # whoever enters from now on leaves at once
+            works.clear()  # whoever enters from now on leaves at once
             while len(left) < len(entered):
                 ends.get()
         except BaseException:  # nobody may still be writing when the caller goes on, interrupted or not
-            over.append(True)
+            works.clear()
             while len(left) < len(entered):
                 ends.get()
             raise

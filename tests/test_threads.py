@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -119,6 +120,10 @@ def test_nobody_is_at_work_when_a_call_returns(late):
     for _ in range(5):
         _threads.run(work, 64, ELEMENTS)
         assert going == [0]
+    if late:  # and keeps nothing of what was done from being let go of
+        held = weakref.ref(work)
+        del work
+        assert held() is None
     awake.set()
     assert covered()[0] == [1] * 64
 
