@@ -7,10 +7,10 @@ computed, only who computes it, so the results are the same for any number of th
 
 from __future__ import annotations
 
-import itertools
 import operator
 import os
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -37,7 +37,10 @@ class Lock(Protocol):
 # Waking another thread costs about 50 microseconds, the time one needs for some 100,000 elements.
 WORTH_SHARING = 1 << 17
 SHARED = 2 * WORTH_SHARING  # elements from which work is worth more than one thread
-RANGES_EACH = 4  # more ranges than threads, so that one that is held up does not hold up the rest
+# More ranges than threads, so that one that is held up does not hold up the rest. Each thread has a portion of its own,
+# which is in its core's cache where the call before was on the same arrays: 690 against 850 us for a layer norm of
+# (4096, 768), on two cores, if whoever is free took the next.
+RANGES_EACH = 2
 
 # Held where the state of a layer changes, for moments, and by every fork: a child has one thread of its parent's only,
 # and would wait for ever for a lock that another held. Reentrant, because a signal's handler may call a layer while the
@@ -171,22 +174,30 @@ def _shared(work: Callable[[int, int], None], tasks: int, threads: int) -> None:
     """
     ranges = min(tasks, threads * RANGES_EACH)
     bounds = [tasks * i // ranges for i in range(ranges + 1)]
-    following = itertools.count()
+    portions = [deque(range(ranges * i // threads, ranges * (i + 1) // threads)) for i in range(threads)]
     works = [work]  # until it is over
     entered: list[bool] = []
     left: list[BaseException | None] = []
     ends: SimpleQueue[None] = SimpleQueue()
 
-    def take() -> None:
+    def take(own: int) -> None:
+        """Do a portion from its beginning, then what is left of the others from their ends."""
         for some in tuple(works):
-            while works and (i := next(following)) < ranges:
-                some(bounds[i], bounds[i + 1])
+            following = portions[own].popleft
+            for other in range(own + 1, own + 1 + threads):
+                while works:
+                    try:
+                        i = following()
+                    except IndexError:
+                        break
+                    some(bounds[i], bounds[i + 1])
+                following = portions[other % threads].pop
 
     def join() -> None:
         entered.append(True)
         error = None
         try:
-            take()
+            take(len(entered) % threads)
         except BaseException as raised:  # noqa: BLE001  it is raised where it is waited for
             error = raised
         left.append(error)
@@ -194,7 +205,7 @@ def _shared(work: Callable[[int, int], None], tasks: int, threads: int) -> None:
 
     try:
         _call(join, threads - 1)
-        take()
+        take(0)
     finally:
         try:
             works.clear()  # whoever enters from now on leaves at once
