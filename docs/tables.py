@@ -13,6 +13,7 @@ import argparse
 import difflib
 import json
 import math
+import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -85,6 +86,32 @@ def benchmark_table(runs: Sequence[dict[str, Any]]) -> str:
     body = table(["times as long as gennorm takes", "threads", "cases", *peers], rows, "lrr" + "r" * len(peers))
     notes = "\n\n".join(dict.fromkeys(note(run) for run in runs))
     return f"{body}\n\nThe geometric mean, and in brackets the least of all cases. {notes}"
+
+
+def floor_table(runs: Sequence[dict[str, Any]]) -> str:
+    """The geometric mean where memory is the limit, and what it would be if gennorm took no longer than the floor."""
+    rows: list[list[str]] = []
+    peers = list(dict.fromkeys(row["peer"] for run in runs for row in run["summary"]))
+    for work, title in WORK.items():
+        for run in runs:
+            cases = [case for case in run["cases"] if case["work"] == work and case["size"] in {"middle", "large"}]
+            if cases:
+                rows.append(
+                    [title, str(run["threads"]), str(len(cases)), *(of_the_floor(cases, peer) for peer in peers)]
+                )
+    return table(["middle and large", "threads", "cases", *peers], rows, "lrr" + "r" * len(peers)) if rows else NOTHING
+
+
+def of_the_floor(cases: Sequence[dict[str, Any]], peer: str) -> str:
+    """The mean ratio to one peer, and that of the floor to it."""
+    seconds = [
+        (case["seconds"][peer], case["seconds"]["gennorm"], case["floor"]) for case in cases if peer in case["seconds"]
+    ]
+    if not seconds:
+        return ""
+    reached = statistics.geometric_mean(theirs / own for theirs, own, _ in seconds)
+    allowed = statistics.geometric_mean(theirs / floor for theirs, _, floor in seconds)
+    return f"**{times(reached)}** of {times(allowed)}"
 
 
 def case_tables(runs: Sequence[dict[str, Any]]) -> str:
@@ -216,6 +243,7 @@ def written(folder: Path = RESULTS) -> dict[Path, dict[str, str]]:
         DOCS.parent / "README.md": {"presets": preset_table(), "benchmark": benchmark_table(runs)},
         DOCS / "benchmarks.md": {
             "benchmark": benchmark_table(runs),
+            "floor": floor_table(runs),
             "cases": case_tables(runs),
             "growth": growth_table(runs),
         },

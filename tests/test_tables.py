@@ -23,7 +23,14 @@ MACHINE = {"processor": "Some kind", "processors": 2, "system": "Linux", "python
 
 def case(name, work, own, floor, **others):
     wrong = others.pop("wrong", {})
-    return {"name": name, "work": work, "seconds": {"gennorm": own, **others}, "floor": floor, "wrong": wrong}
+    return {
+        "name": name,
+        "size": name,
+        "work": work,
+        "seconds": {"gennorm": own, **others},
+        "floor": floor,
+        "wrong": wrong,
+    }
 
 
 def row(work, peer, cases, mean, least):
@@ -97,6 +104,14 @@ def test_benchmark_tables(tables):
     assert tables.benchmark_table([RUN]) == TOGETHER
     assert tables.case_tables([EXACT, RUN]) == CASES
     assert tables.benchmark_table([EXACT]) == tables.case_tables([]) == "_Nothing has been recorded yet._"
+
+
+def test_floor_table(tables):
+    header, _, forward, out = tables.floor_table([RUN]).splitlines()
+    assert header == "| middle and large | threads | cases | torch | JAX | np.copyto |"
+    assert forward == "| forward | 1 | 1 | **16.0×** of 16.0× | **2.00×** of 2.00× |  |"
+    assert out == "| forward into `out=` | 1 | 1 |  |  | **1.17×** of 1.00× |"
+    assert tables.floor_table([EXACT]) == "_Nothing has been recorded yet._"
 
 
 def test_accuracy_tables(tables):

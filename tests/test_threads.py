@@ -1,7 +1,12 @@
 """The pool of threads, and what is done without one."""
 
 import itertools
+import opcode
+import signal
+import sys
 import threading
+import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -42,8 +47,7 @@ def test_every_task_is_done_once(number):
     assert type(gn.get_num_threads()) is int
     for tasks in (1, 2, 5, 64, 1000):
         assert covered(tasks)[0] == [1] * tasks
-    assert _threads._pool._max_workers >= number - 1
-    assert len(_threads._pool._threads) <= number - 1
+    assert _threads._pool.threads == number - 1
 
 
 def test_the_pool_grows_with_the_number():
@@ -51,15 +55,14 @@ def test_the_pool_grows_with_the_number():
     covered()
     first = _threads._pool
     gn.set_num_threads(4)
-    assert _threads._pool is first  # until the next large call, which may be going on in another thread
+    assert first.threads == 1  # until the next large call
     assert len(covered()[1]) <= 4
-    second = _threads._pool
-    assert second is not first
-    assert first._shutdown
+    assert _threads._pool is first
+    assert first.threads == 3
     gn.set_num_threads(2)
     for _ in range(20):
         assert len(covered()[1]) <= 2
-    assert _threads._pool is second
+    assert first.threads == 3
 
 
 @pytest.mark.parametrize("allowed", [0, 1, 2])
@@ -80,40 +83,146 @@ def test_the_system_has_no_more_threads(allowed, monkeypatch):
         done, who = covered()
         assert done == [1] * 64
         assert len(who) <= allowed + 1
-    assert _threads._pool is None
+    assert _threads._pool.threads == allowed
+    assert allowed > 0 or _threads._pool.calls.empty()  # nobody would ever take anything out
     monkeypatch.undo()
     gn.set_num_threads(4)
     assert covered()[0] == [1] * 64
+    assert _threads._pool.threads == 3
 
 
-def test_nobody_is_at_work_when_a_call_returns(monkeypatch):
-    """Also where only some of the threads could be started, and what was refused lies in the queue of the pool."""
+@pytest.mark.parametrize("late", [False, True])
+def test_nobody_is_at_work_when_a_call_returns(late):
+    """Whoever wakes up when everything is done does nothing, and is not waited for."""
     gn.set_num_threads(4)
-    going, worst, lock = [0], [0], threading.Lock()
-    slow = threading.Event()
+    covered()
+    going, lock, main = [0], threading.Lock(), threading.current_thread()
+    slow, awake = threading.Event(), threading.Event()
+    live = threading.Barrier(4)
+
+    def sleep():
+        live.wait()
+        awake.wait()
+
+    for _ in range(3 if late else 0):
+        _threads._pool.calls.put(sleep)
+    if late:
+        live.wait()
 
     def work(lo, hi):
+        assert not late or threading.current_thread() is main
         with lock:
             going[0] += 1
-        slow.wait(0.01)
+        slow.wait(0.005)
         with lock:
             going[0] -= 1
 
-    submit = ThreadPoolExecutor.submit
-    for refused in range(1, 4):
-        count = itertools.count(1)
-
-        def some(pool, call, count=count, refused=refused):
-            future = submit(pool, call)  # it is in the queue already when starting a thread fails
-            if next(count) == refused:
-                msg = "can't start new thread"
-                raise RuntimeError(msg)
-            return future
-
-        monkeypatch.setattr(ThreadPoolExecutor, "submit", some)
+    for _ in range(5):
         _threads.run(work, 64, ELEMENTS)
-        worst[0] = max(worst[0], going[0])
-    assert worst == [0]
+        assert going == [0]
+    if late:  # and keeps nothing of what was done from being let go of
+        held = weakref.ref(work)
+        del work
+        assert held() is None
+    awake.set()
+    assert covered()[0] == [1] * 64
+
+
+# The instructions after which the interpreter looks whether there was an interrupt.
+WATCHFUL = {name for name in opcode.opmap if name.startswith(("CALL", "RESUME", "JUMP_BACKWARD"))}
+
+
+class Interrupted(BaseException):
+    """What no call of ours raises."""
+
+
+def interrupt(*_):
+    raise Interrupted
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="a system without timers")
+def test_nobody_is_at_work_when_a_call_is_interrupted():
+    """At whatever step; and the next call is right."""
+    gn.set_num_threads(3)
+    going, lock, main, stopped = [0], threading.Lock(), threading.current_thread(), 0
+
+    def work(lo, hi):
+        if threading.current_thread() is main:
+            time.sleep(0.0003)
+            return
+        with lock:
+            going[0] += 1
+        time.sleep(0.0005)
+        with lock:
+            going[0] -= 1
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for delay in np.linspace(1e-6, 3e-3, 300):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, delay)
+                _threads.run(work, 64, ELEMENTS)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except Interrupted:
+                stopped += 1
+            assert going == [0]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert stopped > 30
+    assert covered()[0] == [1] * 64
+
+
+def test_an_interrupt_at_any_step_leaves_nobody_at_work():
+    """Of those that the calling thread makes to share work: nothing stays locked, nobody is left behind."""
+    gn.set_num_threads(3)
+    covered()
+    going, main, lock = [0], threading.current_thread(), threading.Lock()
+    begun = threading.Event()
+
+    def work(lo, hi):
+        if threading.current_thread() is main:
+            begun.wait(0.02)
+            return
+        with lock:
+            going[0] += 1
+        begun.set()
+        time.sleep(0.002)
+        with lock:
+            going[0] -= 1
+
+    def stopped(step):
+        """Whether there is a step of that number."""
+        steps, before = itertools.count(), {}
+        begun.clear()
+
+        def trace(frame, event, argument):
+            code = frame.f_code
+            if code.co_filename != _threads.__file__ or code.co_name == "run":
+                return trace if code.co_name == "run" else None
+            frame.f_trace_opcodes = True
+            if event == "opcode":
+                last, before[frame] = before.get(frame), opcode.opname[code.co_code[frame.f_lasti]]
+                if last in WATCHFUL and next(steps) == step:
+                    raise Interrupted
+            return trace
+
+        outer = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            _threads.run(work, 12, ELEMENTS)
+        except Interrupted:
+            return True
+        finally:
+            sys.settrace(outer)
+        return False
+
+    number = 0
+    while stopped(number):
+        assert going == [0], number
+        assert covered()[0] == [1] * 64
+        number += 1
+    assert number > 20
 
 
 def test_what_a_task_raises_is_raised():
@@ -137,7 +246,7 @@ def test_a_nested_call_works_alone():
         inner.append(covered())
 
     _threads.run(work, 8, ELEMENTS)
-    assert len(inner) == 8
+    assert len(inner) == 3 * _threads.RANGES_EACH
     assert all(done == [1] * 64 and len(who) == 1 for done, who in inner)
 
 

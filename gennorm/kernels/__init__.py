@@ -638,7 +638,7 @@ class Shortcut:
         self, x: Array, dy: Array, factors: Array, scaling: Array | None
     ) -> tuple[Array, Array | None, Array | None]:
         """The gradients, as `Bound.backward` has them, for a scaling that lies as the layer's own."""
-        bound, plan, sweep = self.bound, self.bound.plan, self._sweep
+        bound, plan = self.bound, self.bound.plan
         if self._small and x.flags.c_contiguous and dy.flags.c_contiguous:
             dx = np.empty(x.shape, x.dtype)
             source, slopes, target = x.reshape(-1), dy.reshape(-1), dx.reshape(-1)
@@ -652,7 +652,7 @@ class Shortcut:
         gains, ordered = bound.parameter(scaling), bound.ordered(factors).reshape(-1)
         unused = self._unused
         summed = bound._backward(
-            sweep, source, slopes, target, unused, unused if gains is None else gains, ordered, None
+            self._sweep, source, slopes, target, unused, unused if gains is None else gains, ordered, None
         )
         to_scaling = None if scaling is None else bound._gradient(summed[0])
         return dx, to_scaling, None if self._shifts is None else bound._gradient(summed[1])
@@ -678,9 +678,8 @@ class Shortcut:
         """From an array, and perhaps where its moments are, to the output, by one kernel."""
         bound, plan = self.bound, self.bound.plan
         gains, shifts, kind = self._gains, self._shifts, plan.parameter_kind
-        kernel = bound._kernel(
-            "forward", SCALING=0 if gains is None else kind, BIASES=0 if shifts is None else kind, **flags
-        )
+        flags |= {"SCALING": 0 if gains is None else kind, "BIASES": 0 if shifts is None else kind}
+        kernel: Kernel | None = None
         gains, shifts = self._unused if gains is None else gains, self._unused if shifts is None else shifts
         size, space, shape, nothing, empty = bound.size, bound._space, plan.resolved.shape, NOTHING, np.empty
         result = None if plan.result == plan.dtype else np.dtype(plan.result)
@@ -688,17 +687,20 @@ class Shortcut:
         alone = plan.family == "rows" and not shared(size)
 
         def call(x: Array, means: Array = nothing, spreads: Array = nothing) -> Array:
+            nonlocal kernel
             if small and x.flags.c_contiguous:
                 source, y = x.reshape(-1), empty(shape, x.dtype)
                 target = y.reshape(-1)
             else:
                 source, y = _flat(x, plan.dtype), empty_like(x, result or x.dtype)
                 target = _flat(y, plan.result)
+            if kernel is None:  # where there is no memory for the output, compiling would end the process
+                kernel = bound._kernel("forward", **flags)
             if alone:
                 kernel(source, target, gains, shifts, means, spreads, geometry, numbers, 0, tasks)
                 return y
 
-            def work(lo: int, hi: int) -> None:
+            def work(lo: int, hi: int, kernel: Kernel = kernel) -> None:
                 kernel(source, target, gains, shifts, means, spreads, geometry, numbers, *space(9, 3), lo, hi)
 
             run(work, tasks, size)

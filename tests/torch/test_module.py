@@ -638,7 +638,7 @@ def test_a_pool_grows():
             for number in (1, 3, 2, 5):
                 torch.set_num_threads(number)
                 found.append(module(x))
-        assert _threads._pooled >= 4
+        assert _threads._pool.threads >= 4
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, found[0]) for one in found)
