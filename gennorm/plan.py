@@ -20,6 +20,7 @@ from gennorm.config import LayerConfig, Resolved, resolve_config
 __all__ = ["Plan", "Run", "dense_strides", "make_plan"]
 
 LANES = 16  # elements in a vector of the kernels; a plan never cuts a tile inside one
+TOGETHER = 8  # lines that the kernels take at a time; a piece is a multiple of them
 
 # Slices of up to this many bytes are read once: their second reading, to write the output, finds them in the cache.
 # Beyond, a slice is cut into units that are measured first and applied afterwards, and that threads can share.
@@ -28,7 +29,6 @@ CACHED = 4 << 20
 CACHED_TILE = 1 << 22
 UNIT = 1 << 18  # elements in a unit of a slice that is cut: a few dozen microseconds of work
 BLOCK = 1 << 13  # elements of a block of lines: it stays in the first-level cache from lane to lane
-TOGETHER = 8  # lines of such a block are worked on together, and it holds a multiple of them
 WIDEST = 1024  # lanes in a tile at the most: its sums fill half of the first-level cache
 # Rows of so many parameters that they fill the cache themselves are gone over piece by piece, a piece of every slice
 # before the next: the parameters are read once, not once a slice, and their gradients are written once. With 2 MB
@@ -357,7 +357,7 @@ def _plan(
         lines = outer.pop() if outer else Run(1, 0, 0, 0, True, ())
         rows = math.prod(run.size for run in outer)
         tile = _tile(max(width, 1), fold)
-        block = max(BLOCK // tile // TOGETHER * TOGETHER, 4)
+        block = max(BLOCK // tile // TOGETHER, 1) * TOGETHER
         cut = _cut(lines.size, rows, min(tile, max(width, 1)), CACHED_TILE // itemsize, block)
         tiles = -(-width // tile)
         lines_vary = lines.p != 0 or any(run.p for run in outer)

@@ -67,7 +67,6 @@ def _kernel(family: str, step: str, dtypes: tuple[str, str, str], flags: frozens
         "TANGENT",
         "STREAM",
         "ACROSS",
-        "PLAIN",
         "SCALING",
         "BIASES",
     )
@@ -319,7 +318,7 @@ class Bound:
         kernel = self._kernels.get(key)
         if kernel is None:
             plan = self.plan
-            large = plan.family == "rows" and self.size * ITEMSIZE[plan.result] >= STREAMED[step]
+            large = self.size * ITEMSIZE[plan.result] >= STREAMED[step]
             flags["STREAM"] = int(large and "APPLY" in flags)
             if step == "forward":  # going back, the method is in the numbers
                 flags.setdefault("CENTER", self.center)
@@ -374,11 +373,11 @@ class Bound:
         geometry[rows.PORTION] = 1
         return geometry, parts * self.plan.slices, 1
 
-    def _space(self, doubles: int, reals: int) -> tuple[Array, ...]:
-        """The workspace of one call of a kernel, numbers for every lane of a tile."""
+    def _space(self, doubles: int, reals: int, beside: int = 0) -> tuple[Array, ...]:
+        """The workspace of one call of a kernel: numbers for every lane of a tile, and some beside them."""
         if self.plan.family == "rows":
             return ()
-        return np.empty(doubles * self.tile), np.empty(reals * self.tile, self.compute)
+        return np.empty(doubles * self.tile), np.empty(reals * self.tile + beside, self.compute)
 
     def _measure(self, x: Array, moments: Array, weights: Array) -> None:
         """Fill in the moments of every slice; the count where there are weights."""
@@ -420,7 +419,6 @@ class Bound:
         plan, kind = self.plan, self.plan.parameter_kind
         parameters = self._parameters if (scaled or biased) and not tangent else 0
         flags = {"SCALING": kind * scaled, "BIASES": kind * biased, "WEIGHTED": weighted, "TANGENT": int(tangent)}
-        flags["PLAIN"] = int(plan.family == "columns" and not weighted and max(flags["SCALING"], flags["BIASES"]) < 2)
         varying = plan.family == "rows" and parameters > 0 and kind == 2
         if varying and self._pieces is not None:
             geometry, tasks, _ = self._across
@@ -464,7 +462,7 @@ class Bound:
         gradients = (np.empty if sweep.recent else np.zeros)((sweep.own, 2, parameters))
         geometry, flat, numbers = sweep.geometry, gradients.reshape(-1), self.numbers
         if len(sweep.kernels) == 1 and not shared(self.size):
-            space = self._space(6, 5) or (np.zeros(sweep.recent, self.compute),)
+            space = self._space(6, 5, column_gradients.BESIDE) or (np.zeros(sweep.recent, self.compute),)
             sweep.kernels[0](
                 x, dy, dx, weights, scaling, factors, NOTHING, flat, geometry, numbers, *space,
                 block, parameters, often, 0, blocks,
@@ -472,7 +470,7 @@ class Bound:
             return gradients[0] if sweep.own == 1 else gradients.sum(0)
 
         def work(first: int, last: int) -> None:
-            space = self._space(6, 5) or (np.zeros(sweep.recent, self.compute),)
+            space = self._space(6, 5, column_gradients.BESIDE) or (np.zeros(sweep.recent, self.compute),)
             kernel(
                 x, dy, dx, weights, scaling, factors, sums, flat, geometry, numbers, *space,
                 block, parameters, often, first, last,

@@ -394,7 +394,18 @@ def misaligned(typing: Any, array: Any, start: Any) -> Any:
     return types.intp(array, types.intp), lower
 
 
-def _streamer(storage: str) -> Any:
+@intrinsic
+def even(typing: Any, array: Any, start: Any, step: Any) -> Any:
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        itemsize = ir.Constant(INT64, array.dtype.bitwidth // 8)
+        address = builder.ptrtoint(_address(context, builder, sig.args[0], args[0], args[1]), INT64)
+        odd = builder.and_(builder.or_(address, builder.mul(args[2], itemsize)), ir.Constant(INT64, 15))
+        return builder.icmp_unsigned("==", odd, ir.Constant(INT64, 0))
+
+    return types.boolean(array, types.intp, types.intp), lower
+
+
+def _streamer(storage: str, alignment: int = 64) -> Any:
     def stream(typing: Any, array: Any, start: Any, vector: Any) -> Any:
         plain = isinstance(array.dtype, types.Float)
 
@@ -402,7 +413,7 @@ def _streamer(storage: str) -> Any:
             address = _address(context, builder, sig.args[0], args[0], args[1])
             stored = args[2] if plain else _encoded(builder, args[2], storage)
             instruction = builder.store(stored, _pointer(builder, address, stored.type.element, stored.type.count))
-            instruction.align = min(64, LANES * (array.dtype.bitwidth // 8))
+            instruction.align = min(alignment, LANES * (array.dtype.bitwidth // 8))
             instruction.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(INT32, 1)]))
             return context.get_dummy_value()
 
@@ -455,6 +466,8 @@ def words(storage: str, result: str, compute: str) -> dict[str, Any]:
         "total": total,
         "misaligned": misaligned,
         "stream": _streamer(result),
+        "even": even,
+        "stream_even": _streamer(result, 16),
         "fence": fence,
         "prefetch": prefetch,
     }

@@ -1,7 +1,8 @@
 """Columns, backwards: from the gradient of the output to those of the input and of the parameters.
 
 What ``row_gradients`` does for one slice, for a tile of neighbouring ones. The workspace holds six numbers a lane in
-float64, and the last array five in the type of the arithmetic.
+float64, and the last array five in the type of the arithmetic and, behind them, BESIDE more: for each of the lines that
+are taken together a vector of terms of its scaling, and one of its biases.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from .columns import (
     SLICES,
     TILE,
     TILES,
+    TOGETHER,
     UNITS,
     WIDTH,
     X_LINE,
@@ -33,18 +35,21 @@ from .columns import (
 from .steps import MEAN, PER_COUNT, PER_DEGREE, VARIANCE, offsets, slopes
 from .vector import (
     LANES,
-    WIDE,
     Array,
     Vector,
     choose,
+    even,
+    fence,
     first_lanes,
     load,
     load_part,
-    load_wide,
+    muladd,
     narrow,
+    prefetch,
     splat,
     store,
     store_part,
+    stream_even,
     total,
     widen,
 )
@@ -55,8 +60,11 @@ SCALING = 0  # 0: absent, 1: constant along a lane, 2: varies from lane to lane 
 BIASES = 0
 TANGENT = 0  # a directional derivative: the scaling multiplies what comes out instead of what goes in
 WEIGHTED = 0  # the weights are a mask; 1: it chooses what the statistics contribute to, 2: what the sums are of
-PLAIN = 1  # no weights, and no parameters that vary from line to line
+STREAM = 0  # write past the caches, where lines are whole vectors and begin at even places
 real = np.float32
+
+RECENT = 32  # terms of a line's own parameter that are added up, a lane of a vector each, before they join the rest
+BESIDE = 2 * TOGETHER * LANES
 
 
 def backward(
@@ -130,18 +138,17 @@ def backward(
                 start = (part - row * pieces) * piece
                 size = min(piece, length - start)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
-                down = size if PLAIN and width <= WIDE else 0
-                if down > 0:
-                    products_down(
-                        x, x_tile + x_row + start * x_line, x_line, dy, y_tile + y_row + start * y_line, y_line,
-                        size, width, lanes, tile, work,
-                    )  # fmt: skip
-                for line in range(start + down, start + size):
-                    products(
-                        x, x_tile + x_row + line * x_line, dy, weights, y_tile + y_row + line * y_line, width,
-                        lanes, tile, work, scaling, p_tile + p_row + line * p_line, left,
-                        gradients, to_scaling + p_row + line * p_line, to_biases + p_row + line * p_line,
-                    )  # fmt: skip
+                # Down lines of one vector its sums stay in registers; parameters of a line have room for a few lines.
+                step = size if width <= LANES and max(SCALING, BIASES) < 3 else TOGETHER
+                for line in range(start, start + size, step):
+                    p_at = p_row + line * p_line
+                    for lane in range(0, width, RECENT * LANES):
+                        products(
+                            x, x_tile + x_row + line * x_line, x_line,
+                            dy, weights, y_tile + y_row + line * y_line, y_line, min(step, start + size - line),
+                            lane, min(lane + RECENT * LANES, width), lanes, tile, work,
+                            scaling, p_tile + p_at, p_line, left, gradients, to_scaling + p_at, to_biases + p_at,
+                        )  # fmt: skip
             for lane in range(0, width, LANES):
                 count = width - lane
                 one = load(work, lane)
@@ -198,17 +205,23 @@ def backward(
                 start = (part - row * pieces) * piece
                 size = min(piece, length - start)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
-                down = size if PLAIN and width <= WIDE else 0
-                if down > 0:
-                    combine_down(
-                        x, x_tile + x_row + start * x_line, x_line, dy, dx, y_tile + y_row + start * y_line, y_line,
-                        size, width, lanes, tile,
-                    )  # fmt: skip
-                for line in range(start + down, start + size):
+                # In the order of memory: line by line, or down lines of one vector.
+                past = STREAM == 1 and width % LANES == 0 and even(dx, y_tile + y_row, y_line)
+                if width <= LANES:
                     combine(
-                        x, x_tile + x_row + line * x_line, dy, dx, weights, y_tile + y_row + line * y_line, width,
-                        lanes, tile, scaling, p_tile + p_row + line * p_line, left,
+                        x, x_tile + x_row + start * x_line, x_line,
+                        dy, dx, weights, y_tile + y_row + start * y_line, y_line,
+                        size, width, lanes, tile, scaling, p_tile + p_row + start * p_line, p_line, left, past,
                     )  # fmt: skip
+                else:
+                    for line in range(start, start + size):
+                        combine(
+                            x, x_tile + x_row + line * x_line, x_line,
+                            dy, dx, weights, y_tile + y_row + line * y_line, y_line,
+                            1, width, lanes, tile, scaling, p_tile + p_row + line * p_line, p_line, left, past,
+                        )  # fmt: skip
+    if STREAM:
+        fence()
 
 
 def gather(gradients: Array, start: int, step: int, lane: int, count: int, terms: Vector) -> None:
@@ -221,157 +234,129 @@ def gather(gradients: Array, start: int, step: int, lane: int, count: int, terms
 
 
 def products(
-    x: Array, x_start: int, dy: Array, weights: Array, y_start: int, width: int, lanes: Array, tile: int, work: Array,
-    scaling: Array, p_start: int, left: int, gradients: Array, to_scaling: int, to_biases: int,
+    x: Array, x_start: int, x_line: int, dy: Array, weights: Array, y_start: int, y_line: int, lines: int, lane: int,
+    stop: int, lanes: Array, tile: int, work: Array, scaling: Array, p_start: int, p_line: int, left: int,
+    gradients: Array, to_scaling: int, to_biases: int,
 ) -> None:  # fmt: skip
-    """Add the terms of one line to the sums of its lanes; gradients that vary along the lanes, or one for the line."""
-    to_line = splat(0.0)
-    to_line_too = splat(0.0)
-    for lane in range(0, width - LANES + 1, LANES):
-        one, two = products_at(
-            x, x_start, dy, weights, y_start, lane, LANES, lanes, tile, work,
-            scaling, p_start, left, gradients, to_scaling, to_biases,
+    """Add the terms of some lanes of a few lines to the lanes' sums, and to parameters that vary from line to line."""
+    beside = 5 * tile
+    if SCALING == 3 or BIASES == 3:
+        for i in range(0, BESIDE, LANES):
+            store(lanes, beside + i, splat(real(0)))
+    while lines == TOGETHER and lane + LANES <= stop:
+        products_at(
+            x, x_start, x_line, dy, weights, y_start, y_line, TOGETHER, lane, LANES, lanes, tile, work,
+            scaling, p_start, p_line, left, gradients, to_scaling, to_biases,
         )  # fmt: skip
-        to_line += one
-        to_line_too += two
-    lane = width - width % LANES
-    if lane < width:
-        one, two = products_at(
-            x, x_start, dy, weights, y_start, lane, width - lane, lanes, tile, work,
-            scaling, p_start, left, gradients, to_scaling, to_biases,
-        )  # fmt: skip
-        to_line += one
-        to_line_too += two
-    if SCALING == 3 and not TANGENT:
-        gradients[to_scaling] += total(to_line_too)
-    if BIASES == 3:
-        gradients[to_biases] += total(to_line)
-
-
-def products_down(
-    x: Array, x_start: int, x_line: int, dy: Array, y_start: int, y_line: int, lines: int, width: int,
-    lanes: Array, tile: int, work: Array,
-) -> None:  # fmt: skip
-    """Add the terms of a block of lines to the sums of their lanes, which stay in registers for a few lanes at a time.
-
-    One line after another, with the sums in memory, takes 18 against 11 ms for the gradient of (8, 224, 224, 64).
-    """
-    lane = 0
-    while lane + WIDE <= width:
-        centre = load_wide(lanes, lane)
-        added = load_wide(work, lane)
-        squared = load_wide(work, tile + lane)
-        for i in range(lines):
-            gradient = load_wide(dy, y_start + i * y_line + lane)
-            added += widen(gradient)
-            squared += widen(gradient * (load_wide(x, x_start + i * x_line + lane) - centre))
-        store(work, lane, added)
-        store(work, tile + lane, squared)
-        lane += WIDE
-    while lane < width:
-        count = width - lane
-        centre_ = load(lanes, lane)
-        added_ = load(work, lane)
-        squared_ = load(work, tile + lane)
-        for i in range(lines):
-            gradient_ = load_part(dy, y_start + i * y_line + lane, count)
-            added_ += widen(gradient_)
-            squared_ += widen(gradient_ * (load_part(x, x_start + i * x_line + lane, count) - centre_))
-        store(work, lane, added_)
-        store(work, tile + lane, squared_)
         lane += LANES
+    while lane < stop:
+        products_at(
+            x, x_start, x_line, dy, weights, y_start, y_line, lines, lane, stop - lane, lanes, tile, work,
+            scaling, p_start, p_line, left, gradients, to_scaling, to_biases,
+        )  # fmt: skip
+        lane += LANES
+    for i in range(lines):
+        at = beside + 2 * i * LANES
+        if SCALING == 3 and not TANGENT:
+            gradients[to_scaling + i * p_line] += total(widen(load(lanes, at)))
+        if BIASES == 3:
+            gradients[to_biases + i * p_line] += total(widen(load(lanes, at + LANES)))
 
 
 def products_at(
-    x: Array, x_start: int, dy: Array, weights: Array, y_start: int, lane: int, count: int, lanes: Array, tile: int,
-    work: Array, scaling: Array, p_start: int, left: int, gradients: Array, to_scaling: int, to_biases: int,
-) -> tuple[Vector, Vector]:  # fmt: skip
-    """The terms of up to a vector of lanes; what it returns is for the gradients of the line's own parameters."""
-    deviation: Vector = load_part(x, x_start + lane, count) - load(lanes, lane)
-    gradient = load_part(dy, y_start + lane, count)
-    if WEIGHTED == 1:  # padding may be anything: where no gradient comes from, it adds nothing to the sums
-        deviation = choose(gradient, deviation, splat(real(0)))
-    if WEIGHTED == 2:
-        weight = load_part(weights, y_start + lane, count)
-        gradient = choose(weight, gradient, splat(real(0)))
-        deviation = choose(weight, deviation, splat(real(0)))
-    term = gradient
-    if SCALING > 1 and not TANGENT:
-        term = gradient * first_lanes(deviation * load(lanes, tile + lane) + load(lanes, 2 * tile + lane), count)
-    given = gradient
-    if SCALING == 2 and not TANGENT:
-        at = to_scaling + left + lane
-        store_part(gradients, at, count, load_part(gradients, at, count) + widen(term))
-        gradient = gradient * load_part(scaling, p_start + left + lane, count)
-    if BIASES == 2:
-        at = to_biases + left + lane
-        store_part(gradients, at, count, load_part(gradients, at, count) + widen(given))
-    if SCALING == 3 and not TANGENT:
-        gradient = gradient * splat(scaling[p_start])
-    store(work, lane, load(work, lane) + widen(gradient))
-    store(work, tile + lane, load(work, tile + lane) + widen(gradient * deviation))
-    return widen(given), widen(term)
-
-
-def combine_down(
-    x: Array, x_start: int, x_line: int, dy: Array, dx: Array, y_start: int, y_line: int, lines: int, width: int,
-    lanes: Array, tile: int,
+    x: Array, x_start: int, x_line: int, dy: Array, weights: Array, y_start: int, y_line: int, lines: int,
+    lane: int, count: int, lanes: Array, tile: int, work: Array, scaling: Array, p_start: int, p_line: int, left: int,
+    gradients: Array, to_scaling: int, to_biases: int,
 ) -> None:  # fmt: skip
-    """Write the gradient of a block of lines, some lanes after another."""
-    lane = 0
-    while lane + WIDE <= width:
-        centre = load_wide(lanes, lane)
-        gain = load_wide(lanes, tile + lane)
-        slope = load_wide(lanes, 3 * tile + lane)
-        shift = load_wide(lanes, 4 * tile + lane)
-        for i in range(lines):
-            at = y_start + i * y_line + lane
-            deviation = load_wide(x, x_start + i * x_line + lane) - centre
-            store(dx, at, load_wide(dy, at) * gain + (deviation * slope + shift))
-        lane += WIDE
-    while lane < width:
-        count = width - lane
-        centre_ = load(lanes, lane)
-        gain_ = load(lanes, tile + lane)
-        slope_ = load(lanes, 3 * tile + lane)
-        shift_ = load(lanes, 4 * tile + lane)
-        for i in range(lines):
-            at = y_start + i * y_line + lane
-            deviation_: Vector = load_part(x, x_start + i * x_line + lane, count) - centre_
-            store_part(dx, at, count, load_part(dy, at, count) * gain_ + (deviation_ * slope_ + shift_))
-        lane += LANES
+    """Add the terms of up to a vector of lanes of some lines; TOGETHER of them are added up before they are widened."""
+    centre, inverse, rest = load(lanes, lane), load(lanes, tile + lane), load(lanes, 2 * tile + lane)
+    sum_ = load(work, lane)
+    products_ = load(work, tile + lane)
+    for first in range(0, lines, TOGETHER):
+        added = splat(real(0))
+        squared = splat(real(0))
+        for i in range(first, min(first + TOGETHER, lines)):
+            x_at, y_at, p_at = x_start + i * x_line + lane, y_start + i * y_line + lane, i * p_line
+            if lines == TOGETHER:
+                prefetch(x, x_at + TOGETHER * x_line)
+                prefetch(dy, y_at + TOGETHER * y_line)
+            deviation: Vector = load_part(x, x_at, count) - centre
+            gradient = load_part(dy, y_at, count)
+            if WEIGHTED == 1:  # padding may be anything: where no gradient comes from, it adds nothing to the sums
+                deviation = choose(gradient, deviation, splat(real(0)))
+            if WEIGHTED == 2:
+                weight = load_part(weights, y_at, count)
+                gradient = choose(weight, gradient, splat(real(0)))
+                deviation = choose(weight, deviation, splat(real(0)))
+            term = gradient
+            if SCALING > 1 and not TANGENT:
+                term = gradient * first_lanes(muladd(deviation, inverse, rest), count)
+            beside = 5 * tile + 2 * i * LANES
+            if SCALING == 3 and not TANGENT:
+                store(lanes, beside, load(lanes, beside) + term)
+            if BIASES == 3:
+                store(lanes, beside + LANES, load(lanes, beside + LANES) + gradient)
+            if SCALING == 2 and not TANGENT:
+                at = to_scaling + p_at + left + lane
+                store_part(gradients, at, count, load_part(gradients, at, count) + widen(term))
+            if BIASES == 2:
+                at = to_biases + p_at + left + lane
+                store_part(gradients, at, count, load_part(gradients, at, count) + widen(gradient))
+            if SCALING == 2 and not TANGENT:
+                gradient = gradient * load_part(scaling, p_start + p_at + left + lane, count)
+            if SCALING == 3 and not TANGENT:
+                gradient = gradient * splat(scaling[p_start + p_at])
+            added += gradient
+            squared = muladd(gradient, deviation, squared)
+        sum_ += widen(added)
+        products_ += widen(squared)
+    store(work, lane, sum_)
+    store(work, tile + lane, products_)
 
 
 def combine(
-    x: Array, x_start: int, dy: Array, dx: Array, weights: Array, y_start: int, width: int, lanes: Array, tile: int,
-    scaling: Array, p_start: int, left: int,
+    x: Array, x_start: int, x_line: int, dy: Array, dx: Array, weights: Array, y_start: int, y_line: int, lines: int,
+    width: int, lanes: Array, tile: int, scaling: Array, p_start: int, p_line: int, left: int, past: bool,
 ) -> None:  # fmt: skip
-    """Write the gradient of one line."""
+    """Write the gradient of some lines: all of them some lanes after another."""
     for lane in range(0, width - LANES + 1, LANES):
-        combine_at(x, x_start, dy, dx, weights, y_start, lane, LANES, lanes, tile, scaling, p_start, left)
+        combine_at(
+            x, x_start, x_line, dy, dx, weights, y_start, y_line, lines, lane, LANES,
+            lanes, tile, scaling, p_start, p_line, left, past,
+        )  # fmt: skip
     lane = width - width % LANES
     if lane < width:
-        combine_at(x, x_start, dy, dx, weights, y_start, lane, width - lane, lanes, tile, scaling, p_start, left)
+        combine_at(
+            x, x_start, x_line, dy, dx, weights, y_start, y_line, lines, lane, width - lane,
+            lanes, tile, scaling, p_start, p_line, left, False,
+        )  # fmt: skip
 
 
 def combine_at(
-    x: Array, x_start: int, dy: Array, dx: Array, weights: Array, y_start: int, lane: int, count: int,
-    lanes: Array, tile: int, scaling: Array, p_start: int, left: int,
+    x: Array, x_start: int, x_line: int, dy: Array, dx: Array, weights: Array, y_start: int, y_line: int, lines: int,
+    lane: int, count: int, lanes: Array, tile: int, scaling: Array, p_start: int, p_line: int, left: int, past: bool,
 ) -> None:  # fmt: skip
-    """Write the gradient of up to a vector of lanes."""
-    gradient = load_part(dy, y_start + lane, count)
-    scale = load(lanes, lane)
-    if SCALING == 2:
-        scale = load_part(scaling, p_start + left + lane, count)
-    if SCALING == 3:
-        scale = splat(scaling[p_start])
-    if SCALING > 1 and not TANGENT:
-        gradient = gradient * scale
-    deviation: Vector = load_part(x, x_start + lane, count) - load(lanes, lane)
-    statistics: Vector = deviation * load(lanes, 3 * tile + lane) + load(lanes, 4 * tile + lane)
-    if WEIGHTED == 1:
-        statistics = choose(load_part(weights, y_start + lane, count), statistics, splat(real(0)))
-    gradient = gradient * load(lanes, tile + lane) + statistics
-    if SCALING > 1 and TANGENT:
-        gradient = gradient * scale
-    store_part(dx, y_start + lane, count, gradient)
+    """Write the gradient of up to a vector of lanes of some lines."""
+    centre, gain = load(lanes, lane), load(lanes, tile + lane)
+    slope, shift = load(lanes, 3 * tile + lane), load(lanes, 4 * tile + lane)
+    for i in range(lines):
+        p_at, y_at = p_start + i * p_line, y_start + i * y_line + lane
+        gradient = load_part(dy, y_at, count)
+        scale = gain
+        if SCALING == 2:
+            scale = load_part(scaling, p_at + left + lane, count)
+        if SCALING == 3:
+            scale = splat(scaling[p_at])
+        if SCALING > 1 and not TANGENT:
+            gradient = gradient * scale
+        deviation: Vector = load_part(x, x_start + i * x_line + lane, count) - centre
+        statistics = muladd(deviation, slope, shift)
+        if WEIGHTED == 1:
+            statistics = choose(load_part(weights, y_at, count), statistics, splat(real(0)))
+        gradient = muladd(gradient, gain, statistics)
+        if SCALING > 1 and TANGENT:
+            gradient = gradient * scale
+        if past:
+            stream_even(dx, y_at, gradient)
+        else:
+            store_part(dx, y_at, count, gradient)

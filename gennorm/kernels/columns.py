@@ -32,6 +32,8 @@ from .vector import (
     Array,
     Vector,
     choose,
+    even,
+    fence,
     first_lanes,
     inverse,
     larger,
@@ -45,6 +47,7 @@ from .vector import (
     splat_wide,
     store,
     store_part,
+    stream_even,
     total,
     widen,
 )
@@ -53,6 +56,7 @@ MEASURE = 1  # take the moments from the input; otherwise read them
 KEEP = 0  # write the moments
 WEIGHTED = 0  # the output's place holds weights of the elements, in its layout, and what they sum to is kept too
 APPLY = 1  # write the output
+STREAM = 0  # write past the caches, where lines are whole vectors and begin at even places
 SCALING = 0  # 0: absent, 1: constant along a lane, 2: varies from lane to lane and line to line, 3: one a line
 BIASES = 0
 INVERT = 0  # from output to input: the scaling is given as its reciprocals
@@ -225,12 +229,21 @@ def forward(
                 start = (part - row * pieces) * piece
                 size = min(piece, length - start)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
-                step = size if width <= WIDE else 1
-                for line in range(start, start + size, step):
+                # In the order of memory: line by line, or down lines that one step of the loop over lanes covers.
+                past = STREAM == 1 and width % LANES == 0 and even(y, y_tile + y_row, y_line)
+                if width == WIDE or width <= LANES:
                     normalize(
-                        x, x_tile + x_row + line * x_line, x_line, y, y_tile + y_row + line * y_line, y_line,
-                        step, width, lanes, tile, scaling, biases, p_tile + p_row + line * p_line, p_line, left,
+                        x, x_tile + x_row + start * x_line, x_line, y, y_tile + y_row + start * y_line, y_line,
+                        size, width, lanes, tile, scaling, biases, p_tile + p_row + start * p_line, p_line, left, past,
                     )  # fmt: skip
+                else:
+                    for line in range(start, start + size):
+                        normalize(
+                            x, x_tile + x_row + line * x_line, x_line, y, y_tile + y_row + line * y_line, y_line,
+                            1, width, lanes, tile, scaling, biases, p_tile + p_row + line * p_line, p_line, left, past,
+                        )  # fmt: skip
+    if STREAM:
+        fence()
 
 
 def join(work: Array, recent: int) -> None:
@@ -320,47 +333,64 @@ def sums_weighted(
 
 def normalize(
     x: Array, x_start: int, x_line: int, y: Array, y_start: int, y_line: int, lines: int, width: int,
-    lanes: Array, tile: int, scaling: Array, biases: Array, p_start: int, p_line: int, left: int,
+    lanes: Array, tile: int, scaling: Array, biases: Array, p_start: int, p_line: int, left: int, past: bool,
 ) -> None:  # fmt: skip
-    """Write a block of lines, some lanes after another."""
+    """Write some lines. Numbers of a few lanes stay in registers for all of them; for one line it pays nothing."""
     lane = 0
-    while lane + WIDE <= width:
+    while lines != 1 and lane + WIDE <= width:
         centre = load_wide(lanes, lane)
         gain = load_wide(lanes, tile + lane)
         shift = load_wide(lanes, 2 * tile + lane)
         for i in range(lines):
-            p_at = p_start + i * p_line
-            scale = gain
+            p_at, y_at = p_start + i * p_line, y_start + i * y_line + lane
+            scale, bias = gain, shift
             if SCALING == 2:
                 scale = load_wide(scaling, p_at + left + lane)
             if SCALING == 3:
                 scale = splat_wide(scaling[p_at])
-            bias = shift
             if BIASES == 2:
                 bias = load_wide(biases, p_at + left + lane)
             if BIASES == 3:
                 bias = splat_wide(biases[p_at])
-            vector = load_wide(x, x_start + i * x_line + lane)
-            store(y, y_start + i * y_line + lane, transformed(vector, centre, gain, shift, scale, bias))
+            vector = transformed(load_wide(x, x_start + i * x_line + lane), centre, gain, shift, scale, bias)
+            if past:
+                stream_even(y, y_at, vector)
+            else:
+                store(y, y_at, vector)
         lane += WIDE
-    while lane < width:
-        count = width - lane
-        centre_ = load(lanes, lane)
-        gain_ = load(lanes, tile + lane)
-        shift_ = load(lanes, 2 * tile + lane)
-        for i in range(lines):
-            p_at = p_start + i * p_line
-            scale_ = gain_
-            if SCALING == 2:
-                scale_ = load_part(scaling, p_at + left + lane, count)
-            if SCALING == 3:
-                scale_ = splat(scaling[p_at])
-            bias_ = shift_
-            if BIASES == 2:
-                bias_ = load_part(biases, p_at + left + lane, count)
-            if BIASES == 3:
-                bias_ = splat(biases[p_at])
-            vector_ = load_part(x, x_start + i * x_line + lane, count)
-            vector_ = transformed(vector_, centre_, gain_, shift_, scale_, bias_)
-            store_part(y, y_start + i * y_line + lane, count, vector_)
+    while lane + LANES <= width:
+        normalize_at(
+            x, x_start, x_line, y, y_start, y_line, lines, lane, LANES, lanes, tile,
+            scaling, biases, p_start, p_line, left, past,
+        )  # fmt: skip
         lane += LANES
+    if lane < width:
+        normalize_at(
+            x, x_start, x_line, y, y_start, y_line, lines, lane, width - lane, lanes, tile,
+            scaling, biases, p_start, p_line, left, False,
+        )  # fmt: skip
+
+
+def normalize_at(
+    x: Array, x_start: int, x_line: int, y: Array, y_start: int, y_line: int, lines: int, lane: int, count: int,
+    lanes: Array, tile: int, scaling: Array, biases: Array, p_start: int, p_line: int, left: int, past: bool,
+) -> None:  # fmt: skip
+    """Write up to a vector of lanes of some lines. Where the count is LANES, the compiler drops the mask."""
+    centre, gain, shift = load(lanes, lane), load(lanes, tile + lane), load(lanes, 2 * tile + lane)
+    for i in range(lines):
+        p_at, y_at = p_start + i * p_line, y_start + i * y_line + lane
+        scale, bias = gain, shift
+        if SCALING == 2:
+            scale = load_part(scaling, p_at + left + lane, count)
+        if SCALING == 3:
+            scale = splat(scaling[p_at])
+        if BIASES == 2:
+            bias = load_part(biases, p_at + left + lane, count)
+        if BIASES == 3:
+            bias = splat(biases[p_at])
+        vector = load_part(x, x_start + i * x_line + lane, count)
+        vector = transformed(vector, centre, gain, shift, scale, bias)
+        if past:
+            stream_even(y, y_at, vector)
+        else:
+            store_part(y, y_at, count, vector)

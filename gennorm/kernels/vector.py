@@ -132,6 +132,17 @@ def stream(array: Array, start: int, vector: Vector) -> None:
     store(array, start, vector)
 
 
+def even(array: Array, start: int, step: int) -> bool:
+    """Return whether 16 bytes are aligned at ``start`` and any number of steps behind it."""
+    address = array.ctypes.data + start * array.itemsize
+    return bool((address | step * array.itemsize) % 16 == 0)
+
+
+def stream_even(array: Array, start: int, vector: Vector) -> None:
+    """Write a whole vector, past the caches and 16 bytes at a time, to a place that is even."""
+    store(array, start, vector)
+
+
 def fence() -> None:
     """Have everything that was streamed written before anything else is."""
 

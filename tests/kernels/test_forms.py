@@ -12,7 +12,8 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 import gennorm as gn
-from gennorm import kernels
+from gennorm import kernels, plan
+from gennorm.kernels import columns, vector
 from spec import reference
 from tests import strategies
 from tests.accuracy import V, assert_within, judge
@@ -61,7 +62,7 @@ SPLIT = [name for name in FORMS if name != "one element"]
 
 forms = pytest.mark.parametrize("name", FORMS)
 # A kernel takes a second or two to compile: the other dtypes have one of each family.
-ONE_EACH = ("a row a slice", "columns", "columns with the channels last", "folded columns")
+ONE_EACH = ("a row a slice", "columns", "columns with the channels last", "folded columns", "lines of whole vectors")
 MAIN = ("float16", "float32", "float64")
 
 
@@ -265,6 +266,14 @@ def offset_of(array):
     return array.__array_interface__["data"][0] - buffer_of(array).__array_interface__["data"][0]
 
 
+def around(out):
+    """The memory of an array with its elements as they were before anything was written there."""
+    memory = buffer_of(out).copy()
+    elements = np.ndarray(out.shape, out.dtype, memory, offset_of(out), out.strides)
+    elements[...] = np.frombuffer(b"\xa5" * out.itemsize, out.dtype)
+    return memory
+
+
 @forms
 @pytest.mark.parametrize("layout", WRITABLE)
 @pytest.mark.parametrize("source", ["C", "F", "gapped innermost", "repeated innermost"])
@@ -278,10 +287,7 @@ def test_out(name, layout, source):
     judge(out, x, form.settings, layer.scaling, layer.biases)
     assert buffer_of(x).tobytes() == before
     # What lies between the elements and around them is as it was.
-    around = buffer_of(out).copy()
-    elements = np.ndarray(out.shape, out.dtype, around, offset_of(out), out.strides)
-    elements[...] = np.frombuffer(b"\xa5" * 4, out.dtype)
-    assert set(around.tobytes()) == {0xA5}
+    assert set(around(out).tobytes()) == {0xA5}
 
 
 @pytest.mark.parametrize("name", SPLIT)
@@ -467,3 +473,39 @@ def test_the_judge_sees_an_error():
     layer.biases[3] += 0.125
     with pytest.raises(AssertionError, match=r"^5 of 185 are off; at \(\d, 3\)"):
         judge(y, x, form.settings, layer.scaling, layer.biases)
+
+
+def test_plans_and_kernels_agree():
+    """Kernels do not read the plan's module: what names a compiled one is a digest of their own sources."""
+    assert (plan.LANES, plan.TOGETHER) == (vector.LANES, columns.TOGETHER)
+
+
+# -------------------------------------------------------------------------------------------------- past the caches
+
+WHOLE = {
+    "lines of whole vectors": Form("columns", (19, 80), 0, 1),
+    "whole vectors of channels": Form("columns", (3, 11, 4, 8), 1, 1),
+    "whole vectors, folded": Form("columns", (2, 3, 4, 64), "All", 3, {3: 16}),
+}
+
+
+COLUMNS = {name: form for name, form in FORMS.items() if form.family == "columns"}
+
+
+@with_dtypes([*COLUMNS, *WHOLE], ["float32"], ["float16", "float64"])
+def test_streamed_columns_have_the_bits_of_others(name, dtype, monkeypatch):
+    """Wherever they begin, and whatever lies between their lines."""
+    form = {**COLUMNS, **WHOLE}[name]
+    x, dy = sample(form.shape, dtype), sample(form.shape, dtype, seed=1)
+    found = []
+    for streamed in ({}, {"forward": 0, "backward": 0}):
+        monkeypatch.setattr(kernels, "STREAMED", {**kernels.STREAMED, **streamed})
+        layer = made(form.settings, form.shape)
+        y, pullback = layer.vjp(x)
+        gradients = pullback(dy)
+        found.append([y.tobytes(), gradients.input.tobytes(), gradients.scaling.tobytes()])
+        for layout in ("C", "padded", "unaligned"):
+            out = named_layouts(x.ndim)[layout].empty(form.shape, dtype_of(dtype))
+            found[-1].append(layer(x, out=out).tobytes())
+            assert set(around(out).tobytes()) == {0xA5}
+    assert found[0] == found[1]
