@@ -177,7 +177,7 @@ def _shared(work: Callable[[int, int], None], tasks: int, threads: int) -> None:
     portions = [deque(range(ranges * i // threads, ranges * (i + 1) // threads)) for i in range(threads)]
     works = [work]  # until it is over
     entered: list[bool] = []
-    left: list[BaseException | None] = []
+    left: list[Future[None]] = []
     ends: SimpleQueue[None] = SimpleQueue()
 
     def take(own: int) -> None:
@@ -195,12 +195,13 @@ def _shared(work: Callable[[int, int], None], tasks: int, threads: int) -> None:
 
     def join() -> None:
         entered.append(True)
-        error = None
+        done: Future[None] = Future()
         try:
             take(len(entered) % threads)
-        except BaseException as raised:  # noqa: BLE001  it is raised where it is waited for
-            error = raised
-        left.append(error)
+            done.set_result(None)
+        except BaseException as error:  # noqa: BLE001  it is raised where it is waited for
+            done.set_exception(error)
+        left.append(done)
         ends.put(None)
 
     try:
@@ -216,9 +217,8 @@ def _shared(work: Callable[[int, int], None], tasks: int, threads: int) -> None:
             while len(left) < len(entered):
                 ends.get()
             raise
-    for error in left:
-        if error is not None:
-            raise error
+    for future in left:
+        future.result()
 
 
 class _Pool:

@@ -215,7 +215,7 @@ def makers(source: str) -> set[int]:
     for node in ast.walk(ast.parse(source)):
         call = node.value if isinstance(node, ast.Return) else None
         builds = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in kinds
-        if isinstance(node, ast.Raise) or builds:
+        if (isinstance(node, ast.Raise) and node.exc is not None) or builds:
             lines.add(node.lineno)
     return lines
 

@@ -78,15 +78,14 @@ def test_the_system_has_no_more_threads(allowed, monkeypatch):
             raise RuntimeError(msg)
         start(thread)
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    for _ in range(5):
-        done, who = covered()
-        assert done == [1] * 64
-        assert len(who) <= allowed + 1
-    assert _threads._pool.threads == allowed
-    assert allowed > 0 or _threads._pool.calls.empty()  # nobody would ever take anything out
-    monkeypatch.undo()
-    gn.set_num_threads(4)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for _ in range(5):
+            done, who = covered()
+            assert done == [1] * 64
+            assert len(who) <= allowed + 1
+        assert _threads._pool.threads == allowed
+        assert allowed > 0 or _threads._pool.calls.empty()  # nobody would ever take anything out
     assert covered()[0] == [1] * 64
     assert _threads._pool.threads == 3
 

@@ -210,7 +210,7 @@ class Normalize(_Function):
         return Tangent.apply(ctx.job, x, scaling, biases, mask, moments, *directions[1:4]), None, None
 
 
-# Function.apply looks the signature up at each call, 11 of 17 microseconds, which only torch.func gains from.
+# The same for those who know that nothing of torch.func is at work.
 record = super(torch.autograd.Function, Normalize).apply
 
 

@@ -23,26 +23,14 @@ import gennorm
 from gennorm.errors import GennormError, InputError
 from gennorm.torch import layers
 from gennorm.torch.layers import Computed
-from gennorm.torch.module import Normalization
+from gennorm.torch.module import DERIVED, Normalization
 from gennorm.torch.tensors import FLOATING, HALVES
 
 __all__ = ["Left", "Replaced", "Report", "accelerate", "restore"]
 
 DROPINS: dict[type, type] = {getattr(nn, name): getattr(layers, name) for name in layers.__all__}
 OTHERS = (nn.modules.batchnorm._NormBase, nn.LocalResponseNorm, nn.CrossMapLRN2d)  # torch's that have no drop-in
-MADE: tuple[str, ...] = (
-    "guess",
-    "config",
-    "core",
-    "_job",
-    "_present",
-    "_text",
-    "_taken",
-    "_size",
-    "_weight_at",
-    "_bias_at",
-)
-MADE += ("_weight_steps", "_bias_steps", "_double", "_original", "_proved")
+MADE = (*DERIVED, "guess", "config", "_present", "_text", "_double", "_original", "_proved")
 
 # How far two right answers may be apart, in units of the dtype's rounding and relative to the largest value. For 8 to
 # 8,192 elements the layers of Llama, T5 and torch, and layer norm written out in torch, are 2.6 units apart at most in

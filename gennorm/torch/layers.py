@@ -82,10 +82,7 @@ class LayerNorm(TorchNorm, nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize over the trailing axes."""
-        try:  # as `_normalized` does, which would be one call more
-            return self.normalize(input)
-        except MISFITS as error:
-            raise _as_torch(error) from None
+        return self._normalized(input)
 
 
 class RMSNorm(TorchNorm, nn.RMSNorm):

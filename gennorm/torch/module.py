@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor, from_numpy, is_grad_enabled, nn
+from torch import Tensor, from_numpy, is_grad_enabled, nn, strided
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
@@ -24,11 +24,11 @@ from gennorm.torch.functional import require
 from gennorm.torch.operators import modes, tracing
 from gennorm.torch.tensors import HALVES, Held, array_of, require_tensor, tensor_of
 
-__all__ = ["Normalization", "NormalizationLayer"]
+__all__ = ["DERIVED", "Normalization", "NormalizationLayer"]
 
 PARAMETERS = {"scaling": "weight", "biases": "bias"}  # the core's names and torch's
 BUFFERS = ("mean", "variance")
-DERIVED = {"core", "_job", "_adopted", "_own", "_measuring"}  # what a module makes of its config, and anew in a copy
+DERIVED = ("core", "_job", "_adopted", "_own", "_measuring")  # what a module makes of its config, and anew in a copy
 
 
 class Normalization(nn.Module):
@@ -124,6 +124,8 @@ class Normalization(nn.Module):
         """
         if (
             type(x) is not Tensor
+            or not x.is_cpu
+            or x.layout is not strided
             or is_dynamo_compiling()
             or modes()
             or tracing() is not None
