@@ -131,6 +131,26 @@ def test_nobody_is_at_work_when_a_call_returns(late):
 WATCHFUL = {name for name in opcode.opmap if name.startswith(("CALL", "RESUME", "JUMP_BACKWARD"))}
 
 
+class Others:
+    """Work whose tasks take others longer than the calling thread, and how many of them are at it."""
+
+    def __init__(self, seconds, wait):
+        self.number, self.begun = 0, threading.Event()
+        self._seconds, self._wait = seconds, wait
+        self._lock, self._main = threading.Lock(), threading.current_thread()
+
+    def work(self, lo, hi):
+        if threading.current_thread() is self._main:
+            self._wait(self)
+            return
+        with self._lock:
+            self.number += 1
+        self.begun.set()
+        time.sleep(self._seconds)
+        with self._lock:
+            self.number -= 1
+
+
 class Interrupted(BaseException):
     """What no call of ours raises."""
 
@@ -143,28 +163,17 @@ def interrupt(*_):
 def test_nobody_is_at_work_when_a_call_is_interrupted():
     """At whatever step; and the next call is right."""
     gn.set_num_threads(3)
-    going, lock, main, stopped = [0], threading.Lock(), threading.current_thread(), 0
-
-    def work(lo, hi):
-        if threading.current_thread() is main:
-            time.sleep(0.0003)
-            return
-        with lock:
-            going[0] += 1
-        time.sleep(0.0005)
-        with lock:
-            going[0] -= 1
-
+    others, stopped = Others(0.0005, lambda _: time.sleep(0.0003)), 0
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         for delay in np.linspace(1e-6, 3e-3, 300):
             try:
                 signal.setitimer(signal.ITIMER_REAL, delay)
-                _threads.run(work, 64, ELEMENTS)
+                _threads.run(others.work, 64, ELEMENTS)
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except Interrupted:
                 stopped += 1
-            assert going == [0]
+            assert others.number == 0
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -176,24 +185,12 @@ def test_an_interrupt_at_any_step_leaves_nobody_at_work():
     """Of those that the calling thread makes to share work: nothing stays locked, nobody is left behind."""
     gn.set_num_threads(3)
     covered()
-    going, main, lock = [0], threading.current_thread(), threading.Lock()
-    begun = threading.Event()
-
-    def work(lo, hi):
-        if threading.current_thread() is main:
-            begun.wait(0.02)
-            return
-        with lock:
-            going[0] += 1
-        begun.set()
-        time.sleep(0.002)
-        with lock:
-            going[0] -= 1
+    others = Others(0.002, lambda others: others.begun.wait(0.02))
 
     def stopped(step):
         """Whether there is a step of that number."""
         steps, before = itertools.count(), {}
-        begun.clear()
+        others.begun.clear()
 
         def trace(frame, event, argument):
             code = frame.f_code
@@ -209,7 +206,7 @@ def test_an_interrupt_at_any_step_leaves_nobody_at_work():
         outer = sys.gettrace()
         sys.settrace(trace)
         try:
-            _threads.run(work, 12, ELEMENTS)
+            _threads.run(others.work, 12, ELEMENTS)
         except Interrupted:
             return True
         finally:
@@ -218,7 +215,7 @@ def test_an_interrupt_at_any_step_leaves_nobody_at_work():
 
     number = 0
     while stopped(number):
-        assert going == [0], number
+        assert others.number == 0, number
         assert covered()[0] == [1] * 64
         number += 1
     assert number > 20

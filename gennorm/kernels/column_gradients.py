@@ -32,7 +32,7 @@ from .columns import (
     along,
     share,
 )
-from .steps import MEAN, PER_COUNT, PER_DEGREE, VARIANCE, offsets, slopes
+from .steps import MEAN, PER_COUNT, PER_DEGREE, VARIANCE, contribution, offsets, part_at, slopes
 from .vector import (
     LANES,
     Array,
@@ -134,9 +134,7 @@ def backward(
             for lane in range(2 * tile):
                 work[lane] = 0.0
             for part in range(first, last):
-                row = part // pieces if pieces > 1 else part
-                start = (part - row * pieces) * piece
-                size = min(piece, length - start)
+                row, start, size = part_at(part, length, piece, pieces)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
                 # Down lines of one vector its sums stay in registers; parameters of a line have room for a few lines.
                 step = size if width <= LANES and max(SCALING, BIASES) < 3 else TOGETHER
@@ -201,9 +199,7 @@ def backward(
                 store(lanes, 3 * tile + lane, narrow(slope))
                 store(lanes, 4 * tile + lane, narrow(shift))
             for part in range(first, last):
-                row = part // pieces if pieces > 1 else part
-                start = (part - row * pieces) * piece
-                size = min(piece, length - start)
+                row, start, size = part_at(part, length, piece, pieces)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
                 # In the order of memory: line by line, or down lines of one vector.
                 past = STREAM == 1 and width % LANES == 0 and even(dx, y_tile + y_row, y_line)
@@ -282,12 +278,7 @@ def products_at(
                 prefetch(dy, y_at + TOGETHER * y_line)
             deviation: Vector = load_part(x, x_at, count) - centre
             gradient = load_part(dy, y_at, count)
-            if WEIGHTED == 1:  # padding may be anything: where no gradient comes from, it adds nothing to the sums
-                deviation = choose(gradient, deviation, splat(real(0)))
-            if WEIGHTED == 2:
-                weight = load_part(weights, y_at, count)
-                gradient = choose(weight, gradient, splat(real(0)))
-                deviation = choose(weight, deviation, splat(real(0)))
+            gradient, deviation = contribution(gradient, deviation, weights, y_at, count)
             term = gradient
             if SCALING > 1 and not TANGENT:
                 term = gradient * first_lanes(muladd(deviation, inverse, rest), count)

@@ -24,6 +24,7 @@ from .steps import (
     inverse_deviation,
     moments,
     offsets,
+    part_at,
     transformed,
 )
 from .vector import (
@@ -140,9 +141,7 @@ def forward(
                     work[lane] = 0.0
                 count = 0
                 for part in range(first, end):
-                    row = part // pieces if pieces > 1 else part
-                    start = (part - row * pieces) * piece
-                    size = min(piece, length - start)
+                    row, start, size = part_at(part, length, piece, pieces)
                     if attempt == 0:
                         size = min(size, SAMPLE)
                     x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
@@ -225,9 +224,7 @@ def forward(
                 store(lanes, gain_at + lane, narrow(gain))
                 store(lanes, shift_at + lane, narrow(shift))
             for part in range(first, last):
-                row = part // pieces if pieces > 1 else part
-                start = (part - row * pieces) * piece
-                size = min(piece, length - start)
+                row, start, size = part_at(part, length, piece, pieces)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
                 # In the order of memory: line by line, or down lines that one step of the loop over lanes covers.
                 past = STREAM == 1 and width % LANES == 0 and even(y, y_tile + y_row, y_line)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from .rows import KEPT, LENGTH, OUTER, PIECE, PIECES, PORTION, ROWS, RUNS, SLICES, UNITS
-from .steps import MEAN, PER_COUNT, PER_DEGREE, VARIANCE, offsets, slopes
+from .steps import MEAN, PER_COUNT, PER_DEGREE, VARIANCE, contribution, offsets, part_at, slopes
 from .vector import (
     LANES,
     Array,
@@ -95,9 +95,7 @@ def backward(
         squared = 0.0
         if SUMS:
             for part in range(first, last):
-                row = part // pieces if pieces > 1 else part
-                start = (part - row * pieces) * piece
-                size = min(piece, length - start)
+                row, start, size = part_at(part, length, piece, pieces)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
                 p_row += p_slice
                 window = p_row + start if room < parameters else 0  # the first parameter that there is room for
@@ -136,9 +134,7 @@ def backward(
             shift = by_sum * added if per_count != 0.0 else 0.0
             shift += slope * rest
             for part in range(first, last):
-                row = part // pieces if pieces > 1 else part
-                start = (part - row * pieces) * piece
-                size = min(piece, length - start)
+                row, start, size = part_at(part, length, piece, pieces)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
                 p_row += p_slice
                 gain, slope_, shift_ = inverse, slope, shift
@@ -194,12 +190,7 @@ def products_at(
     """The terms of up to a vector of elements."""
     gradient = load_part(dy, y_start, count)
     deviation: Vector = load_part(x, x_start, count) - centre
-    if WEIGHTED == 1:  # padding may be anything: where no gradient comes from, it adds nothing to the sums
-        deviation = choose(gradient, deviation, splat(real(0)))
-    if WEIGHTED == 2:
-        weight = load_part(weights, y_start, count)
-        gradient = choose(weight, gradient, splat(real(0)))
-        deviation = choose(weight, deviation, splat(real(0)))
+    gradient, deviation = contribution(gradient, deviation, weights, y_start, count)
     if SCALING == 2 and not TANGENT:
         terms = muladd(gradient, muladd(deviation, inverse, rest), load_part(recent, recent_at, count))
         store_part(recent, recent_at, count, terms)

@@ -26,6 +26,7 @@ from .steps import (
     inverse_deviation,
     moments,
     offsets,
+    part_at,
     transformed,
 )
 from .vector import (
@@ -117,9 +118,7 @@ def forward(
                     block_added = splat(0.0)
                     block_squared = splat(0.0)
                     for part in range(block, min(block + often, end)):
-                        row = part // pieces if pieces > 1 else part
-                        start = (part - row * pieces) * piece
-                        size = min(piece, length - start)
+                        row, start, size = part_at(part, length, piece, pieces)
                         if attempt == 0:
                             size = min(size, SAMPLE)
                         x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
@@ -161,9 +160,7 @@ def forward(
             if INVERT:
                 factor = inverse(factor)
             for part in range(first, last):
-                row = part // pieces if pieces > 1 else part
-                start = (part - row * pieces) * piece
-                size = min(piece, length - start)
+                row, start, size = part_at(part, length, piece, pieces)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
                 p_row += p_slice
                 gain = factor

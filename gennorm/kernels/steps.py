@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .vector import Array, Vector, exceeds, inverse, larger, root
+import numpy as np
+
+from .vector import Array, Vector, choose, exceeds, inverse, larger, load_part, root, splat
 
 CENTER = 1  # Standardize subtracts the mean; RMS does not
 SCALING = 0  # 0: absent, 1: a constant of the loop that normalizes, more: varies inside it
 BIASES = 0
 INVERT = 0  # from output to input
+WEIGHTED = 0  # backwards; the weights are a mask, and 1: it chooses what the statistics contribute to, 2: to the sums
+real = np.float32
 EXACT = 1  # the squares of the input are exact in float64, or no mean is subtracted
 
 INSIDE, FLOOR, OUTSIDE = 0, 1, 2
@@ -46,6 +50,13 @@ def offsets(geometry: Array, first: int, runs: int, number: int) -> tuple[int, i
         y_offset += index * geometry[field + 2]
         p_offset += index * geometry[field + 3]
     return x_offset, y_offset, p_offset
+
+
+def part_at(part: int, length: int, piece: int, pieces: int) -> tuple[int, int, int]:
+    """Which row a part of a slice is in, where it begins there, and how long it is."""
+    row = part // pieces if pieces > 1 else part
+    start = (part - row * pieces) * piece
+    return row, start, min(piece, length - start)
 
 
 def moments(added: Any, squared: Any, count: Any, pivot: Any) -> tuple[Any, Any]:
@@ -90,6 +101,17 @@ def slopes(variance: Any, per_count: Any, per_degree: Any, numbers: Array) -> tu
     if numbers[PLACEMENT] == OUTSIDE:
         slope = factor * factor * inverse(deviation)
     return factor, factor * per_count * -1.0, slope * per_degree * -1.0
+
+
+def contribution(gradient: Vector, deviation: Vector, weights: Array, start: int, count: int) -> tuple[Vector, Vector]:
+    """What up to a vector of elements contribute to the sums over a slice."""
+    if WEIGHTED == 1:  # padding may be anything: where no gradient comes from, it adds nothing to the sums
+        deviation = choose(gradient, deviation, splat(real(0)))
+    if WEIGHTED == 2:
+        weight = load_part(weights, start, count)
+        gradient = choose(weight, gradient, splat(real(0)))
+        deviation = choose(weight, deviation, splat(real(0)))
+    return gradient, deviation
 
 
 def standardized(vector: Vector, centre: Vector, gain: Vector, shift: Vector) -> Vector:
