@@ -18,7 +18,7 @@ from gennorm.statistics import measured
 if TYPE_CHECKING:
     from gennorm.kernels import Bound, Shortcut
 
-__all__ = ["Gradients", "Kept", "Merge", "Pullback"]
+__all__ = ["Gradients", "Kept", "Merge", "Pullback", "Settled"]
 
 Array = npt.NDArray[Any]
 Merge = Callable[[Array], Array]
@@ -52,6 +52,27 @@ class Gradients:
     biases: Array | None
 
 
+class Settled(NamedTuple):
+    """What plain calls of a layer on arrays of one shape, dtype and layout have in common; see `Shortcut`.
+
+    Examples
+    --------
+    >>> Settled._fields
+    ('shortcut', 'parameters')
+    """
+
+    shortcut: Shortcut
+    parameters: tuple[Parameter, Parameter]
+
+    def pull(
+        self, x: Array, dy: Array, factors: Array, scaling: Array | None
+    ) -> tuple[Array, Array | None, Array | None]:
+        """The gradients of the input, the scaling and the biases, for a scaling that lies as the layer's own."""
+        dx, to_scaling, to_biases = self.shortcut.backward(x, dy, factors, scaling)
+        gains, shifts = self.parameters
+        return dx, gains.gradient(to_scaling), shifts.gradient(to_biases)
+
+
 class Kept(NamedTuple):
     """What the derivatives of a call need of it; nobody else changes what it refers to, the input excepted.
 
@@ -71,7 +92,7 @@ class Kept(NamedTuple):
     weights: Array | None
     factors: Array
     found: Any
-    shortcut: Shortcut | None = None  # where it was taken
+    settled: Settled | None = None  # of the call, where it was a plain one
 
     @property
     def grouped(self) -> bool:
@@ -89,13 +110,12 @@ class Kept(NamedTuple):
 
     def pull(self, dy: Array, merge: Merge | None) -> Gradients:
         """The gradients for one of the output."""
-        if self.shortcut is not None and merge is None:
-            dx, to_scaling, to_biases = self.shortcut.backward(self.x, dy, self.factors, self.scaling)
-        else:
-            dx = empty_like(self.x, dy.dtype)
-            to_scaling, to_biases = self.bound.backward(
-                self.x, dy, dx, self.factors, self.scaling, self.biases, self.weights, merge=merge
-            )
+        if self.settled is not None and merge is None:
+            return Gradients(*self.settled.pull(self.x, dy, self.factors, self.scaling))
+        dx = empty_like(self.x, dy.dtype)
+        to_scaling, to_biases = self.bound.backward(
+            self.x, dy, dx, self.factors, self.scaling, self.biases, self.weights, merge=merge
+        )
         scaling, biases = self.parameters
         return Gradients(dx, scaling.gradient(to_scaling), biases.gradient(to_biases))
 

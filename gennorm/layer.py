@@ -39,7 +39,7 @@ from gennorm.errors import (
     shown,
     suggest,
 )
-from gennorm.gradients import Gradients, Kept, Merge, Pullback
+from gennorm.gradients import Gradients, Kept, Merge, Pullback, Settled
 from gennorm.moments import Moments
 from gennorm.parameters import Parameter, together
 from gennorm.plan import Plan, make_plan
@@ -61,9 +61,8 @@ from gennorm.statistics import (
 )
 
 if TYPE_CHECKING:
-    from gennorm.kernels import Bound, Shortcut
+    from gennorm.kernels import Bound
 
-    Settled = tuple[Shortcut, tuple[Parameter, Parameter]]
 
 __all__ = ["Information", "NormalizationLayer", "load"]
 
@@ -269,9 +268,9 @@ class NormalizationLayer:
             if found is not None:
                 if own:
                     return found[0].normalize(x)
-                y = found[0].apply(x, *used(moments, self._config))
-                if y is not None:
-                    return y
+                applied = found[0].apply(x, *used(moments, self._config))
+                if applied is not None:
+                    return applied[0]
         if isinstance(x, (list, tuple)) and all(isinstance(example, np.ndarray) for example in x):
             if not (plain and own):
                 msg = "out, mask, scaling, biases and moments cannot be given for a list of arrays\n"
@@ -334,18 +333,22 @@ class NormalizationLayer:
         >>> gradients.biases
         array([1., 0., 0., 0.], dtype=float32)
         """
-        plain = mask is None and scaling is None and biases is None and moments is None and type(x) is np.ndarray
-        plain = plain and self._config.statistics == "input"
-        found = self._shortcuts.get((x.shape, x.strides, x.dtype, True)) if plain else None
+        plain = mask is None and scaling is None and biases is None and not shared and type(x) is np.ndarray
+        found = self.settled(x, given=moments is not None) if plain else None
         if found is not None:
-            y, rows, factors = found[0].keep(x)
-            return y, Pullback(_kept(x, found, factors, rows, own=True), y.shape, y.dtype)
+            if moments is None:
+                y, rows, factors = found.shortcut.keep(x)
+                return y, Pullback(_kept(x, found, factors, rows, own=True), y.shape, y.dtype)
+            applied = found.shortcut.apply(x, *used(moments, self._config))
+            if applied is not None:
+                y, factors = applied
+                return y, Pullback(_kept(x, found, factors, moments, own=True), y.shape, y.dtype)
         one = self._is_one(x)
         y, kept = self._forward(
             x[None] if one else x, training, mask, scaling, biases, None, keep=True, moments=moments, shared=shared
         )
-        if plain:
-            self._remember(x)
+        if plain and not one and (moments is not None or self._config.statistics == "input"):
+            self._remember(x, own=moments is None)
         y = y[0] if one else y
         return y, Pullback(kept.own(), y.shape, y.dtype)
 
@@ -385,8 +388,7 @@ class NormalizationLayer:
         True
         """
         plain = mask is None and scaling is None and biases is None and type(x) is np.ndarray
-        plain = plain and self._config.statistics == "input"
-        found = self._shortcuts.get((x.shape, x.strides, x.dtype, True)) if plain else None
+        found = self.settled(x) or self.settled(x, given=True) if plain else None
         if found is not None and factors.shape[1:] == found[0].bound.plan.resolved.moments_shape:
             return Pullback(_kept(x, found, factors), x.shape, result_dtype(x.dtype))
         x = real(x, "the input")
@@ -952,6 +954,39 @@ class NormalizationLayer:
                 self._set(name, array, adopt=True)
         return self
 
+    def settled(self, x: Array, *, given: bool = False) -> Settled | None:
+        """Return what plain calls on arrays of this shape, dtype and layout have in common, once there was one.
+
+        For those who know that their arrays are right and look at none of them twice, as frameworks do.
+
+        Parameters
+        ----------
+        x : ndarray
+            Like those that the layer is called on.
+        given : bool, default False
+            Whether moments are given to each call; those of the input are taken otherwise.
+
+        Returns
+        -------
+        Settled or None
+            None before the first call, where one is more than a call of a kernel, where the arithmetic is in another
+            dtype than the parameters, and for moments that the layer holds.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import gennorm as gn
+        >>> layer, x = gn.layer_norm(2, epsilon=0), np.array([[1.0, 7.0]], np.float32)
+        >>> layer.settled(x) is None
+        True
+        >>> y = layer(x)
+        >>> layer.settled(x).shortcut.normalize(x)
+        array([[-1.,  1.]], dtype=float32)
+        """
+        if not given and self._config.statistics != "input":
+            return None
+        return self._shortcuts.get((x.shape, x.strides, x.dtype, not given))
+
     def _known_shape(self) -> tuple[int, ...]:
         """The shape of the parameters, from one that is there or from the declared input shape."""
         for array in self._parameters.values():
@@ -1214,7 +1249,7 @@ class NormalizationLayer:
                 return  # what was set meanwhile is not what the shortcut uses
             if len(self._shortcuts) >= REMEMBERED:
                 self._shortcuts.clear()
-            self._shortcuts[key] = None if shortcut is None else (shortcut, parameters)
+            self._shortcuts[key] = None if shortcut is None else Settled(shortcut, parameters)
 
     # Telling about it ------------------------------------------------------------------------------------------------
 
@@ -1455,13 +1490,13 @@ def _of_one(out: Any) -> Any:
     return out[None] if isinstance(out, np.ndarray) else out
 
 
-def _kept(x: Array, settled: Settled, factors: Array, rows: Array | None = None, *, own: bool = False) -> Kept:
+def _kept(x: Array, settled: Settled, factors: Array, found: Any = None, *, own: bool = False) -> Kept:
     """What the derivatives of a plain call need of it; with a scaling of its `own` if it is asked for."""
     shortcut, parameters = settled
     scaling, biases = parameters[0].own, parameters[1].own
     if own and scaling is not None:
         scaling = scaling.copy()
-    return Kept(x, shortcut.bound, parameters, scaling, biases, None, factors, rows, shortcut)
+    return Kept(x, shortcut.bound, parameters, scaling, biases, None, factors, found, settled)
 
 
 def _mode(name: str, value: Any) -> Any:

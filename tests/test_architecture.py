@@ -185,9 +185,19 @@ def test_import_is_light():
         "safetensors",
         *FRONTS.values(),
     ]
-    script = f"import gennorm, sys; print(*[name for name in {heavy!r} if name in sys.modules])"
+    assert loaded("gennorm", heavy) == []
+
+
+def test_the_front_for_torch_leaves_torch_s_compiler_alone():
+    pytest.importorskip("torch")
+    assert loaded("gennorm.torch", ["torch._dynamo", "numba", "llvmlite", "ml_dtypes", "transformers"]) == []
+
+
+def loaded(module, names):
+    """Which of these a new process has loaded with a module."""
+    script = f"import {module}, sys; print(*[name for name in {names!r} if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert answer.stdout.split() == []
+    return answer.stdout.split()
 
 
 def public_names(module) -> set[str]:

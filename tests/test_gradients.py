@@ -12,7 +12,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 import gennorm as gn
-from gennorm import kernels
+from gennorm import _threads, kernels
 from spec import reference
 from tests import accuracy, strategies
 from tests.derivatives import bounds, judge, judge_tangent
@@ -767,7 +767,10 @@ LARGE = {
 
 
 @pytest.fixture
-def threads():
+def threads(monkeypatch):
+    """Sets their number, and arrays of half a million elements are shared by seven."""
+    monkeypatch.setattr(_threads, "SHARED", 1 << 17)
+    monkeypatch.setattr(_threads, "WORTH_SHARING", 1 << 16)
     before = gn.get_num_threads()
     yield gn.set_num_threads
     gn.set_num_threads(before)

@@ -330,7 +330,10 @@ LARGE = {
 
 
 @pytest.fixture
-def threads():
+def threads(monkeypatch):
+    """Sets their number, and arrays of half a million elements are shared by seven."""
+    monkeypatch.setattr(_threads, "SHARED", 1 << 17)
+    monkeypatch.setattr(_threads, "WORTH_SHARING", 1 << 16)
     before = gn.get_num_threads()
     yield gn.set_num_threads
     gn.set_num_threads(before)

@@ -461,13 +461,6 @@ class Bound:
         blocks, block, parameters, often = sweep.blocks, sweep.block, sweep.parameters, sweep.often
         gradients = (np.empty if sweep.recent else np.zeros)((sweep.own, 2, parameters))
         geometry, flat, numbers = sweep.geometry, gradients.reshape(-1), self.numbers
-        if len(sweep.kernels) == 1 and not shared(self.size):  # 0.6 of 8.2 us for (1, 768)
-            space = self._space(6, 5, column_gradients.BESIDE) or (np.zeros(sweep.recent, self.compute),)
-            sweep.kernels[0](
-                x, dy, dx, weights, scaling, factors, NOTHING, flat, geometry, numbers, *space,
-                block, parameters, often, 0, blocks,
-            )  # fmt: skip
-            return gradients[0] if sweep.own == 1 else gradients.sum(0)
 
         def work(first: int, last: int) -> None:
             space = self._space(6, 5, column_gradients.BESIDE) or (np.zeros(sweep.recent, self.compute),)
@@ -620,17 +613,17 @@ class Shortcut:
         y = self._keeping(x, rows[0], rows[1])
         return y, rows[:2], self.bound.shaped(rows * self.bound.per)
 
-    def apply(self, x: Array, mean: Array | None, variance: Array) -> Array | None:
-        """The output by a mean and a variance whose axes are the last of the moments'; None where they are others."""
+    def apply(self, x: Array, mean: Array | None, variance: Array) -> tuple[Array, Array] | None:
+        """The output by a mean and a variance whose axes are the last of the moments', and the factors; else None."""
         if self._shape[len(self._shape) - variance.ndim :] != variance.shape:
             return None
         if mean is not None and mean.shape != variance.shape:
             return None
-        rows = np.empty((2, *self._shape))
-        rows[0] = 0.0 if mean is None else mean
-        rows[1] = variance
-        means, variances = self.bound.ordered(rows)
-        return self._applying(x, means, variances)
+        factors = np.zeros((4, *self._shape))
+        factors[0] = 0.0 if mean is None else mean
+        factors[1] = variance
+        means, variances = self.bound.ordered(factors[:2])
+        return self._applying(x, means, variances), factors
 
     def backward(
         self, x: Array, dy: Array, factors: Array, scaling: Array | None
@@ -647,17 +640,30 @@ class Shortcut:
                 np.copyto(laid, dy)
                 dy = laid
             source, slopes, target = _flat(x, plan.dtype), _flat(dy, plan.result), _flat(dx, plan.result)
-        gains, ordered = bound.parameter(scaling), bound.ordered(factors).reshape(-1)
-        unused = self._unused
-        summed = bound._backward(
-            self._sweep, source, slopes, target, unused, unused if gains is None else gains, ordered, None
-        )
+        gains = self._unused if scaling is None else bound.parameter(scaling)
+        summed = self._pulling(source, slopes, target, gains, bound.ordered(factors).reshape(-1))
         to_scaling = None if scaling is None else bound._gradient(summed[0])
         return dx, to_scaling, None if self._shifts is None else bound._gradient(summed[1])
 
     @functools.cached_property
-    def _sweep(self) -> _Sweep:
-        return self.bound._sweep(self._gains is not None, self._shifts is not None, 0, False, False)
+    def _pulling(self) -> Callable[..., Array]:
+        """From arrays as the kernel takes them to the gradients by parameters, by one kernel."""
+        bound, plan, unused = self.bound, self.bound.plan, self._unused
+        sweep = bound._sweep(self._gains is not None, self._shifts is not None, 0, False, False)
+        if plan.family == "columns" or len(sweep.kernels) > 1 or shared(bound.size):
+            return lambda x, dy, dx, scaling, factors: bound._backward(sweep, x, dy, dx, unused, scaling, factors, None)
+        ((kernel,), geometry, _, parameters, blocks, block, own, often, recent), numbers = sweep, bound.numbers
+        new, shape, zeros = np.empty if recent else np.zeros, (own, 2, parameters), np.zeros
+
+        def pulling(x: Array, dy: Array, dx: Array, scaling: Array, factors: Array) -> Array:
+            found, latest = new(shape), zeros(recent, unused.dtype)
+            kernel(
+                x, dy, dx, unused, scaling, factors, NOTHING, found.reshape(-1), geometry, numbers, latest,
+                block, parameters, often, 0, blocks,
+            )  # fmt: skip
+            return found[0] if own == 1 else found.sum(0)
+
+        return pulling
 
     @functools.cached_property
     def _keeping(self) -> Callable[[Array, Array, Array], Array]:

@@ -23,6 +23,7 @@ import gennorm
 from gennorm._threads import Using, shared
 from gennorm.errors import TensorError
 from gennorm.gradients import Gradients
+from gennorm.statistics import measured
 from gennorm.torch.distributed import added, merged
 from gennorm.torch.tensors import array_of, moments_of, stacked, tensor_of
 
@@ -172,31 +173,37 @@ def tensors(one: Any, two: Any, three: Any) -> tuple[Tensor, Tensor | None, Tens
 
 
 class Normalize(_Function):
-    """The output, the factors that its pullback keeps, and the moments."""
+    """The output, the factors that its pullback keeps, and the moments: a tensor, but for a core with `adopted` ones.
+
+    Nothing but autograd looks at what that computes, and autograd hands on what is no tensor.
+    """
 
     @staticmethod
     def forward(job: Any, x: Any, scaling: Any, biases: Any, mask: Any, moments: Any) -> Any:
         array = array_of(x)
+        own = job.adopted is not None  # whoever says so has made sure that the parameters are these
+        settled = job.core.settled(array) if own and moments is None else None
         with threads_for(x):
-            if job.adopted is not None:  # whoever says so has made sure that they are these
-                y, pullback = job.core.vjp(array)
-            else:
-                gains, shifts, counted = arrays(scaling, biases, mask)
-                given = job.moments(array, counted, moments)
-                y, pullback = job.core.vjp(array, mask=counted, scaling=gains, biases=shifts, **given)
-        asked = job.measures or job.group is not None
-        return tensor_of(y), tensor_of(pullback.factors), stacked(pullback.moments) if asked else None
+            if settled is not None:
+                y, rows, factors = settled.shortcut.keep(array)
+                found = measured(settled.shortcut.bound, rows) if job.measures else None
+                return tensor_of(y), tensor_of(factors), found
+            gains, shifts, counted = (None,) * 3 if own else arrays(scaling, biases, mask)
+            given = job.moments(array, counted, moments)
+            y, pullback = job.core.vjp(array, mask=counted, scaling=gains, biases=shifts, **given)
+        found = pullback.moments if job.measures or job.group is not None else None
+        return tensor_of(y), tensor_of(pullback.factors), found if own or found is None else stacked(found)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         job, x, scaling, biases, mask, moments = inputs
-        _, factors, measured = output
+        _, factors, found = output
         # Those of all processes are not measured again: not everybody may ask for a derivative of a derivative.
-        _keep(ctx, job, x, scaling, biases, mask, moments if job.group is None else measured, factors)
-        if measured is None:
-            ctx.mark_non_differentiable(factors)
+        _keep(ctx, job, x, scaling, biases, mask, moments if job.group is None else found, factors)
+        if isinstance(found, Tensor):
+            ctx.mark_non_differentiable(factors, found)
         else:
-            ctx.mark_non_differentiable(factors, measured)
+            ctx.mark_non_differentiable(factors)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Any, ...]:
@@ -228,15 +235,16 @@ class Pullback(_Function):
         factors: Any,
         dy: Any,
     ) -> Any:
-        array, kept = array_of(x), array_of(factors)
+        array, kept, gradient = array_of(x), array_of(factors), array_of(dy)
         # What is kept may have been somewhere else meanwhile, and the core may have other parameters by now.
-        if job.adopted is not None and job.adopted.has(scaling, biases):
-            pullback = job.core.pullback(array, kept)
-        else:
+        own = job.adopted is not None and job.adopted.has(scaling, biases)
+        settled = job.core.settled(array, given=moments is not None) if own else None
+        with threads_for(x):
+            if settled is not None:
+                return tensors(*settled.pull(array, gradient, kept, settled.parameters[0].own))
             gains, shifts, counted = arrays(scaling, biases, mask)
             pullback = job.core.pullback(array, kept, mask=counted, scaling=gains, biases=shifts)
-        with threads_for(x):
-            found = pullback(array_of(dy), merge=job.merge)
+            found = pullback(gradient, merge=job.merge)
         return tensors(found.input, found.scaling, found.biases)
 
     @staticmethod

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor, is_grad_enabled
 
 from gennorm.config import LayerConfig, resolve_config
+from gennorm.moments import Moments
 from gennorm.statistics import following, require_held
 from gennorm.torch._autograd import Job, Normalize, arrays, threads_for, transformed
 from gennorm.torch.distributed import gathered
@@ -113,7 +114,7 @@ def fold(
     config: LayerConfig,
     mean: Tensor | None,
     variance: Tensor,
-    measured: Tensor,
+    batch: Moments,
     shape: tuple[int, ...],
     group: str | None = None,
     unbiased: bool = False,
@@ -126,8 +127,8 @@ def fold(
         Says how, and with which momentum.
     mean, variance : Tensor
         The moving ones; no mean for the method RMS.
-    measured : Tensor
-        The moments of the batch, as `stacked` lays them out.
+    batch : Moments
+        Those of the batch.
     shape : tuple of int
         That of the batch.
     group : str, optional
@@ -142,14 +143,12 @@ def fold(
 
     Examples
     --------
-    >>> import torch
+    >>> import gennorm, torch
     >>> config = LayerConfig.make(0, 1, batched=True, statistics="moving", momentum=0.75)
-    >>> measured = torch.tensor([[4.0], [8.0], [20.0]])
-    >>> fold(config, torch.zeros(1), torch.ones(1), measured, (4, 1))
+    >>> fold(config, torch.zeros(1), torch.ones(1), gennorm.Moments([4], [8.0], [20.0]), (4, 1))
     (tensor([2.], dtype=torch.float64), tensor([2.], dtype=torch.float64))
     """
     means, variances = Held(mean, variance).arrays()
-    batch = moments_of(measured, config.method)
     if group is not None:
         batch = gathered(batch, group)
     resolved = _resolved(config, shape)

@@ -51,9 +51,9 @@ class Computed(Normalization):
         if name in self.__constants__ and self._present is not None:
             self._begin()
 
-    def _normalized(self, x: Tensor, **keywords: Any) -> Tensor:
+    def _normalized(self, x: Tensor, moments: Held | None = None) -> Tensor:
         try:
-            return self.normalize(x, **keywords)
+            return self.normalize(x, None, moments)
         except MISFITS as error:
             raise _as_torch(error) from None
 
@@ -132,8 +132,6 @@ class _Running(TorchNorm):
     """What the layers with running statistics have in common: they are folded as torch folds them."""
 
     running_mean: Tensor | None
-    running_var: Any
-    num_batches_tracked: Any
     momentum: float | None
     num_features: int
     affine: bool
@@ -155,13 +153,17 @@ class _Running(TorchNorm):
             return self._normalized(x)
         try:
             y, measured = self.normalize_and_measure(x)
-            self._fold(x, measured, self.running_mean, self.running_var, unbiased=True)
+            self._fold(x, measured, *self._running(), unbiased=True)
         except MISFITS as error:
             raise _as_torch(error) from None
         return y
 
     def _normalized_by_running(self, x: Tensor) -> Tensor:
-        return self._normalized(x, moments=Held(self.running_mean, self.running_var))
+        return self._normalized(x, Held(*self._running()))
+
+    def _running(self) -> tuple[Tensor | None, Any]:
+        """The running moments. Asking the module for one of them takes half a microsecond."""
+        return self._buffers["running_mean"], self._buffers["running_var"]
 
 
 class _BatchNorm(_Running):
@@ -174,13 +176,15 @@ class _BatchNorm(_Running):
     def forward(self, input: Tensor) -> Tensor:
         """Normalize by the batch in training, by the running statistics in evaluation."""
         self._check_input_dim(input)
-        if not self.training and self.running_mean is not None:
+        mean, _ = self._running()
+        if not self.training and mean is not None:
             return self._normalized_by_running(input)
-        tracks = self.training and self.track_running_stats and self.running_mean is not None
-        if tracks and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
+        tracks = self.training and self.track_running_stats and mean is not None
+        batches = self._buffers["num_batches_tracked"]
+        if tracks and batches is not None:
+            batches.add_(1)
             if self.momentum is None:
-                self._cumulate()
+                self._cumulate(batches)
         if self.training:
             _require_several(input, input.shape[0])
             if self.eps <= 0:
@@ -188,11 +192,11 @@ class _BatchNorm(_Running):
                 raise ConfigError(msg, code="C122")
         return self._normalized_by_batch(input, tracks=tracks)
 
-    @torch.compiler.disable
-    def _cumulate(self) -> None:
+    @torch._disable_dynamo  # type: ignore[attr-defined] # torch.compiler's own imports the compiler, for a second
+    def _cumulate(self, batches: Tensor) -> None:
         """Let the next batch count as much as each one before it: the momentum changes from call to call."""
         self._require_present(self._parameters["weight"], self._parameters["bias"])
-        self.config = replace(self.config, momentum=1 - 1 / int(self.num_batches_tracked))
+        self.config = replace(self.config, momentum=1 - 1 / int(batches))
         self._text = json.dumps(self.config.to_dict())
 
 

@@ -16,13 +16,14 @@ from gennorm import levels
 from gennorm._threads import SHARED
 from gennorm.config import LayerConfig, kept_shape, parameter_shape, resolve_config
 from gennorm.errors import ConfigError, InitializationError
+from gennorm.moments import Moments
 from gennorm.statistics import initial, is_one_example, required
 from gennorm.torch import functional, operators
 from gennorm.torch._autograd import Adopted, Job, arrays, record, threads_for, transforms
 from gennorm.torch.distributed import group_name
 from gennorm.torch.functional import require
 from gennorm.torch.operators import modes, tracing
-from gennorm.torch.tensors import HALVES, Held, array_of, require_tensor, tensor_of
+from gennorm.torch.tensors import HALVES, Held, array_of, moments_of, require_tensor, tensor_of
 
 __all__ = ["DERIVED", "Normalization", "NormalizationLayer"]
 
@@ -87,8 +88,8 @@ class Normalization(nn.Module):
                         return from_numpy(self.core(array))
                 with threads_for(x):
                     return tensor_of(self.core(array, moments=None if moments is None else moments.arrays()))
-            if moments is None:
-                return record(self._own, x, weight, bias, None, None)[0]
+            laid = None if moments is None else moments.stacked(unbiased=self.config.unbiased)
+            return record(self._own, x, weight, bias, None, laid)[0]
         if not isinstance(x, Tensor):
             require_tensor(x, "the input")
         self._require_present(weight, bias)
@@ -99,8 +100,8 @@ class Normalization(nn.Module):
 
     def normalize_and_measure(
         self, x: Tensor, *, mask: Tensor | None = None, group: str | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Normalize a tensor by its own moments and return them; see the function of this name.
+    ) -> tuple[Tensor, Moments | Tensor]:
+        """Normalize a tensor by its own moments and return them, for `_fold`; see the function of this name.
 
         With a `group` of processes, by the moments of the inputs of all of them.
         """
@@ -140,7 +141,7 @@ class Normalization(nn.Module):
     def _fold(
         self,
         x: Tensor,
-        measured: Tensor,
+        measured: Moments | Tensor,
         mean: Tensor | None,
         variance: Any,
         *,
@@ -148,11 +149,11 @@ class Normalization(nn.Module):
         unbiased: bool = False,
     ) -> None:
         """Fold the moments of a batch into these buffers; see `gennorm.torch.functional.fold`."""
-        now = (mean, variance, measured)
         if operators.traced(x):
-            found = operators.fold(*now, list(x.shape), self._text, group, unbiased)
+            found = operators.fold(mean, variance, measured, list(x.shape), self._text, group, unbiased)
         else:
-            found = functional.fold(self.config, *now, tuple(x.shape), group, unbiased)
+            batch = moments_of(measured, self.config.method) if isinstance(measured, Tensor) else measured
+            found = functional.fold(self.config, mean, variance, batch, tuple(x.shape), group, unbiased)
         for buffer, value in zip((mean, variance), found, strict=True):
             if buffer is not None:
                 buffer.copy_(value)

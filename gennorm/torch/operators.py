@@ -20,6 +20,7 @@ from gennorm.config import LayerConfig, resolve_config
 from gennorm.torch import functional
 from gennorm.torch._autograd import Job, Normalize, Pullback
 from gennorm.torch.functional import require
+from gennorm.torch.tensors import moments_of
 
 __all__ = ["fold", "modes", "normalize", "pullback", "traced", "tracing"]
 
@@ -134,7 +135,8 @@ def fold(
     unbiased: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """As `gennorm.torch.functional.fold`."""
-    return functional.fold(_config(config), mean, variance, measured, tuple(shape), group, unbiased)
+    folds = _config(config)
+    return functional.fold(folds, mean, variance, moments_of(measured, folds.method), tuple(shape), group, unbiased)
 
 
 @fold.register_fake

@@ -37,7 +37,7 @@ KINDS = {
     "columns": ({"aggregation_levels": 0, "scaling_levels": 1, "batched": True}, (30, 33)),
 }
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int8", "int16", "int64", "bool")
-LARGE = ({"aggregation_levels": -1, "scaling_levels": "Same"}, (640, 1024))  # worth sharing
+LARGE = ({"aggregation_levels": -1, "scaling_levels": "Same"}, (1280, 1024))  # worth sharing
 
 judged = []  # what was compared with the definition
 

@@ -631,7 +631,7 @@ def test_threads_are_torch_s(number, monkeypatch):
 
 def test_a_pool_grows():
     """From one number of threads to another, and back, without a result that changes."""
-    module, x = layer_norm(1024), sample(1024, 1024)
+    module, x = layer_norm(1024), sample(2048, 1024)
     before, found = torch.get_num_threads(), []
     try:
         with torch.no_grad():
