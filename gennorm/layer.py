@@ -36,6 +36,7 @@ from gennorm.errors import (
     InitializationError,
     OutputError,
     ParameterError,
+    ShapeError,
     shown,
     suggest,
 )
@@ -374,6 +375,8 @@ class NormalizationLayer:
 
         Raises
         ------
+        ShapeError
+            The factors are not those of such an array.
         GennormError
             As in a call.
 
@@ -387,17 +390,24 @@ class NormalizationLayer:
         >>> bool(np.array_equal(again(y).input, pullback(y).input))
         True
         """
-        plain = mask is None and scaling is None and biases is None and type(x) is np.ndarray
+        plain = mask is None and scaling is None and biases is None and type(x) is type(factors) is np.ndarray
         found = self.settled(x) or self.settled(x, given=True) if plain else None
-        if found is not None and factors.shape[1:] == found[0].bound.plan.resolved.moments_shape:
+        if found is not None and found.shortcut.fits(factors):
             return Pullback(_kept(x, found, factors), x.shape, result_dtype(x.dtype))
         x = real(x, "the input")
         weights = None if mask is None else mask_for(mask, x)
         bound = self._bind(x, None)
         # Where they have another shape, groups of the batch had no part in the moments.
-        grouped = factors.shape[1:] == bound.plan.resolved.moments_shape
+        shape = getattr(factors, "shape", None)
+        grouped = shape == (4, *bound.plan.resolved.moments_shape)
         if not grouped:
             bound = self._bind(x, None, grouped=False)
+        expected = (4, *bound.plan.resolved.moments_shape)
+        if not isinstance(factors, np.ndarray) or factors.dtype != np.float64 or shape != expected:
+            kind = f"{factors.dtype} of shape {shape}" if isinstance(factors, np.ndarray) else type(factors).__name__
+            msg = f"the factors are {kind}, and those of an input of shape {x.shape} are float64 of shape {expected}\n"
+            msg += "pass the factors of the pullback that vjp returned for this input"
+            raise ShapeError(msg, code="S023")
         parameters = self._ready(bound.plan.resolved, scaling, biases)
         per_example, scaling, biases = together(parameters, bound.plan.resolved)
         if per_example:

@@ -625,6 +625,10 @@ class Shortcut:
         means, variances = self.bound.ordered(factors[:2])
         return self._applying(x, means, variances), factors
 
+    def fits(self, factors: Array) -> bool:
+        """Whether an array may be factors of these calls; a kernel would not notice."""
+        return factors.dtype.char == "d" and factors.shape == (4, *self._shape)
+
     def backward(
         self, x: Array, dy: Array, factors: Array, scaling: Array | None
     ) -> tuple[Array, Array | None, Array | None]:

@@ -240,7 +240,7 @@ class Pullback(_Function):
         own = job.adopted is not None and job.adopted.has(scaling, biases)
         settled = job.core.settled(array, given=moments is not None) if own else None
         with threads_for(x):
-            if settled is not None:
+            if settled is not None and settled.shortcut.fits(kept):
                 return tensors(*settled.pull(array, gradient, kept, settled.parameters[0].own))
             gains, shifts, counted = arrays(scaling, biases, mask)
             pullback = job.core.pullback(array, kept, mask=counted, scaling=gains, biases=shifts)
