@@ -155,6 +155,43 @@ def test_piece_by_piece(name, dtype, plain, monkeypatch):
     assert made(every, shape)(x).tobytes() == whole.tobytes()
 
 
+# No more terms of a parameter than are added up before they join others.
+FEW = {
+    "a row a slice": ((7, 83), {"aggregation_levels": -1}),
+    "rows apart": ((5, 3, 5, 37), {"aggregation_levels": "{1, 3}", "batched": True}),
+    "slices of several units": ((3, 2, 450), {"aggregation_levels": [2, 3]}),
+    "parameters spread over a row": ((6, 3, 20), {"aggregation_levels": [1, 2], "batched": True}),
+}
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("name", FEW)
+def test_few_terms_are_the_gradients(name, dtype, plain, pieces, monkeypatch):
+    shape, every = FEW[name]
+    levels = 2 if name == "parameters spread over a row" else "Same"
+    every = {**every, "scaling_levels": levels}
+    if name == "slices of several units":
+        cut_small(monkeypatch, CACHED=700, UNIT=300)
+    if plain:
+        in_plain_python(monkeypatch)
+    if pieces:
+        in_pieces(monkeypatch)
+    x, dy = sample(shape, dtype), direction(shape, dtype)
+    found = []
+    for least in (1, 1 << 30):
+        monkeypatch.setattr(kernels, "FEW", least)
+        layer = differing(made(every, shape))
+        gradients = layer.vjp(x)[1](dy)
+        found.append([getattr(gradients, key).tobytes() for key in ("input", "scaling", "biases")])
+        assert {sweep.own for sweep in layer._bind(x, None)._sweeps.values()} == {int(least > 1)}
+        if least == 1:
+            check(layer, x, every)
+            check(layer, x, every, mask=some(shape))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(("scaling", "biases"), [(True, False), (False, True), (False, False)])
 def test_piece_by_piece_with_absent_parameters(scaling, biases, monkeypatch):
     in_pieces(monkeypatch)

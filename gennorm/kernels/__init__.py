@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gennorm._memory import WORTH, empty_like
+from gennorm._memory import LINE, WORTH, address, empty_like
 from gennorm._threads import run, shared
 from gennorm.config import LayerConfig
 from gennorm.plan import ITEMSIZE, Plan, dense_strides, make_plan
@@ -44,10 +44,13 @@ SHARES = 16  # blocks of units that add up the parameters' gradients by themselv
 SHARE = 1 << 16  # elements in one, at the least: 6 of them instead of 16 save 20 of 100 us for (512, 768)
 RECENT = 32  # terms of a parameter's gradient that are added up before they join the rest in float64
 # Bytes of output, or of gradients, from which rows are written past the caches. With layer norms of 1024 elements the
-# output of 16 MB takes 890 us with it and 720 without, that of 24 MB 1.12 ms and 1.25, that of 64 MB 3.8 and 4.1. Terms
-# of parameters that are stored behind stores that wait for memory wait with them: a gradient of 16 MB 2.6 ms and 3.3.
-# Where the last-level cache is larger it is 2.2 and 1.8, one of 12 MB 1.8 and 1.4, one of 32 MB 4.7 and 5.0.
-STREAMED = {"forward": 1 << 25, "backward": 1 << 24}
+# output of 16 MB takes 890 us with it and 720 without, that of 24 MB 1.12 ms and 1.25, that of 64 MB 3.8 and 4.1. Where
+# a gradient will be asked for there are two arrays more: output and gradient of 16.8 MB each take 4.1 ms together, and
+# 5.0 through the caches (on two cores 2.4 and 2.3), of 25 MB 6.7 and 8.2, of 12 MB 3.1 and 2.6.
+STREAMED = {"forward": 1 << 25, "kept": 15 << 20, "backward": 15 << 20}
+# Parameters from which such terms are the gradients where there are no others: 216 us are 130 for (2, 64, 28, 28) over
+# three levels, 6.2 ms are 5.3 for (16, 64, 56, 56). 768 would pay 0.5 us for it.
+FEW = 1 << 11
 SPARE = 1 << 26  # bytes their sums may take
 
 
@@ -158,7 +161,9 @@ class Bound:
                 MEASURE=1, KEEP=int(keep), APPLY=1,
             )  # fmt: skip
         else:
-            moments = self._normalize_in_two(_flat(source, plan.dtype), _flat(target, plan.result), gains, shifts)
+            moments = self._normalize_in_two(
+                _flat(source, plan.dtype), _flat(target, plan.result), gains, shifts, keep=keep
+            )
         _deliver(target, y)
         return moments
 
@@ -270,7 +275,7 @@ class Bound:
         tangent: bool = False,
         merge: Callable[[Array], Array] | None = None,
     ) -> tuple[Array | None, Array | None]:
-        """Write the input's gradient into ``dx``; return those of scaling and biases, in float64.
+        """Write the input's gradient into ``dx``; return those of scaling and biases, as they were added up.
 
         The factors of the slices are those of `factors`. With ``tangent``, ``dy`` is a direction of the input and
         ``dx`` the output's derivative along it. ``merge`` makes of the two sums of every slice, shaped as the moments
@@ -318,10 +323,11 @@ class Bound:
         kernel = self._kernels.get(key)
         if kernel is None:
             plan = self.plan
-            large = self.size * ITEMSIZE[plan.result] >= STREAMED[step]
+            large = self.size * ITEMSIZE[plan.result] >= STREAMED["kept" if flags.get("KEEP") else step]
             flags["STREAM"] = int(large and "APPLY" in flags)
             if step == "forward":  # going back, the method is in the numbers
                 flags.setdefault("CENTER", self.center)
+                flags["KEEP"] = flags.get("KEEP", 0) * flags.get("MEASURE", 0)
             kernel = self._kernels[key] = _kernel(plan.family, step, self.dtypes, frozenset(flags.items()))
         return kernel
 
@@ -420,6 +426,7 @@ class Bound:
         parameters = self._parameters if (scaled or biased) and not tangent else 0
         flags = {"SCALING": kind * scaled, "BIASES": kind * biased, "WEIGHTED": weighted, "TANGENT": int(tangent)}
         varying = plan.family == "rows" and parameters > 0 and kind == 2
+        few = varying and self.size <= RECENT * parameters and parameters >= FEW
         if varying and self._pieces is not None:
             geometry, tasks, _ = self._across
             room, units, often, own = self._pieces.piece, self._pieces.units, RECENT, 1
@@ -431,6 +438,8 @@ class Bound:
             own = max(1, min(SHARES, tasks, SPARE // max(16 * parameters, 1), self.size // least))
             block = -(-tasks // own)
             own = -(-tasks // block)
+        if few:
+            room, own = parameters, 0
         phases = [{"SUMS": 1}, {"APPLY": 1}] if units > 1 or merged else [{"SUMS": 1, "APPLY": 1}]
         sweep = self._sweeps[key] = _Sweep(
             tuple(self._kernel("backward", **flags, **phase) for phase in phases),
@@ -461,11 +470,17 @@ class Bound:
         blocks, block, parameters, often = sweep.blocks, sweep.block, sweep.parameters, sweep.often
         gradients = (np.empty if sweep.recent else np.zeros)((sweep.own, 2, parameters))
         geometry, flat, numbers = sweep.geometry, gradients.reshape(-1), self.numbers
+        space = self._space(6, 5, column_gradients.BESIDE) or (np.zeros(sweep.recent, self.compute),)
+        if sweep.own == 0:
+            begin = -address(space[0]) % LINE // self.compute.itemsize
+            gradients = space[0][begin : begin + 2 * parameters].reshape(1, 2, parameters)
 
         def work(first: int, last: int) -> None:
-            space = self._space(6, 5, column_gradients.BESIDE) or (np.zeros(sweep.recent, self.compute),)
+            beside = space
+            if first > 0 and sweep.own > 0:
+                beside = self._space(6, 5, column_gradients.BESIDE) or (np.zeros(sweep.recent, self.compute),)
             kernel(
-                x, dy, dx, weights, scaling, factors, sums, flat, geometry, numbers, *space,
+                x, dy, dx, weights, scaling, factors, sums, flat, geometry, numbers, *beside,
                 block, parameters, often, first, last,
             )  # fmt: skip
 
@@ -478,7 +493,7 @@ class Bound:
                 sums = self.ordered(merge(self.shaped(sums.reshape(2, slices)))).reshape(-1)
             kernel = sweep.kernels[1]
         run(work, blocks, self.size)
-        return gradients[0] if sweep.own == 1 else gradients.sum(0)
+        return gradients[0] if len(gradients) == 1 else gradients.sum(0)
 
     def _counts(self) -> Array:
         """Elements that each unit of a slice contributes to it."""
@@ -489,7 +504,9 @@ class Bound:
         sizes *= geometry[columns.FOLD] if self.plan.family == "columns" else 1
         return np.add.reduceat(np.tile(sizes, repeats), np.arange(0, repeats * cut.pieces, cut.portion))
 
-    def _normalize_in_two(self, x: Array, y: Array, scaling: Array | None, biases: Array | None) -> Array:
+    def _normalize_in_two(
+        self, x: Array, y: Array, scaling: Array | None, biases: Array | None, *, keep: bool
+    ) -> Array:
         """Measure slices that are larger than the cache, or have such parameters, then apply.
 
         A few at a time for the cache behind it, or a piece of all slices after another for the parameters.
@@ -509,10 +526,13 @@ class Bound:
             part = slice(self._first_slice(block), self._first_slice(following))
             mean[part], spread[part] = self._merged(counts, means[:, part], spreads[:, part])
             if not by_piece:
-                self._run(x, y, scaling, biases, mean, spread, self.numbers, lo, hi, APPLY=1)
+                self._run(x, y, scaling, biases, mean, spread, self.numbers, lo, hi, APPLY=1, KEEP=int(keep))
         if by_piece:
             geometry, tasks, across = self._across
-            self._run(x, y, scaling, biases, mean, spread, self.numbers, 0, tasks, geometry, APPLY=1, ACROSS=across)
+            self._run(
+                x, y, scaling, biases, mean, spread, self.numbers, 0, tasks, geometry,
+                APPLY=1, KEEP=int(keep), ACROSS=across,
+            )  # fmt: skip
         return moments
 
     def _first_slice(self, block: int) -> int:
@@ -560,7 +580,7 @@ class Bound:
         split, order, aligned, spread = self._parameter_steps
         axes = tuple(axis for axis, size in enumerate(aligned) if size != spread[axis])
         back = sorted(range(len(order)), key=lambda place: order[place])
-        summed = array.reshape(spread).sum(axes, keepdims=True)
+        summed = array.reshape(spread).sum(axes, np.float64, keepdims=True)
         return np.ascontiguousarray(summed.reshape([split[i] for i in order]).transpose(back)).reshape(shape)
 
     # Arrays as the kernels take them ----------------------------------------------------------------------------------
@@ -654,7 +674,7 @@ class Shortcut:
         """From arrays as the kernel takes them to the gradients by parameters, by one kernel."""
         bound, plan, unused = self.bound, self.bound.plan, self._unused
         sweep = bound._sweep(self._gains is not None, self._shifts is not None, 0, False, False)
-        if plan.family == "columns" or len(sweep.kernels) > 1 or shared(bound.size):
+        if plan.family == "columns" or len(sweep.kernels) > 1 or sweep.own == 0 or shared(bound.size):
             return lambda x, dy, dx, scaling, factors: bound._backward(sweep, x, dy, dx, unused, scaling, factors, None)
         ((kernel,), geometry, _, parameters, blocks, block, own, often, recent), numbers = sweep, bound.numbers
         new, shape, zeros = np.empty if recent else np.zeros, (own, 2, parameters), np.zeros
@@ -726,9 +746,11 @@ class _Sweep(NamedTuple):
     parameters: int  # of each kind
     blocks: int  # of units
     block: int  # units in one
-    own: int  # arrays of gradients: one for each block, or one for all where no two blocks share a parameter
+    own: int  # arrays of gradients: one for each block, one for all where no two blocks share a parameter, or none
     often: int  # units after which recent terms join the rest
-    recent: int  # room for them, and to begin at the start of a cache line
+    recent: (
+        int  # room for them, which are the gradients if there is no array, and to begin at the start of a cache line
+    )
 
 
 def _summed(terms: Array) -> Array:

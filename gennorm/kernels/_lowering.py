@@ -210,7 +210,10 @@ def _decoded(builder: Any, vector: Any, storage: str) -> Any:
     if storage == "float16":
         if not _has_halves():
             return _float16_to(builder, vector)
-        return builder.fpext(builder.bitcast(vector, ir.VectorType(ir.HalfType(), lanes)), single)
+        halves = builder.bitcast(vector, ir.VectorType(ir.HalfType(), lanes))
+        # What is widened next would be converted in one step, which takes processors that have it longer than two.
+        fence = _function(builder, f"llvm.arithmetic.fence.{_name(single)}", single, [single])
+        return builder.call(fence, [builder.fpext(halves, single)])
     if storage == "bfloat16":
         bits = builder.zext(vector, ir.VectorType(INT32, lanes))
         return builder.bitcast(builder.shl(bits, _constant(INT32, [16] * lanes)), single)

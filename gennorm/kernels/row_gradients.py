@@ -10,7 +10,8 @@ blocks, and each block adds up the gradients of the parameters by itself, those 
 biases, so that they do not depend on who works on which block. Where they vary along a row, a few units' terms are
 added up in the type of the arithmetic before they join the rest in float64, which halves what has to be loaded and
 stored for each element. Where there is room for the recent terms of a piece only, a unit is a piece and a block has it
-of all slices: no two blocks share a parameter, and there is one array of gradients for all of them.
+of all slices: no two blocks share a parameter, and there is one array of gradients for all of them. Where no parameter
+has more terms than are added up first, these are the gradients, and there is no array of others.
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ def backward(
                 added += one
                 squared += two
             done += 1
-            if room > 0 and (done == often or number + 1 == slices or (unit + 1) % block == 0):
+            full = done == often or number + 1 == slices or (unit + 1) % block == 0
+            if room > 0 and gradients.size > 0 and full:
                 many = size if room < parameters else parameters
                 settle(gradients, to_scaling + window, recent, recent_at, many, fresh)
                 settle(gradients, to_biases + window, recent, recent_at + room, many, fresh)

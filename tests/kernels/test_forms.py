@@ -500,7 +500,7 @@ def test_streamed_columns_have_the_bits_of_others(name, dtype, monkeypatch):
     form = {**COLUMNS, **WHOLE}[name]
     x, dy = sample(form.shape, dtype), sample(form.shape, dtype, seed=1)
     found = []
-    for streamed in ({}, {"forward": 0, "backward": 0}):
+    for streamed in ({}, {"forward": 0, "kept": 0, "backward": 0}):
         monkeypatch.setattr(kernels, "STREAMED", {**kernels.STREAMED, **streamed})
         layer = made(form.settings, form.shape)
         y, pullback = layer.vjp(x)
