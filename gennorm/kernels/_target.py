@@ -89,8 +89,9 @@ class Lowering(cpu.CPUContext):
         from numba.cpython import builtins, iterators, mathimpl, numbers, rangeobj, slicing, tupleobj  # noqa: F401
         from numba.np import arrayobj  # noqa: F401
 
-        self.install_registry(mathimpl.registry)
+        # The first takes up the words as they are met, and what Numba adds for a target: other targets never see it.
         self.install_registry(_lowering.registry)
+        self.install_registry(mathimpl.registry)
 
     def post_lowering(self, module: Any, library: Library) -> None:
         """Numba's links its runtime, which counts references."""
