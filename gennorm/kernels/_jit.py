@@ -28,11 +28,11 @@ from numba.core import config as numba_config
 from numba.core import serialize, types
 from numba.core.compiler import CompileResult
 from numba.core.compiler_lock import global_compiler_lock
-from numba.core.registry import cpu_target
+from numba.core.target_extension import jit_registry, target_override
 
 from gennorm._threads import hold_in_forks, unbroken
 
-from . import _lowering
+from . import _lowering, _target
 
 JIT = not numba_config.DISABLE_JIT
 
@@ -40,11 +40,17 @@ JIT = not numba_config.DISABLE_JIT
 # left, error_model="numpy", keeps a division from branching to an exception; _nrt=False makes a call 100 ns cheaper.
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True, "_nrt": False}
 
+# Neither a step nor a kernel is called from C.
+COMPILED: dict[str, Any] = {"_target": _target.NAME, "pipeline_class": _target.Pipeline, "no_cfunc_wrapper": True}
+
 # What the user's environment says about machine code, and which is therefore part of a kernel's name.
 ENVIRONMENT = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT")
 
 # Numba's own inlining copies a step into the caller before types are inferred, which costs a third more to compile.
-INLINED: dict[str, Any] = {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+INLINED: dict[str, Any] = {"forceinline": True, "no_cpython_wrapper": True}
+
+# Whatever of Python a kernel uses that Numba has as a function in Python is compiled like a step.
+jit_registry[_target.Processor] = functools.partial(numba.jit, _target=_target.NAME)
 
 # Numba's own lock is the only one around a compilation, and a fork waits for it: in a child that is forked while
 # another thread compiles nobody would ever release it. LLVM's is held by whoever lets go of an object of LLVM, too.
@@ -71,6 +77,9 @@ built: list[Built] = []  # in the order in which it happened
 
 # The machine code of each kernel, by its content. It lives as long as the process may call it.
 _kept: dict[str, CompileResult] = {}
+
+# The functions that kernels are made of: the next kernel takes from here what is as the last one's.
+_steps: dict[tuple[Any, ...], Any] = {}
 
 
 @functools.cache
@@ -100,7 +109,7 @@ def _load(name: str) -> CompileResult | None:
             return None
         # Numba's own loading refreshes its registries first, half of the time that a process waits for its first
         # call. Types and lowerings are for compiling, which does it as well.
-        return CompileResult._rebuild(cpu_target.target_context, *pickle.loads(payload))
+        return CompileResult._rebuild(_target.target.target_context, *pickle.loads(payload))
     except Exception:  # noqa: BLE001  whatever is wrong with a cached file, the answer is to compile
         return None
 
@@ -122,17 +131,24 @@ def _save(name: str, result: CompileResult) -> None:
         return
 
 
-def _specialised(function: FunctionType, names: dict[str, Any]) -> FunctionType:
-    """Return the function with the words and settings in ``names`` in place of its module's own."""
-    scope = {**function.__globals__, **names}
+def _specialised(function: FunctionType, names: dict[str, Any]) -> tuple[FunctionType, dict[str, Any]]:
+    """Return the function with the words and settings in ``names`` in place of its module's own, and those it uses."""
+    used = {name: names[name] for name in function.__code__.co_names if name in names}
     for name in function.__code__.co_names:
-        helper = scope.get(name)
-        if isinstance(helper, FunctionType) and helper.__module__.startswith(__package__):
-            clone = _specialised(helper, names)
-            scope[name] = numba.njit(**OPTIONS, **INLINED)(clone) if JIT else clone
-    clone = FunctionType(function.__code__, scope, function.__name__, function.__defaults__)
+        helper = function.__globals__.get(name)
+        if name not in names and isinstance(helper, FunctionType) and helper.__module__.startswith(__package__):
+            used[name] = _step(helper, names)
+    clone = FunctionType(function.__code__, {**function.__globals__, **used}, function.__name__, function.__defaults__)
     clone.__module__ = function.__module__
-    return clone
+    return clone, used
+
+
+def _step(function: FunctionType, names: dict[str, Any]) -> Any:
+    """A function that kernels call, one for all of them that give it the same words, settings and steps of its own."""
+    clone, used = _specialised(function, names)
+    if not JIT:
+        return clone
+    return _steps.setdefault((function, *used.items()), numba.njit(**OPTIONS, **COMPILED, **INLINED)(clone))
 
 
 def signature(arrays: tuple[str, ...], integers: int) -> Any:
@@ -173,7 +189,7 @@ def build(
     real = np.float64 if storage[2] == "float64" else np.float32
     names: dict[str, Any] = {**settings, "real": real, "COMPUTE": real}
     if not JIT:  # NumPy does not warn of what machine code does not warn of
-        return np.errstate(all="ignore")(_specialised(kernel, names))
+        return np.errstate(all="ignore")(_specialised(kernel, names)[0])
     shape = signature(arrays, integers)
     module = kernel.__module__.rpartition(".")[2]
     described = (
@@ -189,7 +205,7 @@ def build(
 
     def once() -> CompileResult:
         with global_compiler_lock:
-            processor = cpu_target.target_context.codegen().magic_tuple()
+            processor = _target.target.target_context.codegen().magic_tuple()
             key = repr((described, versions, environment, processor)).encode()
             content = hashlib.sha256(_sources() + key).hexdigest()[:40]
             if content in _kept:  # another thread was first
@@ -199,10 +215,11 @@ def build(
             found = _load(name)
             result = found
             if result is None:
-                clone = _specialised(kernel, {**names, **_lowering.words(*storage)})
+                clone, _ = _specialised(kernel, {**names, **_lowering.words(*storage)})
                 clone.__qualname__ = f"{kernel.__name__}_{content[:16]}"  # keeps the symbols of two variants apart
-                dispatcher = numba.njit(**OPTIONS)(clone)
-                dispatcher.compile(shape)
+                dispatcher = numba.njit(**OPTIONS, **COMPILED)(clone)
+                with target_override(_target.NAME):
+                    dispatcher.compile(shape)
                 result = dispatcher.overloads[shape.args]
                 _save(name, result)
             _kept[content] = result

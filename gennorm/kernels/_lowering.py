@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.core.imputils import lower_builtin
+from numba.core.imputils import Registry, lower_builtin
 from numba.core.registry import cpu_target
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, models, register_model
@@ -19,6 +20,8 @@ INT32 = ir.IntType(32)
 INT64 = ir.IntType(64)
 FLOAT = ir.FloatType()
 DOUBLE = ir.DoubleType()
+
+registry = Registry(__name__)  # of what is lowered differently for kernels
 
 
 class VectorType(types.Type):
@@ -87,7 +90,7 @@ def _lanes_below(builder: Any, count: Any) -> Any:
 
 
 def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
-    return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
+    return builder.gep(context.data_model_manager[array_type].get(builder, array, "data"), [index])
 
 
 def _name(kind: ir.Type) -> str:
@@ -446,10 +449,53 @@ def fence(typing: Any) -> Any:
     return types.void(), lower
 
 
+@intrinsic
+def least(typing: Any, one: Any, two: Any) -> Any:
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.select(builder.icmp_signed("<", *args), *args)
+
+    return types.intp(types.intp, types.intp), lower
+
+
+@intrinsic
+def most(typing: Any, one: Any, two: Any) -> Any:
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.select(builder.icmp_signed(">", *args), *args)
+
+    return types.intp(types.intp, types.intp), lower
+
+
+@intrinsic
+def whole(typing: Any, value: Any) -> Any:
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.fptosi(args[0], INT64)
+
+    return types.intp(types.float64), lower
+
+
+@registry.lower(operator.getitem, types.Array, types.Integer)
+def _getitem(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    """No index counts from the end, as Numba has to expect of one; nor has any word."""
+    return builder.load(_address(context, builder, sig.args[0], *args))
+
+
+@registry.lower(operator.setitem, types.Array, types.Integer, types.Any)
+def _setitem(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    array, index, value = args
+    converted = context.cast(builder, value, sig.args[2], sig.args[0].dtype)
+    builder.store(converted, _address(context, builder, sig.args[0], array, index))
+    return context.get_dummy_value()
+
+
+@functools.cache
 def words(storage: str, result: str, compute: str) -> dict[str, Any]:
     """Every word of ``vector``, lowered for one input storage, one output storage and one type of arithmetic."""
     real: types.Float = types.float64 if compute == "float64" else types.float32
     return {
+        # Python's own, of two integers and of a float: Numba compiles functions for them.
+        "min": least,
+        "max": most,
+        "int": whole,
         "load": _loader(storage, real, LANES),
         "load_part": _loader(storage, real, LANES, partial=True),
         "load_wide": _loader(storage, real, WIDE),

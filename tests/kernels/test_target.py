@@ -1,0 +1,54 @@
+"""Numba's own target is left alone: what kernels do without is not loaded, and users' functions compile as before."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+KERNEL = """
+    rows = np.arange(12, dtype=np.float32).reshape(3, 4)
+    found = gn.layer_norm(4)(rows)
+    assert abs(found.mean()) < 1e-6 and abs(found.std() - 1) < 1e-2
+"""
+FUNCTION = """
+    @numba.njit
+    def mixed(array, text, number):
+        array[-1] += number
+        total = array.sum() + min(number, 3) + max(number, 3) + int(2.5)
+        return total, text.upper(), array[1:].copy()[-1], np.sort(array)
+
+    total, text, last, found = mixed(np.array([3.0, 1.0, 2.0]), "abc", 5)
+    assert (total, text, last, list(found)) == (21.0, "ABC", 7.0, [1.0, 3.0, 7.0])
+"""
+
+
+def run(*parts, cache):
+    program = "import sys\nimport numba\nimport numpy as np\nimport gennorm as gn\n" + "".join(
+        map(textwrap.dedent, parts)
+    )
+    settings = {"GENNORM_CACHE_DIR": str(cache)}
+    command = [sys.executable, "-W", "error", "-c", f"import os\nos.environ.update({settings})\n{program}"]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=240).stdout
+
+
+@pytest.mark.parametrize("parts", [(FUNCTION, KERNEL), (KERNEL, FUNCTION), (FUNCTION, KERNEL, FUNCTION)])
+def test_users_functions(parts, tmp_path):
+    run(*parts, cache=tmp_path)
+
+
+def test_what_kernels_do_not_use(tmp_path):
+    ask = "print([name for name in ('numba.np.arraymath', 'numba.np.linalg', 'scipy.linalg') if name in sys.modules])"
+    assert run(KERNEL, ask, cache=tmp_path) == "[]\n"
+
+
+def test_a_step_is_compiled_once(tmp_path):
+    """For all constants it is called with, and for all kernels that it is the same in."""
+    ask = """
+        from gennorm.kernels import _jit, steps
+        gn.rms_norm(4)(rows)
+        assert len(_jit.built) == 2
+        compiled = [len(step.overloads) for (function, *_), step in _jit._steps.items() if function is steps.offsets]
+        print(compiled)
+    """
+    assert run(KERNEL, ask, cache=tmp_path) == "[1]\n"
