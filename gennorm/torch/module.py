@@ -84,8 +84,9 @@ class Normalization(nn.Module):
                 except (TypeError, RuntimeError):  # bfloat16, which NumPy lacks, or a gradient; or no memory to have
                     array = array_of(require_tensor(x, "the input"))
                 else:
-                    if array.size < SHARED and moments is None:
-                        return from_numpy(self.core(array))
+                    settled = self.core.settled(array) if moments is None and array.size < SHARED else None
+                    if settled is not None:
+                        return from_numpy(settled.shortcut.normalize(array))
                 with threads_for(x):
                     return tensor_of(self.core(array, moments=None if moments is None else moments.arrays()))
             laid = None if moments is None else moments.stacked(unbiased=self.config.unbiased)
