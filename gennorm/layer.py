@@ -268,8 +268,8 @@ class NormalizationLayer:
                 found = None
             if found is not None:
                 if own:
-                    return found[0].normalize(x)
-                applied = found[0].apply(x, *used(moments, self._config))
+                    return found.shortcut.normalize(x)
+                applied = found.shortcut.apply(x, *used(moments, self._config))
                 if applied is not None:
                     return applied[0]
         if isinstance(x, (list, tuple)) and all(isinstance(example, np.ndarray) for example in x):

@@ -20,6 +20,19 @@ def pytest_addoption(parser):
     parser.addoption("--fuzz-seconds", type=float, default=0.0, help="how long test_fuzz.py goes on with new examples")
 
 
+@pytest.fixture
+def threads(monkeypatch):
+    """Sets their number, and arrays of half a million elements are shared by seven."""
+    import gennorm as gn
+    from gennorm import _threads
+
+    monkeypatch.setattr(_threads, "SHARED", 1 << 17)
+    monkeypatch.setattr(_threads, "WORTH_SHARING", 1 << 16)
+    before = gn.get_num_threads()
+    yield gn.set_num_threads
+    gn.set_num_threads(before)
+
+
 def missing_frameworks(names: str) -> list[str]:
     """The comma-separated modules of `names` that cannot be imported, each with the reason."""
     missing = []

@@ -12,7 +12,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 import gennorm as gn
-from gennorm import _threads, kernels
+from gennorm import kernels
 from spec import reference
 from tests import accuracy, strategies
 from tests.derivatives import bounds, judge, judge_tangent
@@ -801,16 +801,6 @@ LARGE = {
     "folded columns": ((8, 600, 192), {"aggregation_levels": "All", "group_number": {2: 48}, "batched": True}),
     "one slice": ((1 << 20,), {"aggregation_levels": 1}),
 }
-
-
-@pytest.fixture
-def threads(monkeypatch):
-    """Sets their number, and arrays of half a million elements are shared by seven."""
-    monkeypatch.setattr(_threads, "SHARED", 1 << 17)
-    monkeypatch.setattr(_threads, "WORTH_SHARING", 1 << 16)
-    before = gn.get_num_threads()
-    yield gn.set_num_threads
-    gn.set_num_threads(before)
 
 
 @pytest.mark.parametrize("cut", [False, True, "pieces"])

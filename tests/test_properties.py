@@ -329,16 +329,6 @@ LARGE = {
 }
 
 
-@pytest.fixture
-def threads(monkeypatch):
-    """Sets their number, and arrays of half a million elements are shared by seven."""
-    monkeypatch.setattr(_threads, "SHARED", 1 << 17)
-    monkeypatch.setattr(_threads, "WORTH_SHARING", 1 << 16)
-    before = gn.get_num_threads()
-    yield gn.set_num_threads
-    gn.set_num_threads(before)
-
-
 @pytest.mark.parametrize("name", LARGE)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("cut", [False, True])

@@ -327,6 +327,7 @@ class Bound:
             flags["STREAM"] = int(large and "APPLY" in flags)
             if step == "forward":  # going back, the method is in the numbers
                 flags.setdefault("CENTER", self.center)
+                # Where nothing is measured KEEP has told that a gradient follows, and says nothing to the kernel.
                 flags["KEEP"] = flags.get("KEEP", 0) * flags.get("MEASURE", 0)
             kernel = self._kernels[key] = _kernel(plan.family, step, self.dtypes, frozenset(flags.items()))
         return kernel
@@ -476,15 +477,17 @@ class Bound:
         blocks, block, parameters, often = sweep.blocks, sweep.block, sweep.parameters, sweep.often
         gradients = (np.empty if sweep.recent else np.zeros)((sweep.own, 2, parameters))
         geometry, flat, numbers = sweep.geometry, gradients.reshape(-1), self.numbers
-        space = self._space(6, 5, column_gradients.BESIDE) or (np.zeros(sweep.recent, self.compute),)
+
+        def workspace() -> tuple[Array, ...]:
+            return self._space(6, 5, column_gradients.BESIDE) or (np.zeros(sweep.recent, self.compute),)
+
+        space = workspace()
         if sweep.own == 0:
             begin = -address(space[0]) % LINE // self.compute.itemsize
             gradients = space[0][begin : begin + 2 * parameters].reshape(1, 2, parameters)
 
         def work(first: int, last: int) -> None:
-            beside = space
-            if first > 0 and sweep.own > 0:
-                beside = self._space(6, 5, column_gradients.BESIDE) or (np.zeros(sweep.recent, self.compute),)
+            beside = workspace() if first > 0 and sweep.own > 0 else space
             kernel(
                 x, dy, dx, weights, scaling, factors, sums, flat, geometry, numbers, *beside,
                 block, parameters, often, first, last,
@@ -754,9 +757,7 @@ class _Sweep(NamedTuple):
     block: int  # units in one
     own: int  # arrays of gradients: one for each block, one for all where no two blocks share a parameter, or none
     often: int  # units after which recent terms join the rest
-    recent: (
-        int  # room for them, which are the gradients if there is no array, and to begin at the start of a cache line
-    )
+    recent: int  # room for them, the gradients where there is no array, and to begin at the start of a cache line
 
 
 def _summed(terms: Array) -> Array:

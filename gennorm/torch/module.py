@@ -70,31 +70,32 @@ class Normalization(nn.Module):
         """Normalize a tensor by its own moments, or by a mean and a variance that are given."""
         parameters = self._parameters
         weight, bias = parameters.get("weight"), parameters.get("bias")
-        if mask is None and self._settled(x, weight, bias):
-            if not (
-                is_grad_enabled()
-                and (
-                    x.requires_grad
-                    or (weight is not None and weight.requires_grad)
-                    or (bias is not None and bias.requires_grad)
-                )
-            ):
-                try:
-                    array = x.numpy()
-                except (TypeError, RuntimeError):  # bfloat16, which NumPy lacks, or a gradient; or no memory to have
-                    array = array_of(require_tensor(x, "the input"))
-                else:
-                    settled = self.core.settled(array) if moments is None and array.size < SHARED else None
-                    if settled is not None:
-                        return from_numpy(settled.shortcut.normalize(array))
-                with threads_for(x):
-                    return tensor_of(self.core(array, moments=None if moments is None else moments.arrays()))
-            laid = None if moments is None else moments.stacked(unbiased=self.config.unbiased)
-            return record(self._own, x, weight, bias, None, laid)[0]
-        if not isinstance(x, Tensor):
-            require_tensor(x, "the input")
-        self._require_present(weight, bias)
+        alone = mask is None and self._settled(x, weight, bias)
+        if alone and not (
+            is_grad_enabled()
+            and (
+                x.requires_grad
+                or (weight is not None and weight.requires_grad)
+                or (bias is not None and bias.requires_grad)
+            )
+        ):
+            try:
+                array = x.numpy()
+            except (TypeError, RuntimeError):  # bfloat16, which NumPy lacks, or a gradient; or no memory to have
+                array = array_of(require_tensor(x, "the input"))
+            else:
+                settled = self.core.settled(array) if moments is None and array.size < SHARED else None
+                if settled is not None:
+                    return from_numpy(settled.shortcut.normalize(array))
+            with threads_for(x):
+                return tensor_of(self.core(array, moments=None if moments is None else moments.arrays()))
+        if not alone:
+            if not isinstance(x, Tensor):
+                require_tensor(x, "the input")
+            self._require_present(weight, bias)
         laid = None if moments is None else moments.stacked(unbiased=self.config.unbiased)
+        if alone:
+            return record(self._own, x, weight, bias, None, laid)[0]
         if operators.traced(x):
             return operators.normalize(x, weight, bias, mask, laid, self._text, None)[0]
         return functional.normalize(self._job, x, weight, bias, mask=mask, moments=laid)
