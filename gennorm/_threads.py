@@ -1,24 +1,17 @@
-"""Ranges of work, shared by a few threads; and what has to hold still while a process forks.
-
-Kernels release the interpreter's lock and take a range, so the threads are Python's own: a pool that is made when it is
-first worth it, made anew after a fork, and done without wherever it cannot be had. The ranges never decide what is
-computed, only who computes it, so the results are the same for any number of threads.
-"""
+"""How many threads share a call; what is not broken off by an interrupt, and what holds still while a process forks."""
 
 from __future__ import annotations
 
 import operator
 import os
 import threading
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from queue import SimpleQueue
 from typing import Protocol, TypeVar
 
 from gennorm.errors import ConfigError, shown
 
-__all__ = ["Using", "changing", "get_num_threads", "hold_in_forks", "run", "set_num_threads", "shared", "unbroken"]
+__all__ = ["Using", "changing", "get_num_threads", "hold_in_forks", "set_num_threads", "shared", "unbroken"]
 
 
 T = TypeVar("T")
@@ -34,24 +27,16 @@ class Lock(Protocol):
         """Let go of it."""
 
 
-# Another thread wakes up and has the interpreter 50 to 130 microseconds after it was called; in 100 one does 300,000
-# elements. Layer norm of 768, by one thread and by two: 122 and 131 us for 393,216 elements, 255 and 275 for twice, 378
-# and 375 for three, 487 and 449 for four times as many; with gradients 372 and 475, 688 and 794, 962 and 962, 1296 and
-# 1127.
-WORTH_SHARING = 1 << 18
-SHARED = 4 * WORTH_SHARING  # elements from which work is worth more than one thread
-# More ranges than threads, so that one that is held up does not hold up the rest. Each thread has a portion of its own,
-# which is in its core's cache where the call before was on the same arrays: 690 against 850 us for a layer norm of
-# (4096, 768), on two cores, if whoever is free took the next.
-RANGES_EACH = 2
+# What another thread gains, by elements: layer norm of 768 takes 15 us alone and 13 with two threads for 49,152 of
+# them, 24 and 17 for twice, 48 and 27 for four times as many; with gradients 46 and 46, 77 and 68, 170 and 108.
+SHARED = 1 << 16  # from which work is worth more than one thread
+WORTH_SHARING = SHARED // 2  # that each of them has at the least
 
 # Held where the state of a layer changes, for moments, and by every fork: a child has one thread of its parent's only,
 # and would wait for ever for a lock that another held. Reentrant, because a signal's handler may call a layer while the
 # thread it interrupts is changing one. Nothing is imported or compiled while it is held.
 changing = threading.RLock()
 
-_busy = threading.Lock()  # held while the pool is in use: a nested or second caller works alone
-_pool: _Pool | None = None
 _threads: int | None = None
 _here = threading.local()  # .number: how many threads calls from this one use, where `Using` says so
 
@@ -114,7 +99,7 @@ def set_num_threads(number: int) -> None:
     if count < 1:
         msg = f"the number of threads cannot be {shown(number)}\nwrite an integer of 1 or more"
         raise ConfigError(msg, code="C101")
-    _threads = count  # the pool changes with the next large call
+    _threads = count  # the team changes with the next large call
 
 
 class Using:
@@ -143,115 +128,6 @@ class Using:
 def shared(elements: int) -> bool:
     """Return whether work on so many elements is worth more than one thread, however many there are."""
     return elements >= SHARED
-
-
-def run(work: Callable[[int, int], None], tasks: int, elements: int) -> None:
-    """Call ``work(lo, hi)`` for ranges that together cover the tasks, side by side where that is worth it.
-
-    Parameters
-    ----------
-    work : callable
-        Does the tasks ``lo`` to ``hi``; ranges may be done in any order and at the same time.
-    tasks : int
-        Number of independent tasks.
-    elements : int
-        Size of all of them together, which decides whether sharing pays.
-    """
-    threads = min(get_num_threads(), tasks, elements // WORTH_SHARING) if shared(elements) else 1
-    busy = _busy  # after a fork there is another
-    if threads < 2 or not busy.acquire(blocking=False):
-        work(0, tasks)
-        return
-    try:
-        _shared(work, tasks, threads)
-    finally:
-        busy.release()
-
-
-def _shared(work: Callable[[int, int], None], tasks: int, threads: int) -> None:
-    """Call ``work`` for ranges of the tasks, from this thread and from those of the pool that find the time.
-
-    A thread that wakes up when no range is left is not waited for, and holds nothing of the work. Everything here is a
-    single step of the interpreter, which an interrupt comes before or after: futures and conditions have steps between
-    which it leaves a lock held.
-    """
-    ranges = min(tasks, threads * RANGES_EACH)
-    bounds = [tasks * i // ranges for i in range(ranges + 1)]
-    portions = [deque(range(ranges * i // threads, ranges * (i + 1) // threads)) for i in range(threads)]
-    works = [work]  # until it is over
-    entered: list[bool] = []
-    left: list[Future[None]] = []
-    ends: SimpleQueue[None] = SimpleQueue()
-
-    def take(own: int) -> None:
-        """Do a portion from its beginning, then what is left of the others from their ends."""
-        for some in tuple(works):
-            following = portions[own].popleft
-            for other in range(own + 1, own + 1 + threads):
-                while works:
-                    try:
-                        i = following()
-                    except IndexError:
-                        break
-                    some(bounds[i], bounds[i + 1])
-                following = portions[other % threads].pop
-
-    def join() -> None:
-        entered.append(True)
-        done: Future[None] = Future()
-        try:
-            take(len(entered) % threads)
-            done.set_result(None)
-        except BaseException as error:  # noqa: BLE001  it is raised where it is waited for
-            done.set_exception(error)
-        left.append(done)
-        ends.put(None)
-
-    try:
-        _call(join, threads - 1)
-        take(0)
-    finally:
-        try:
-            works.clear()  # whoever enters from now on leaves at once
-            while len(left) < len(entered):
-                ends.get()
-        except BaseException:  # nobody may still be writing when the caller goes on, interrupted or not
-            works.clear()
-            while len(left) < len(entered):
-                ends.get()
-            raise
-    for future in left:
-        future.result()
-
-
-class _Pool:
-    """Threads that wait for calls to make. They hold nothing while they wait, and end with the process."""
-
-    def __init__(self) -> None:
-        self.calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self.threads = 0
-
-    def live(self) -> None:
-        while True:
-            call = self.calls.get()
-            call()
-            del call
-
-
-def _call(call: Callable[[], None], threads: int) -> None:
-    """Have so many threads of the pool make a call, or as many as can be had."""
-    global _pool  # noqa: PLW0603
-    pool = _pool
-    if pool is None:
-        pool = _pool = _Pool()
-    while pool.threads < threads:
-        try:
-            threading.Thread(target=pool.live, name="gennorm-pool", daemon=True).start()
-        except RuntimeError:  # no new thread: the interpreter is shutting down, or the system has none left
-            break
-        pool.threads += 1
-    for _ in range(min(threads, pool.threads)):
-        pool.calls.put(call)
 
 
 # -------------------------------------------------------------------------------------------------- interrupts, forks
@@ -299,13 +175,5 @@ def _after_fork() -> None:
         _holding.pop().release()
 
 
-def _after_fork_in_child() -> None:
-    """Forget the threads of the parent, which do not exist in the child."""
-    global _pool, _busy  # noqa: PLW0603
-    _pool = None
-    _busy = threading.Lock()
-    _after_fork()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

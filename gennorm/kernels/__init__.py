@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from gennorm._memory import LINE, WORTH, address, empty_like
-from gennorm._threads import run, shared
+from gennorm._threads import shared
 from gennorm.config import LayerConfig
 from gennorm.plan import ITEMSIZE, Plan, dense_strides, make_plan
 
 from . import _jit, column_gradients, columns, row_gradients, rows, steps
+from .sharing import run
 from .vector import LANES
 
 __all__ = ["Bound", "bind"]
@@ -80,9 +81,9 @@ def _kernel(family: str, step: str, dtypes: tuple[str, str, str], flags: frozens
     if step == "forward":
         y = real if settings["WEIGHTED"] else result
         arrays = (storage, y, real, real, double, double, "int64", double, *space)
-        return _jit.build(module.forward, settings, dtypes, arrays, 2)
+        return _jit.build(module.forward, settings, dtypes, arrays, 3)
     arrays = (storage, result, result, real, real, double, double, double, "int64", double, *(space or (real,)))
-    return _jit.build(module.backward, settings, dtypes, arrays, 5)
+    return _jit.build(module.backward, settings, dtypes, arrays, 6)
 
 
 def bind(
@@ -341,12 +342,12 @@ class Bound:
         means: Array,
         spreads: Array,
         numbers: Array,
-        lo: int = 0,
-        hi: int | None = None,
+        first: int = 0,
+        last: int | None = None,
         geometry: Array | None = None,
         **flags: int,
     ) -> None:
-        """Run one forward kernel over the tasks ``lo`` to ``hi``."""
+        """Run one forward kernel over the tasks ``first`` to ``last``."""
         plan = self.plan
         kind = plan.parameter_kind
         kernel = self._kernel(
@@ -356,15 +357,17 @@ class Bound:
         gains = unused if scaling is None else scaling
         shifts = unused if biases is None else biases
         fields = self.geometry if geometry is None else geometry
-        hi = plan.tasks if hi is None else hi
-        if lo == 0 and not shared(self.size):
-            kernel(x, y, gains, shifts, means, spreads, fields, numbers, *self._space(9, 3), 0, hi)
+        last = plan.tasks if last is None else last
+        if first == 0 and not shared(self.size):
+            kernel(x, y, gains, shifts, means, spreads, fields, numbers, *self._space(9, 3, 1), 0, last, 0)
             return
 
-        def work(first: int, last: int) -> None:
-            kernel(x, y, gains, shifts, means, spreads, fields, numbers, *self._space(9, 3), lo + first, lo + last)
+        def work(parts: int, lo: int, hi: int, team: int) -> None:
+            space = self._space(9, 3, parts)
+            kernel(x, y, gains, shifts, means, spreads, fields, numbers, *space, first + lo, first + hi, team)
 
-        run(work, hi - lo, self.size * min(hi - lo, plan.tasks) // plan.tasks)
+        tasks = last - first
+        run(work, tasks, self.size * min(tasks, plan.tasks) // plan.tasks)
 
     def _in_order_of_memory(self) -> tuple[Array, int, int]:
         """Geometry, tasks and the setting ACROSS for moments that are given: rows of all slices, one after another."""
@@ -380,11 +383,11 @@ class Bound:
         geometry[rows.PORTION] = 1
         return geometry, parts * self.plan.slices, 1
 
-    def _space(self, doubles: int, reals: int, beside: int = 0) -> tuple[Array, ...]:
-        """The workspace of one call of a kernel: numbers for every lane of a tile, and some beside them."""
+    def _space(self, doubles: int, reals: int, parts: int, beside: int = 0) -> tuple[Array, ...]:
+        """The workspace of one call of a kernel: parts with numbers for every lane of a tile, and some beside them."""
         if self.plan.family == "rows":
             return ()
-        return np.empty(doubles * self.tile), np.empty(reals * self.tile + beside, self.compute)
+        return np.empty(parts * doubles * self.tile), np.empty(parts * (reals * self.tile + beside), self.compute)
 
     def _measure(self, x: Array, moments: Array, weights: Array) -> None:
         """Fill in the moments of every slice; the count where there are weights."""
@@ -478,30 +481,29 @@ class Bound:
         gradients = (np.empty if sweep.recent else np.zeros)((sweep.own, 2, parameters))
         geometry, flat, numbers = sweep.geometry, gradients.reshape(-1), self.numbers
 
-        def workspace() -> tuple[Array, ...]:
-            return self._space(6, 5, column_gradients.BESIDE) or (np.zeros(sweep.recent, self.compute),)
-
-        space = workspace()
+        recent = np.zeros(sweep.recent, self.compute)
         if sweep.own == 0:
-            begin = -address(space[0]) % LINE // self.compute.itemsize
-            gradients = space[0][begin : begin + 2 * parameters].reshape(1, 2, parameters)
+            begin = -address(recent) % LINE // self.compute.itemsize
+            gradients = recent[begin : begin + 2 * parameters].reshape(1, 2, parameters)
 
-        def work(first: int, last: int) -> None:
-            beside = workspace() if first > 0 and sweep.own > 0 else space
+        def work(parts: int, lo: int, hi: int, team: int) -> None:
+            space = self._space(6, 5, parts, column_gradients.BESIDE)
+            if not space:
+                space = (recent if parts == 1 else np.zeros(parts * sweep.recent, self.compute),)
             kernel(
-                x, dy, dx, weights, scaling, factors, sums, flat, geometry, numbers, *beside,
-                block, parameters, often, first, last,
+                x, dy, dx, weights, scaling, factors, sums, flat, geometry, numbers, *space,
+                block, parameters, often, lo, hi, team,
             )  # fmt: skip
 
         kernel, sums = sweep.kernels[0], NOTHING
         if len(sweep.kernels) > 1:
             sums = np.zeros(units * 2 * slices)
-            run(work, blocks, self.size)
+            run(work, blocks, self.size, apart=sweep.own > 0)
             sums = sums.reshape(units, 2 * slices).sum(0)
             if merge is not None:
                 sums = self.ordered(merge(self.shaped(sums.reshape(2, slices)))).reshape(-1)
             kernel = sweep.kernels[1]
-        run(work, blocks, self.size)
+        run(work, blocks, self.size, apart=sweep.own > 0)
         return gradients[0] if len(gradients) == 1 else gradients.sum(0)
 
     def _counts(self) -> Array:
@@ -692,7 +694,7 @@ class Shortcut:
             found, latest = new(shape), zeros(recent, unused.dtype)
             kernel(
                 x, dy, dx, unused, scaling, factors, NOTHING, found.reshape(-1), geometry, numbers, latest,
-                block, parameters, often, 0, blocks,
+                block, parameters, often, 0, blocks, 0,
             )  # fmt: skip
             return found[0] if own == 1 else found.sum(0)
 
@@ -734,11 +736,13 @@ class Shortcut:
             if kernel is None:  # where there is no memory for the output, compiling would end the process
                 kernel = bound._kernel("forward", **flags)
             if alone:
-                kernel(source, target, gains, shifts, means, spreads, geometry, numbers, 0, tasks)
+                kernel(source, target, gains, shifts, means, spreads, geometry, numbers, 0, tasks, 0)
                 return y
 
-            def work(lo: int, hi: int, kernel: Kernel = kernel) -> None:
-                kernel(source, target, gains, shifts, means, spreads, geometry, numbers, *space(9, 3), lo, hi)
+            def work(parts: int, lo: int, hi: int, team: int, kernel: Kernel = kernel) -> None:
+                kernel(
+                    source, target, gains, shifts, means, spreads, geometry, numbers, *space(9, 3, parts), lo, hi, team
+                )
 
             run(work, tasks, size)
             return y

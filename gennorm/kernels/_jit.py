@@ -186,10 +186,39 @@ def build(
         The machine code's entry point. It trusts its caller: dtypes, contiguity and bounds are not checked again.
     """
     assert isinstance(kernel, FunctionType)
-    real = np.float64 if storage[2] == "float64" else np.float32
-    names: dict[str, Any] = {**settings, "real": real, "COMPUTE": real}
     if not JIT:  # NumPy does not warn of what machine code does not warn of
-        return np.errstate(all="ignore")(_specialised(kernel, names)[0])
+        return np.errstate(all="ignore")(_specialised(kernel, _constants(settings, storage))[0])
+    entry: Callable[..., None] = _compiled(kernel, settings, storage, arrays, integers).entry_point
+    return entry
+
+
+def address(
+    function: Callable[..., None],
+    settings: dict[str, int],
+    storage: tuple[str, str, str],
+    arrays: tuple[str, ...],
+    integers: int,
+) -> int:
+    """Return where the machine code of a function is that other machine code calls; the rest is as for `build`."""
+    assert isinstance(function, FunctionType)
+    result = _compiled(function, settings, storage, arrays, integers)
+    found: int = result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
+    return found
+
+
+def _constants(settings: dict[str, int], storage: tuple[str, str, str]) -> dict[str, Any]:
+    real = np.float64 if storage[2] == "float64" else np.float32
+    return {**settings, "real": real, "COMPUTE": real}
+
+
+def _compiled(
+    kernel: FunctionType,
+    settings: dict[str, int],
+    storage: tuple[str, str, str],
+    arrays: tuple[str, ...],
+    integers: int,
+) -> CompileResult:
+    names = _constants(settings, storage)
     shape = signature(arrays, integers)
     module = kernel.__module__.rpartition(".")[2]
     described = (
@@ -229,5 +258,4 @@ def build(
             return result
 
     # Where Numba itself is compiling what calls a layer, another thread would wait for this one.
-    entry: Callable[..., None] = (once() if global_compiler_lock.is_locked() else unbroken(once)).entry_point
-    return entry
+    return once() if global_compiler_lock.is_locked() else unbroken(once)

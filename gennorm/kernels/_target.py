@@ -11,7 +11,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from llvmlite import ir
 from numba.core import codegen, cpu, intrinsics, typing
+from numba.core.callwrapper import PyCallWrapper
 from numba.core.compiler import CompilerBase
 from numba.core.compiler_machinery import PassManager
 from numba.core.registry import CPUDispatcher, CPUTarget
@@ -20,7 +22,7 @@ from numba.core.typed_passes import NativeLowering, NoPythonBackend, NopythonTyp
 from numba.core.types.misc import unliteral
 from numba.core.untyped_passes import DeadBranchPrune, FixupArgs, IRProcessing, ReconstructSSA, TranslateByteCode
 
-from . import _lowering
+from . import _lowering, _team
 
 NAME = "gennorm"
 
@@ -99,9 +101,17 @@ class Lowering(cpu.CPUContext):
         if self.is32bit:
             intrinsics.fix_divmod(module)
 
-    def create_cpython_wrapper(self, library: Library, *args: Any, **kws: Any) -> None:
+    def create_cpython_wrapper(
+        self, library: Library, fndesc: Any, env: Any, call_helper: Any, release_gil: bool = False
+    ) -> None:
         library.kernel = True
-        super().create_cpython_wrapper(library, *args, **kws)
+        module = self.create_module("wrapper")
+        kind = self.call_conv.get_function_type(fndesc.restype, fndesc.argtypes)
+        called = ir.Function(module, kind, fndesc.llvm_func_name)
+        if "team" in fndesc.args:
+            called = _team.shareable(self, called, fndesc)
+        PyCallWrapper(self, module, called, fndesc, env, call_helper, release_gil).build()
+        library.add_ir_module(module)
 
 
 class Typing(typing.Context):

@@ -85,6 +85,7 @@ def backward(
     often: int,
     lo: int,
     hi: int,
+    team: int,
 ) -> None:
     """Take the sums of one tile of slices after another, and write its gradient while it is still in the cache."""
     length, piece, pieces, rows = geometry[LENGTH], geometry[PIECE], geometry[PIECES], geometry[ROWS]

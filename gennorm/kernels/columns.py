@@ -105,6 +105,7 @@ def forward(
     lanes: Array,
     lo: int,
     hi: int,
+    team: int,
 ) -> None:
     """Take the moments of one tile of slices after another, and write its output while it is still in the cache."""
     length, piece, pieces, rows = geometry[LENGTH], geometry[PIECE], geometry[PIECES], geometry[ROWS]

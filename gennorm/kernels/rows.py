@@ -89,6 +89,7 @@ def forward(
     numbers: Array,
     lo: int,
     hi: int,
+    team: int,
 ) -> None:
     """Take the moments of one unit after another, and write its output while it is still in the cache."""
     length, piece, pieces, rows = geometry[LENGTH], geometry[PIECE], geometry[PIECES], geometry[ROWS]
