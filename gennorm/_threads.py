@@ -6,8 +6,8 @@ import operator
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Protocol, TypeVar
+from queue import SimpleQueue
+from typing import Protocol, TypeVar, cast
 
 from gennorm.errors import ConfigError, shown
 
@@ -140,19 +140,23 @@ def unbroken(work: Callable[[], T]) -> T:
     """
     if threading.current_thread() is not threading.main_thread():
         return work()  # no other thread is interrupted
-    done: Future[T] = Future()
+    # Taking from a queue is one step of the interpreter: an interrupt between two of a future's leaves its lock held.
+    answers: SimpleQueue[tuple[T, None] | tuple[None, BaseException]] = SimpleQueue()
 
     def live() -> None:
         try:
-            done.set_result(work())
+            answers.put((work(), None))
         except BaseException as error:  # noqa: BLE001  it is raised where it is waited for
-            done.set_exception(error)
+            answers.put((None, error))
 
     try:
         threading.Thread(target=live, name="gennorm-unbroken").start()
     except RuntimeError:  # no new thread: the interpreter is shutting down, or the system has none left
         return work()
-    return done.result()
+    answer, error = answers.get()
+    if error is not None:
+        raise error
+    return cast("T", answer)
 
 
 _held: list[Lock] = [changing]  # locks that a fork waits for

@@ -21,13 +21,10 @@ def pytest_addoption(parser):
 
 
 @pytest.fixture
-def threads(monkeypatch):
-    """Sets their number, and arrays of half a million elements are shared by seven."""
+def threads():
+    """Sets their number: arrays of a quarter of a million elements are shared by seven."""
     import gennorm as gn
-    from gennorm import _threads
 
-    monkeypatch.setattr(_threads, "SHARED", 1 << 17)
-    monkeypatch.setattr(_threads, "WORTH_SHARING", 1 << 16)
     before = gn.get_num_threads()
     yield gn.set_num_threads
     gn.set_num_threads(before)

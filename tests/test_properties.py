@@ -10,8 +10,8 @@ from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
 import gennorm as gn
-from gennorm import _threads
 from gennorm.config import LayerConfig, resolve_config
+from gennorm.kernels import sharing
 from spec import reference
 from tests import engines, strategies
 from tests.accuracy import V, judge
@@ -336,9 +336,14 @@ def test_the_number_of_threads_makes_no_difference(name, dtype, cut, threads, mo
     shape, settings = LARGE[name]
     if cut:
         engines.cut_small(monkeypatch, CACHED=1 << 10, CACHED_TILE=1 << 10, UNIT=1 << 12, BLOCK=1 << 9)
-    ranges = []
-    shared = _threads._shared
-    monkeypatch.setattr(_threads, "_shared", lambda *arguments: ranges.append(arguments[2]) or shared(*arguments))
+    sharers = []
+    gather = sharing.Team.gather
+
+    def noted(team, threads, parts):
+        sharers.append(threads)
+        gather(team, threads, parts)
+
+    monkeypatch.setattr(sharing.Team, "gather", noted)
     x = sample(shape, dtype)
     layer = gn.NormalizationLayer(**settings).initialize(shape)
     layer.scaling = sample(layer.scaling.shape, seed=1)
@@ -351,7 +356,7 @@ def test_the_number_of_threads_makes_no_difference(name, dtype, cut, threads, mo
         for one, other in zip(answers[0], others, strict=True):
             same(one, other)
     shares = layer.plan(x).tasks > 1
-    assert (2 in ranges) == shares
+    assert (2 in sharers) == shares
 
 
 # ----------------------------------------------------------------------------------------------------- what cancels out

@@ -1,25 +1,34 @@
 """Threads that share a call of a kernel: they are told of it, begin and end without the interpreter.
 
-Python's threads take turns, and a thread that sleeps wakes up in 50 microseconds; in these one does 150,000 elements.
-So the threads of a team wait where the interpreter's lock is not needed: in ``serve``, which looks for work for a while
-before it goes to sleep. The thread that calls a kernel enters ``lead``, says what there is to do, does its part, and
-comes back when nobody is at work any more. Both are compiled like kernels, and a team is an array of integers that all
-of them look at:
+Python's threads take turns, and one that sleeps wakes up in 50 microseconds; in these one does 150,000 elements. So the
+threads of a team wait where the interpreter's lock is not needed: in ``serve``, which looks for work for a while before
+they go to sleep. Whoever calls a kernel enters ``lead``, says what there is to do, does a part of it, and comes back
+when nobody is at work any more; or does it all where the team has another leader. Both are compiled like kernels. A
+team is an array of integers that its threads look at and change, two cache lines for each of these:
 
-======== ===============================================================================================
-FUNCTION the kernel, for ranges: it is called with the block, from where to where, and who calls
-BLOCK    the other arguments of the call
-LO, HI   the units to work on
-THREADS  how many threads may take part; with a higher number one waits for another call
-RANGES   ranges in a portion: each thread has one, and does what is left of the others' when it is done
-PARTS    equal parts of the workspace, one a thread
-LEAD     where ``lead`` is
-PATIENCE how often ``serve`` looks for work before it goes to sleep
-GIVE_WAY a function of the system that lets another thread have this processor, if one is waiting for it
+======== =========================================================================================
+FUNCTION the kernel, for ranges: called with the block, from where to where, and the caller's number;
+BLOCK    the other arguments of the call,
+LO, HI   the units to work on,
+THREADS  how many threads take part: those with higher numbers do not,
+RANGES   and the ranges in a portion: each thread has one, and goes on with what is left of the others'
+PATIENCE how often ``serve`` looks for work before it returns
+GIVE_WAY a function of the system that lets another thread have this processor, if one is waiting
+BUSY     whether there is a leader
 STATE    which call this is, whether it is open to those who want to take part, and how many did
 LEFT     how many of them are done
-TAKEN    of each portion, how many ranges are taken
-======== ===============================================================================================
+TAKEN    for each portion, how many of its ranges are taken
+======== =========================================================================================
+
+What a call asks for is another such array, which is never changed:
+
+======== =========================================================================================
+CONTROL  where the team is
+LEAD     where ``lead`` is
+SHARERS  how many threads are to take part
+SHARES   the ranges in a portion
+PARTS    of the workspace, all alike: one for each thread, or one for all
+======== =========================================================================================
 """
 
 from __future__ import annotations
@@ -31,11 +40,10 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-__all__ = ["LINE", "OPEN", "lead", "serve"]
-
-LINE = 16  # integers that no two threads write side by side: two cache lines, because processors fetch them in pairs
-FUNCTION, BLOCK, LO, HI, THREADS, RANGES, PARTS, LEAD, PATIENCE, GIVE_WAY = range(10)
-STATE, LEFT, TAKEN = LINE, 2 * LINE, 3 * LINE
+LINE = 16  # integers in two cache lines: processors fetch them in pairs
+FUNCTION, BLOCK, LO, HI, THREADS, RANGES, PATIENCE, GIVE_WAY = range(8)  # what is only read while a call is open
+BUSY, STATE, LEFT, TAKEN = LINE, 2 * LINE, 3 * LINE, 4 * LINE
+CONTROL, LEAD, SHARERS, SHARES, PARTS = range(5)
 
 OPEN = 1 << 15  # those who take part are counted below it, and calls above
 CALL = 1 << 16
@@ -44,14 +52,20 @@ INT64 = ir.IntType(64)
 VOID = ir.VoidType()
 
 
-def lead(function: int, block: int, lo: int, hi: int, control: int) -> None:
+def lead(function: int, block: int, lo: int, hi: int, request: int) -> None:
     """Have the team call a kernel for ranges of ``lo`` to ``hi``; return when it is done and nobody is at it."""
+    control, threads = peek(request, CONTROL), peek(request, SHARERS)
+    if not swapped(control, BUSY, 0, 1):
+        call(function, block, lo, hi, 0)
+        return
     poke(control, FUNCTION, function)
     poke(control, BLOCK, block)
     poke(control, LO, lo)
     poke(control, HI, hi)
+    poke(control, THREADS, threads)
+    poke(control, RANGES, peek(request, SHARES))
     poke(control, LEFT, 0)
-    for portion in range(peek(control, THREADS)):
+    for portion in range(threads):
         poke(control, TAKEN + portion * LINE, 0)
     calls = peek(control, STATE) // CALL
     poke(control, STATE, (calls + 1) * CALL + OPEN)
@@ -59,6 +73,7 @@ def lead(function: int, block: int, lo: int, hi: int, control: int) -> None:
     entered = added(control, STATE, -OPEN) % OPEN  # whoever looks from now on finds it closed
     while peek(control, LEFT) < entered:
         give_way(peek(control, GIVE_WAY))
+    poke(control, BUSY, 0)
 
 
 def serve(number: int, control: int) -> None:
@@ -96,12 +111,12 @@ def take_part(number: int, control: int) -> None:
 # What these are written in: integers that several threads look at and change.
 
 
-def _at(builder: Any, control: Any, index: Any) -> Any:
-    return builder.inttoptr(builder.add(control, builder.shl(index, ir.Constant(INT64, 3))), INT64.as_pointer())
+def _at(builder: Any, array: Any, index: Any) -> Any:
+    return builder.inttoptr(builder.add(array, builder.shl(index, ir.Constant(INT64, 3))), INT64.as_pointer())
 
 
 @intrinsic
-def peek(typing: Any, control: Any, index: Any) -> Any:
+def peek(typing: Any, array: Any, index: Any) -> Any:
     """Read an integer, before anything that follows is read."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -111,7 +126,7 @@ def peek(typing: Any, control: Any, index: Any) -> Any:
 
 
 @intrinsic
-def poke(typing: Any, control: Any, index: Any, value: Any) -> Any:
+def poke(typing: Any, array: Any, index: Any, value: Any) -> Any:
     """Write an integer, after everything that was written before."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -122,7 +137,7 @@ def poke(typing: Any, control: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
-def added(typing: Any, control: Any, index: Any, value: Any) -> Any:
+def added(typing: Any, array: Any, index: Any, value: Any) -> Any:
     """Add to an integer, and return what it was."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -132,7 +147,7 @@ def added(typing: Any, control: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
-def swapped(typing: Any, control: Any, index: Any, expected: Any, value: Any) -> Any:
+def swapped(typing: Any, array: Any, index: Any, expected: Any, value: Any) -> Any:
     """Change an integer if it is what is expected, and return whether it was."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -173,7 +188,7 @@ def give_way(typing: Any, function: Any) -> Any:
 
 
 def shareable(context: Any, kernel: Any, described: Any) -> Any:
-    """Return a function like the kernel that has its team call it, if its last argument names one.
+    """Return a function like the kernel that has a team call it, if its last argument says where the request is.
 
     Of the arguments behind ``numbers``, arrays are workspace: each thread has its part.
     """
@@ -208,14 +223,14 @@ def shareable(context: Any, kernel: Any, described: Any) -> Any:
     function.linkage = "internal"
     builder = ir.IRBuilder(function.append_basic_block())
     flat = context.call_conv.get_arguments(function)
-    lo, hi, control = flat[-3:]
-    with builder.if_then(builder.icmp_unsigned("==", control, ir.Constant(INT64, 0))):
+    lo, hi, request = flat[-3:]
+    with builder.if_then(builder.icmp_unsigned("==", request, ir.Constant(INT64, 0))):
         builder.ret(builder.call(kernel, function.args, attrs=("noinline",)))
     block = builder.alloca(block_kind)
-    for i, value in enumerate([builder.load(_at(builder, control, ir.Constant(INT64, PARTS))), *flat]):
+    for i, value in enumerate([builder.load(_at(builder, request, ir.Constant(INT64, PARTS))), *flat]):
         builder.store(value, cgutils.gep_inbounds(builder, block, 0, i))
     entry = context.call_conv.get_function_type(types.void, [types.intp] * 5).as_pointer()
-    leading = builder.inttoptr(builder.load(_at(builder, control, ir.Constant(INT64, LEAD))), entry)
-    arguments = [builder.ptrtoint(each, INT64), builder.ptrtoint(block, INT64), lo, hi, control]
+    leading = builder.inttoptr(builder.load(_at(builder, request, ir.Constant(INT64, LEAD))), entry)
+    arguments = [builder.ptrtoint(each, INT64), builder.ptrtoint(block, INT64), lo, hi, request]
     builder.ret(builder.call(leading, [*function.args[:2], *arguments]))
     return function

@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from gennorm._memory import address
 from gennorm._threads import WORTH_SHARING, get_num_threads, shared
@@ -38,8 +39,7 @@ LOOKS = 1000  # how often it looks while that is measured
 WAKING = 1 << 19
 STEP = 1 << 27  # elements after which Python may look for an interrupt: 60 ms
 
-_busy = threading.Lock()  # held while the team is in use: a second caller works alone
-_team_here: Team | None = None
+_teams: list[Team] = []  # the first is that of this process
 
 
 class Work(Protocol):
@@ -65,89 +65,92 @@ def run(work: Work, tasks: int, elements: int, *, apart: bool = True) -> None:
     """
     threads = min(get_num_threads(), tasks, elements // WORTH_SHARING, MOST) if _jit.JIT and shared(elements) else 1
     step = tasks if elements <= STEP else max(tasks * STEP // elements, 1)
-    busy = _busy  # after a fork there is another
-    if threads < 2 or not busy.acquire(blocking=False):
+    if threads == 1:
         for lo in range(0, tasks, step):
             work(1, lo, min(lo + step, tasks), 0)
         return
-    try:
-        parts = threads if apart else 1
-        team = _assembled(threads, parts)
-        for lo in range(0, tasks, step):
-            team.call(elements)
-            work(parts, lo, min(lo + step, tasks), team.address)
+    if not _teams:
+        _teams.append(Team())  # where two threads do it at once, there is one that nobody asks
+    team, parts = _teams[0], threads if apart else 1
+    request = team.gather(threads, parts)
+    for lo in range(0, tasks, step):
+        team.call(threads, elements)
+        work(parts, lo, min(lo + step, tasks), request)
         team.ended = time.perf_counter()
-    finally:
-        busy.release()
-
-
-def _assembled(threads: int, parts: int) -> Team:
-    """The team of this process, told how many threads share what follows, and in how many parts of a workspace."""
-    global _team_here  # noqa: PLW0603
-    team = _team_here
-    if team is None:
-        team = _team_here = Team()
-    team.gather(threads, parts)
-    return team
 
 
 class Team:
-    """Threads that look for calls to share, or sleep. They end with the process."""
+    """Threads that share calls."""
 
     def __init__(self) -> None:
         integers = "int64", "int64", "int64"
         memory = np.zeros(_team.TAKEN + (MOST + 1) * _team.LINE, np.int64)
-        self._control = control = memory[-address(memory) // 8 % _team.LINE :]
+        self.control = control = memory[-address(memory) // 8 % _team.LINE :]
         self.address = address(control)
-        self._serve = _jit.build(_team.serve, {}, integers, (), 2)
-        self._members: list[Member] = []
+        self.lead = _jit.address(_team.lead, {}, integers, (), 5)
+        self.serve = _jit.build(_team.serve, {}, integers, (), 2)
+        self.members: list[Member] = []
+        self._growing = threading.Lock()
+        self.requests: dict[tuple[int, int], tuple[int, npt.NDArray[np.int64]]] = {}
         self.ended = 0.0  # when the last call did
-        control[_team.LEAD] = _jit.address(_team.lead, {}, integers, (), 5)
         control[_team.GIVE_WAY] = _give_way()
         control[_team.PATIENCE] = LOOKS
         begin = time.perf_counter()
-        self._serve(0, self.address)  # there is nothing to do yet
+        self.serve(0, self.address)  # there is nothing to do yet
         control[_team.PATIENCE] = 1 + round(LOOKS * WAIT / (time.perf_counter() - begin))
 
-    def gather(self, threads: int, parts: int) -> None:
-        """Have so many threads share the next calls, the caller's own included, or as many as can be had."""
-        control = self._control
-        control[_team.THREADS], control[_team.PARTS], control[_team.RANGES] = threads, parts, RANGES_EACH
-        while len(self._members) < threads - 1:
-            member = Member()
-            live = threading.Thread(target=self._live, args=(len(self._members) + 1, member), daemon=True)
-            live.name = "gennorm-pool"
+    def gather(self, threads: int, parts: int) -> int:
+        """The request that so many threads share a call, the caller's own included, or as many as can be had."""
+        if len(self.members) < threads - 1 and self._growing.acquire(blocking=False):
             try:
-                live.start()
-            except RuntimeError:  # no new thread: the interpreter is shutting down, or the system has none left
-                break
-            self._members.append(member)
+                self._grow(threads - 1)
+            finally:
+                self._growing.release()
+        found = self.requests.get((threads, parts))
+        if found is None:
+            request = np.array([self.address, self.lead, threads, RANGES_EACH, parts])
+            found = self.requests.setdefault((threads, parts), (address(request), request))
+        return found[0]
 
-    def call(self, elements: int) -> None:
+    def _grow(self, number: int) -> None:
+        """Have so many members, or as many as can be had."""
+        while len(self.members) < number:
+            member = Member(self, len(self.members) + 1)
+            self.members.append(member)  # before it starts: an interrupt may lose a thread, and gives none two places
+            try:
+                member.start()
+            except RuntimeError:  # the interpreter is shutting down, or the system has no threads left
+                self.members.remove(member)
+                return
+
+    def call(self, threads: int, elements: int) -> None:
         """Wake those up who sleep, if it is worth it; a call follows."""
         if elements < WAKING and time.perf_counter() - self.ended > WAIT:
             return
-        for member in self._members[: self._control[_team.THREADS] - 1]:
+        for member in self.members[: threads - 1]:
             if member.asleep:
                 member.calls.put(None)
 
-    def _live(self, number: int, member: Member) -> None:
-        control = self._control
-        while True:
-            self._serve(number, self.address)
-            if control[_team.STATE] & _team.OPEN and number < control[_team.THREADS]:
-                continue
-            member.asleep = True
-            member.calls.get()
-            member.asleep = False
 
+class Member(threading.Thread):
+    """A thread that looks for calls to share, or sleeps. It ends with the process."""
 
-class Member:
-    """What wakes up a thread."""
-
-    def __init__(self) -> None:
+    def __init__(self, team: Team, number: int) -> None:
+        super().__init__(name="gennorm-team", daemon=True)
         self.asleep = False
         self.calls: SimpleQueue[None] = SimpleQueue()
+        self._team, self._number = team, number
+
+    def run(self) -> None:
+        """Live."""
+        team, control, number = self._team, self._team.control, self._number
+        while True:
+            team.serve(number, team.address)
+            if control[_team.STATE] & _team.OPEN and number < control[_team.THREADS]:
+                continue
+            self.asleep = True
+            self.calls.get()
+            self.asleep = False
 
 
 def _give_way() -> int:
@@ -158,12 +161,5 @@ def _give_way() -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
-def _after_fork_in_child() -> None:
-    """Forget the threads of the parent, which do not exist in the child."""
-    global _team_here, _busy  # noqa: PLW0603
-    _team_here = None
-    _busy = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+if hasattr(os, "register_at_fork"):  # the threads of the parent do not exist in the child
+    os.register_at_fork(after_in_child=_teams.clear)

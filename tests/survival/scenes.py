@@ -23,7 +23,6 @@ import numpy as np
 import pytest
 
 import gennorm as gn
-from gennorm import _threads
 from spec import reference
 from tests import derivatives
 from tests.accuracy import assert_within, judge
@@ -110,6 +109,13 @@ def child(life, seconds=100):
 
 
 # ------------------------------------------------------------------------------------------------------------- threads
+
+
+def team():
+    """The threads of this process that share large calls."""
+    from gennorm.kernels import sharing
+
+    return sharing._teams
 
 
 def many_threads():
@@ -205,12 +211,12 @@ def outlives_main(first):
 def fork_after_use():
     """A child and a grandchild of a process that has used its pool, also with the layer of their parent."""
     layer = call("large")
-    assert _threads._pool is not None
+    assert team()
 
     def live():
-        assert _threads._pool is None
+        assert not team()
         call("large", layer=layer)
-        assert _threads._pool is not None
+        assert team()
         call("columns", "float64")  # read from the cache, or compiled
         differentiate()
         train(3)
@@ -256,7 +262,7 @@ def fork_during(what):
         time.sleep(0.1)  # it is held for most of a second
 
     def shared():
-        assert _threads._pool is not None
+        assert team()
 
     lives = {
         "importing": lambda: call("layer"),
@@ -474,15 +480,15 @@ def one_core(how):
         names.append(thread.name)
         start(thread)
 
-    def pool(names):
-        return "gennorm-pool" in names  # and not only one that compiles, alone
+    def shared(names):
+        return "gennorm-team" in names  # and not only one that compiles, alone
 
     threading.Thread.start = noted
     call("large")
-    assert not pool(names), names
+    assert not shared(names), names
     gn.set_num_threads(2)  # what the program itself says comes first
     call("large")
-    assert pool(names), names
+    assert shared(names), names
 
 
 # -------------------------------------------------------------------------------------------------------------- a cache

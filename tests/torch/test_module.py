@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import gennorm as gn
-from gennorm import _threads
 from gennorm.errors import ParameterError, ShapeError
+from gennorm.kernels import sharing
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("ml_dtypes")
@@ -613,8 +613,10 @@ def test_what_is_empty(make, shape):
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_threads_are_torch_s(number, monkeypatch):
-    asked = []
-    monkeypatch.setattr(_threads, "_shared", lambda work, tasks, threads: asked.append(threads) or work(0, tasks))
+    asked, gather = [], sharing.Team.gather
+    monkeypatch.setattr(
+        sharing.Team, "gather", lambda team, threads, parts: asked.append(threads) or gather(team, threads, parts)
+    )
     before, own = torch.get_num_threads(), gn.get_num_threads()
     module, x = layer_norm(1024), sample(1024, 1024).requires_grad_()
     torch.set_num_threads(number)
@@ -629,7 +631,7 @@ def test_threads_are_torch_s(number, monkeypatch):
         torch.set_num_threads(before)
 
 
-def test_a_pool_grows():
+def test_a_team_grows():
     """From one number of threads to another, and back, without a result that changes."""
     module, x = layer_norm(1024), sample(2048, 1024)
     before, found = torch.get_num_threads(), []
@@ -638,7 +640,7 @@ def test_a_pool_grows():
             for number in (1, 3, 2, 5):
                 torch.set_num_threads(number)
                 found.append(module(x))
-        assert _threads._pool.threads >= 4
+        assert len(sharing._teams[0].members) >= 4
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, found[0]) for one in found)

@@ -1,0 +1,312 @@
+"""Threads that share a call of a kernel, and what is done without them."""
+
+import functools
+import itertools
+import opcode
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import gennorm as gn
+from gennorm import _threads
+from gennorm.kernels import _jit, _team, sharing
+
+ELEMENTS = 64 * _threads.WORTH_SHARING
+WHOLE = "int64", "int64", "int64"
+
+
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch):
+    monkeypatch.setattr(_threads, "_threads", None)
+    monkeypatch.setattr(sharing, "_teams", [])
+
+
+def count(done, going, numbers, own, lo, hi, team):
+    """A kernel whose tasks take a while: how often each was done, who is at it, and how many each thread did."""
+    for task in range(lo, hi):
+        going[task] += 1
+        for turn in range(numbers[0]):
+            numbers[1 + task] = numbers[1 + task] * 3 + turn
+        own[0] += 1
+        done[task] += 1
+        going[task] -= 1
+
+
+@functools.cache
+def counting():
+    return _jit.build(count, {}, WHOLE, ("int64",) * 4, 3)
+
+
+class Tasks:
+    """Calls of that kernel, as `sharing.run` makes them."""
+
+    def __init__(self, tasks=64, turns=10, apart=True):
+        self.tasks, self.apart = tasks, apart
+        self.done, self.going = np.zeros(tasks, np.int64), np.zeros(tasks, np.int64)
+        self.numbers = np.full(1 + tasks, turns)
+        self.parts, self.teams, self.each = [], [], np.zeros(0, np.int64)
+
+    def work(self, parts, lo, hi, team):
+        own = np.zeros(parts * 8, np.int64)
+        self.parts.append(parts)
+        self.teams.append(team)
+        counting()(self.done, self.going, self.numbers, own, lo, hi, team)
+        self.each = own.reshape(parts, 8)[:, 0]
+
+    def run(self, elements=ELEMENTS):
+        sharing.run(self.work, self.tasks, elements, apart=self.apart)
+        return self
+
+    def right(self, times=1):
+        assert (self.done == times).all()
+        assert not self.going.any()
+        if self.apart and len(self.parts) == 1:
+            assert self.each.sum() == self.tasks
+        return True
+
+
+def eventually(true):
+    """Whether something is true before long, on a machine that may be busy."""
+    deadline = time.monotonic() + 20
+    while not (found := true()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found
+
+
+def nobody_is_at_work():
+    for team in sharing._teams:
+        state, left = int(team.control[_team.STATE]), int(team.control[_team.LEFT])
+        if state % _team.CALL >= _team.OPEN or state % _team.OPEN != left or team.control[_team.BUSY]:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("number", [2, 3, 7, np.int64(3), np.uint8(2)])
+def test_every_task_is_done_once(number):
+    gn.set_num_threads(number)
+    for tasks in (1, 2, 5, 15, 16, 64, 1000):
+        for _ in range(50):
+            assert Tasks(tasks).run().right()
+            assert nobody_is_at_work()
+    assert len(sharing._teams[0].members) == number - 1
+
+
+@pytest.mark.parametrize("number", [2, 7])
+def test_every_thread_has_its_part_of_the_workspace(number):
+    """And all of them together what is not in parts."""
+    gn.set_num_threads(number)
+    seen = set()
+
+    def all_of_them():
+        tasks = Tasks(turns=400_000).run()
+        assert tasks.right()
+        assert tasks.parts == [number]
+        seen.update(np.flatnonzero(tasks.each))
+        return seen == set(range(number))
+
+    assert eventually(all_of_them)
+    tasks = Tasks(turns=10, apart=False).run()
+    assert tasks.parts == [1]
+    assert tasks.right()
+
+
+def test_calls_of_any_number_of_threads_follow_one_another():
+    """Those who sleep, those who look for work, and those who come too late for a call."""
+    for turn in range(600):
+        gn.set_num_threads(2 + turn % 6)
+        tasks = Tasks(32, turns=turn % 7 * 100)
+        for calls in (1, 2, 3):
+            assert tasks.run().right(calls)
+        if turn % 50 == 0:
+            time.sleep(0.002)
+    assert nobody_is_at_work()
+
+
+def test_threads_sleep_when_there_was_no_call_for_a_while():
+    gn.set_num_threads(3)
+    Tasks().run()
+    members = sharing._teams[0].members
+    assert eventually(lambda: all(member.asleep for member in members))
+    small, long = sharing.WAKING - 1, 1_000_000
+    time.sleep(2 * sharing.WAIT)
+    assert not Tasks(turns=long).run(small).each[1:].any()  # they are not woken up for a small call by itself
+
+    def following():
+        sharing._teams[0].ended = time.perf_counter()
+        return Tasks(turns=long).run(small).each[1:].any()
+
+    assert eventually(following)
+    assert eventually(lambda: all(member.asleep for member in members))
+    assert eventually(lambda: (Tasks(turns=long).run(sharing.WAKING).each > 0).sum() > 1)
+
+
+def test_a_team_grows_with_the_number():
+    gn.set_num_threads(2)
+    Tasks().run()
+    first = sharing._teams[0]
+    gn.set_num_threads(4)
+    assert len(first.members) == 1  # until the next large call
+    assert len(Tasks().run().right() and first.members) == 3
+    assert sharing._teams[0] is first
+    gn.set_num_threads(2)
+    for _ in range(20):
+        assert len(Tasks().run().each) == 2
+    assert len(first.members) == 3
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 2])
+def test_the_system_has_no_more_threads(allowed, monkeypatch):
+    """A thread that cannot be started is done without, and what it was to do is done by others."""
+    gn.set_num_threads(4)
+    started = itertools.count()
+    start = threading.Thread.start
+
+    def refuse(thread):
+        if thread.name == "gennorm-team" and next(started) >= allowed:
+            msg = "can't start new thread"
+            raise RuntimeError(msg)
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for _ in range(5):
+            assert Tasks().run().right()
+        assert len(sharing._teams[0].members) == allowed
+    assert Tasks().run().right()
+    assert len(sharing._teams[0].members) == 3
+
+
+def test_small_calls_and_those_of_one_thread_are_made_alone():
+    gn.set_num_threads(3)
+    for elements, tasks in ((_threads.SHARED - 1, 64), (ELEMENTS, 1)):
+        alone = Tasks(tasks).run(elements)
+        assert alone.right()
+        assert alone.teams == [0]
+    gn.set_num_threads(1)
+    assert Tasks().run().teams == [0]
+    assert not sharing._teams
+
+
+def test_a_call_while_the_team_has_a_leader_is_made_alone():
+    gn.set_num_threads(3)
+    assert Tasks().run().right()
+    control = sharing._teams[0].control
+    control[_team.BUSY] = 1
+    for _ in range(20):
+        tasks = Tasks(turns=1000).run()
+        assert tasks.right()
+        assert tasks.each[0] == 64
+    assert control[_team.BUSY] == 1
+    control[_team.BUSY] = 0
+
+
+def test_threads_that_call_at_once():
+    """One of them has the team, the others work alone."""
+    gn.set_num_threads(3)
+    with ThreadPoolExecutor(8) as pool:
+        for tasks in list(pool.map(lambda _: Tasks(turns=1000).run(), range(400))):
+            assert tasks.right()
+    assert nobody_is_at_work()
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_python_may_look_for_an_interrupt_meanwhile(number):
+    """A very large call is several."""
+    gn.set_num_threads(number)
+    tasks = Tasks(64).run(elements=4 * sharing.STEP)
+    assert tasks.right()
+    assert len(tasks.parts) == 4
+    assert len(Tasks(2).run(elements=16 * sharing.STEP).parts) == 2
+
+
+class Interrupted(BaseException):
+    """What no call of ours raises."""
+
+
+def interrupt(*_):
+    raise Interrupted
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="a system without timers")
+def test_nobody_is_at_work_when_a_call_is_interrupted():
+    """Whenever; and the next call is right."""
+    gn.set_num_threads(3)
+    Tasks().run()
+    stopped = 0
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for delay in np.linspace(1e-6, 3e-3, 300):
+            tasks = Tasks(turns=400_000)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, delay)
+                tasks.run()
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except Interrupted:
+                stopped += 1
+            assert nobody_is_at_work()
+            assert not tasks.going.any()
+            assert set(tasks.done) in ({0}, {1})
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert stopped > 30
+    assert Tasks().run().right()
+
+
+# The instructions after which the interpreter looks whether there was an interrupt.
+WATCHFUL = {name for name in opcode.opmap if name.startswith(("CALL", "RESUME", "JUMP_BACKWARD"))}
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_an_interrupt_at_any_step_leaves_nobody_at_work(first, monkeypatch):
+    """Of those that the calling thread makes to share work; with ``first``, when there is no team yet."""
+    gn.set_num_threads(3)
+    Tasks().run()
+
+    def stopped(step):
+        """Whether there is a step of that number."""
+        steps, before = itertools.count(), {}
+        if first:
+            sharing._teams.clear()
+
+        def trace(frame, event, argument):
+            if frame.f_code.co_filename != sharing.__file__:
+                return None
+            frame.f_trace_opcodes = True
+            if event == "opcode":
+                last, before[frame] = before.get(frame), opcode.opname[frame.f_code.co_code[frame.f_lasti]]
+                if last in WATCHFUL and next(steps) == step:
+                    raise Interrupted
+            return trace
+
+        outer = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            Tasks().run()
+        except Interrupted:
+            return True
+        finally:
+            sys.settrace(outer)
+        return False
+
+    number = 0
+    while stopped(number):
+        assert nobody_is_at_work(), number
+        shared = Tasks().run()
+        assert shared.right()
+        number += 1
+    assert number > (30 if first else 12)
+    assert shared.teams != [0]
+
+
+def test_without_machine_code_there_is_one_thread(monkeypatch):
+    monkeypatch.setattr(_jit, "JIT", False)
+    gn.set_num_threads(3)
+    seen = []
+    sharing.run(lambda *call: seen.append(call), 64, ELEMENTS)
+    assert seen == [(1, 0, 64, 0)]
