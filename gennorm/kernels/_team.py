@@ -99,7 +99,7 @@ def take_part(number: int, control: int) -> None:
     function, block, lo = peek(control, FUNCTION), peek(control, BLOCK), peek(control, LO)
     threads, ranges = peek(control, THREADS), peek(control, RANGES)
     tasks, many = peek(control, HI) - lo, threads * ranges
-    for turn in range(threads if number < threads else 0):  # who looked too late is one too many for this call
+    for turn in range(threads):
         portion = (number + turn) % threads
         taken = added(control, TAKEN + portion * LINE, 1)
         while taken < ranges:

@@ -65,7 +65,7 @@ def run(work: Work, tasks: int, elements: int, *, apart: bool = True) -> None:
     """
     threads = min(get_num_threads(), tasks, elements // WORTH_SHARING, MOST) if _jit.JIT and shared(elements) else 1
     step = tasks if elements <= STEP else max(tasks * STEP // elements, 1)
-    if threads == 1:
+    if threads < 2:
         for lo in range(0, tasks, step):
             work(1, lo, min(lo + step, tasks), 0)
         return
@@ -108,7 +108,7 @@ class Team:
                 self._growing.release()
         found = self.requests.get((threads, parts))
         if found is None:
-            request = np.array([self.address, self.lead, threads, RANGES_EACH, parts])
+            request = np.array([self.address, self.lead, threads, RANGES_EACH, parts], np.int64)
             found = self.requests.setdefault((threads, parts), (address(request), request))
         return found[0]
 
