@@ -4,8 +4,8 @@ import functools
 
 import numpy as np
 
-from gennorm import kernels, plan
-from gennorm.kernels import _jit, columns, rows
+from gennorm import plan
+from gennorm.kernels import _jit, bound, columns, rows
 
 # Slices that are read twice, in several units, whose tiles and rows are cut into several pieces.
 SMALL = {"CACHED": 8, "CACHED_TILE": 8, "UNIT": 8, "BLOCK": 8}
@@ -14,14 +14,14 @@ SMALL = {"CACHED": 8, "CACHED_TILE": 8, "UNIT": 8, "BLOCK": 8}
 def in_plain_python(patch):
     """Kernels as they stand: Numba is not asked."""
     patch.setattr(_jit, "JIT", False)
-    patch.setattr(kernels, "_kernel", functools.cache(kernels._kernel.__wrapped__))
+    patch.setattr(bound, "kernel_of", functools.cache(bound.kernel_of.__wrapped__))
 
 
 def cut_small(patch, **sizes):
     """Slices and tiles of more than a few elements are cut; `sizes` are others than those of `SMALL`."""
     for name, value in {**SMALL, **sizes}.items():
         patch.setattr(plan, name, value)
-    patch.setattr(kernels, "NEAR", 300)
+    patch.setattr(bound, "NEAR", 300)
 
 
 def in_pieces(patch):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import gennorm as gn
-from gennorm import engine, kernels
-from gennorm.kernels import _jit
+from gennorm import engine
+from gennorm.kernels import _jit, bound
 from tests.strategies import named_layouts, sample
 
 # A preset, made for these arrays.
@@ -28,7 +28,7 @@ presets = pytest.mark.parametrize("name", PRESETS)
 @pytest.fixture
 def fresh(monkeypatch):
     """A process in which no kernel is there yet."""
-    monkeypatch.setattr(kernels, "_kernel", functools.cache(kernels._kernel.__wrapped__))
+    monkeypatch.setattr(bound, "kernel_of", functools.cache(bound.kernel_of.__wrapped__))
     monkeypatch.setattr(_jit, "_kept", {})
     monkeypatch.setattr(_jit, "built", [])
 
@@ -108,7 +108,7 @@ def test_an_array_counts_with_its_layout(fresh):
 def test_it_tells_what_it_did(fresh):
     gn.precompile(gn.layer_norm(20), (9, 20))
     _jit._kept.clear()
-    kernels._kernel.cache_clear()
+    bound.kernel_of.cache_clear()
     _jit.built.clear()
     told = str(gn.precompile(gn.layer_norm(20), (9, 20))).splitlines()
     assert len(told) == 2

@@ -341,7 +341,7 @@ def test_the_number_of_threads_makes_no_difference(name, dtype, cut, threads, mo
 
     def noted(team, threads, parts):
         sharers.append(threads)
-        gather(team, threads, parts)
+        return gather(team, threads, parts)
 
     monkeypatch.setattr(sharing.Team, "gather", noted)
     x = sample(shape, dtype)

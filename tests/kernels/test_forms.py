@@ -12,8 +12,8 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 import gennorm as gn
-from gennorm import kernels, plan
-from gennorm.kernels import columns, vector
+from gennorm import plan
+from gennorm.kernels import bound, columns, vector
 from spec import reference
 from tests import strategies
 from tests.accuracy import V, assert_within, judge
@@ -424,7 +424,7 @@ def test_any_split_layer_on_any_layout(case, data):
     with pytest.MonkeyPatch.context() as patch:
         larger = {name: data.draw(st.sampled_from((value, 8 * value)), name) for name, value in SMALL.items()}
         cut_small(patch, **larger)
-        patch.setattr(kernels, "NEAR", data.draw(st.sampled_from((1, 300, 3000))))
+        patch.setattr(bound, "NEAR", data.draw(st.sampled_from((1, 300, 3000))))
         layout = data.draw(strategies.layouts(len(case.shape)))
         x = layout.hold(sample(case.shape))
         layer = made(case.settings, case.shape)
@@ -501,7 +501,7 @@ def test_streamed_columns_have_the_bits_of_others(name, dtype, monkeypatch):
     x, dy = sample(form.shape, dtype), sample(form.shape, dtype, seed=1)
     found = []
     for streamed in ({}, {"forward": 0, "kept": 0, "backward": 0}):
-        monkeypatch.setattr(kernels, "STREAMED", {**kernels.STREAMED, **streamed})
+        monkeypatch.setattr(bound, "STREAMED", {**bound.STREAMED, **streamed})
         layer = made(form.settings, form.shape)
         y, pullback = layer.vjp(x)
         gradients = pullback(dy)

@@ -1,0 +1,527 @@
+"""A plan with its kernels: what a layer asks for, and which kernel does which part of it."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gennorm._memory import LINE, address
+from gennorm._threads import shared
+from gennorm.plan import ITEMSIZE, Plan
+
+from . import _jit, column_gradients, columns, row_gradients, rows, steps
+from .layout import NOTHING_REAL, Layout, deliver, dense, flat, stored
+from .sharing import run
+from .shortcut import Shortcut
+from .vector import LANES
+
+__all__ = ["Bound"]
+
+Array = npt.NDArray[Any]
+Kernel = Callable[..., None]
+
+PLACEMENTS = {"inside": 0, "floor": 1, "outside": 2}
+NEAR = 16 << 20  # bytes of slices that are measured before they are applied, still in the last-level cache by then
+NOTHING = np.empty(0)
+NOTHINGS = np.empty((2, 0))
+MODULES = {
+    ("rows", "forward"): rows,
+    ("columns", "forward"): columns,
+    ("rows", "backward"): row_gradients,
+    ("columns", "backward"): column_gradients,
+}
+SHARES = 16  # blocks of units that add up the parameters' gradients by themselves, at the most
+SHARE = 1 << 16  # elements in one, at the least: 6 of them instead of 16 save 20 of 100 us for (512, 768)
+RECENT = 32  # terms of a parameter's gradient that are added up before they join the rest in float64
+# Bytes of output, or of gradients, from which rows are written past the caches. With layer norms of 1024 elements the
+# output of 16 MB takes 890 us with it and 720 without, that of 24 MB 1.12 ms and 1.25, that of 64 MB 3.8 and 4.1. Where
+# a gradient will be asked for there are two arrays more: output and gradient of 16.8 MB each take 4.1 ms together, and
+# 5.0 through the caches (on two cores 2.4 and 2.3), of 25 MB 6.7 and 8.2, of 12 MB 3.1 and 2.6.
+STREAMED = {"forward": 1 << 25, "kept": 15 << 20, "backward": 15 << 20}
+# Parameters from which such terms are the gradients where there are no others: 216 us are 130 for (2, 64, 28, 28) over
+# three levels, 6.2 ms are 5.3 for (16, 64, 56, 56). 768 would pay 0.5 us for it.
+FEW = 1 << 11
+SPARE = 1 << 26  # bytes their sums may take
+
+
+@functools.cache
+def kernel_of(family: str, step: str, dtypes: tuple[str, str, str], flags: frozenset[tuple[str, int]]) -> Kernel:
+    """Compile a kernel for some dtypes and settings; what is not set is 0."""
+    storage, result, compute = dtypes
+    module = MODULES[family, step]
+    names = (
+        "CENTER",
+        "MEASURE",
+        "KEEP",
+        "WEIGHTED",
+        "APPLY",
+        "INVERT",
+        "SUMS",
+        "TANGENT",
+        "STREAM",
+        "ACROSS",
+        "SCALING",
+        "BIASES",
+    )
+    settings = {**dict.fromkeys(names, 0), **dict(flags)}
+    settings["EXACT"] = int(compute == "float32" or not settings["CENTER"])
+    real, double = compute, "float64"
+    space = (double, real) if family == "columns" else ()
+    if step == "forward":
+        y = real if settings["WEIGHTED"] else result
+        arrays = (storage, y, real, real, double, double, "int64", double, *space)
+        return _jit.build(module.forward, settings, dtypes, arrays, 3)
+    arrays = (storage, result, result, real, real, double, double, double, "int64", double, *(space or (real,)))
+    return _jit.build(module.backward, settings, dtypes, arrays, 6)
+
+
+class _Sweep(NamedTuple):
+    """How a backward kernel goes over the units of a plan."""
+
+    kernels: tuple[Kernel, ...]  # one, or where slices are larger than the cache one that sums and one that applies
+    geometry: Array
+    units: int  # in a slice
+    parameters: int  # of each kind
+    blocks: int  # of units
+    block: int  # units in one
+    own: int  # arrays of gradients: one for each block, one for all where no two blocks share a parameter, or none
+    often: int  # units after which recent terms join the rest
+    recent: int  # room for them, the gradients where there is no array, and to begin at the start of a cache line
+
+
+class Bound(Layout):
+    """A plan with its kernels, for arrays of its shape, dtype and layout.
+
+    Parameters
+    ----------
+    plan : Plan
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        config, resolved = plan.config, plan.resolved
+        epsilon = config.epsilon, PLACEMENTS[config.epsilon_placement]
+        self.numbers = np.array([max(resolved.count - config.unbiased, 1), *epsilon], np.float64)
+        self.given = np.array([1, *epsilon], np.float64)  # for variances instead of second moments
+        counts = resolved.count * (config.method == "Standardize"), resolved.count - config.unbiased
+        per_count, per_degree = (1 / count if count > 0 else 0.0 for count in counts)
+        self.per = np.array([[1.0], [per_degree], [per_count], [per_degree]])
+        self.geometry = np.array(plan.geometry, np.int64)
+        self.center = config.method == "Standardize"
+        self.dtypes = (plan.dtype, plan.result, plan.compute)
+        if plan.family == "columns":
+            self.tile = plan.geometry[columns.TILE]
+        self._parameters = math.prod(size for _, _, size in plan.parameter_cells)
+        self._pieces = plan.pieces
+        self._across = self._in_order_of_memory()
+        self._kernels: dict[Any, Kernel] = {}
+        self._sweeps: dict[Any, _Sweep] = {}
+
+    # What the layer asks for -----------------------------------------------------------------------------------------
+
+    def normalize(
+        self, x: Array, y: Array, scaling: Array | None, biases: Array | None, *, keep: bool = False
+    ) -> Array:
+        """Write the layer's output for ``x`` into ``y``, from the moments of ``x``; return them if they are to be kept.
+
+        They are the mean and the second moment of every slice, one row of an array each, in the kernel's order.
+        """
+        plan = self.plan
+        moments = np.empty((2, plan.slices)) if keep else NOTHINGS
+        if plan.tasks == 0:
+            moments[:] = 0.0
+            return moments
+        source, target = self.source(x), self.target(y)
+        gains, shifts = self.parameter(scaling), self.parameter(biases)
+        if plan.cut.units == 1 and not (self._pieces and (scaling is not None or biases is not None)):
+            mean, spread = moments
+            self._run(
+                flat(source, plan.dtype), flat(target, plan.result), gains, shifts, mean, spread, self.numbers,
+                MEASURE=1, KEEP=int(keep), APPLY=1,
+            )  # fmt: skip
+        else:
+            moments = self._normalize_in_two(
+                flat(source, plan.dtype), flat(target, plan.result), gains, shifts, keep=keep
+            )
+        deliver(target, y)
+        return moments
+
+    def measure(self, x: Array, weights: Array | None = None) -> Array:
+        """Return mean, second moment and count of every slice of ``x``: rows of an array, in the kernel's order.
+
+        The weights, or a mask, broadcast to ``x``; without them every element counts once.
+        """
+        plan = self.plan
+        moments = np.zeros((3, plan.slices))
+        if weights is None:
+            moments[2] = plan.resolved.count
+        if plan.tasks:
+            laid = NOTHING if weights is None else flat(self.laid_out(weights), plan.compute)
+            self._measure(flat(self.source(x), plan.dtype), moments, laid)
+        return moments
+
+    def factors(self, rows: Array, *, given: bool = False) -> Array:
+        """What a gradient is told of every slice, shaped as the layer's moments behind an axis of four.
+
+        The rows are what `normalize` kept, or `measure` found; or mean and variance that were given, which a gradient
+        does not go through. What the four are stands in ``steps``.
+        """
+        factors = np.ones((4, self.plan.slices))
+        factors[:2] = rows[:2]
+        if given:
+            factors[2:] = 0.0
+        elif len(rows) == 2:
+            factors *= self.per
+        else:
+            for row, lost in ((2, 0), (3, self.plan.config.unbiased)):
+                factors[row] = np.divide(1.0, rows[2] - lost, out=np.zeros_like(rows[2]), where=rows[2] > lost)
+            factors[2] *= self.center
+            factors[1] *= factors[3]
+        return self.shaped(factors)
+
+    def apply(
+        self, x: Array, y: Array, moments: Array, scaling: Array | None, biases: Array | None, **flags: int
+    ) -> None:
+        """Write the output for ``x`` into ``y``, from mean and variance of every slice, in the kernel's order."""
+        plan = self.plan
+        if plan.tasks == 0:
+            return
+        source, target = self.source(x), self.target(y)
+        mean, variance = moments
+        geometry, tasks, across = self._across
+        self._run(
+            flat(source, plan.dtype), flat(target, plan.result), self.parameter(scaling), self.parameter(biases),
+            mean, variance, self.given, 0, tasks, geometry, APPLY=1, ACROSS=across, **flags,
+        )  # fmt: skip
+        deliver(target, y)
+
+    def shortcut(
+        self, scaling: Array | None, biases: Array | None, moments: Array | None = None, *, measures: bool
+    ) -> Shortcut | None:
+        """What calls with a layer's own parameters have in common, where each is one kernel call; else None.
+
+        They measure their input, or apply moments: the same to each, or those that each is given. A small call is
+        mostly Python: everything that does not change from one to the next is settled here. The parameters are looked
+        at through the views taken now.
+        """
+        plan = self.plan
+        gains, shifts = self.parameter(scaling), self.parameter(biases)
+        settled = all(
+            given is None or np.may_share_memory(given, taken)
+            for given, taken in ((scaling, gains), (biases, shifts))
+            if taken is not None
+        )
+        again = measures and (plan.cut.units > 1 or self._pieces is not None)
+        if again or plan.copies != "nothing" or plan.tasks == 0 or not settled:
+            return None
+        return Shortcut(self, gains, shifts, moments)
+
+    def invert(self, y: Array, x: Array, moments: Array, scaling: Array | None, biases: Array | None) -> None:
+        """Write into ``x`` the input whose output is ``y``, given mean and variance and a scaling without zeros."""
+        reciprocals = None if scaling is None else 1.0 / scaling.astype(np.float64)
+        self.apply(y, x, moments, reciprocals, biases, CENTER=1, INVERT=1)
+
+    def backward(
+        self,
+        x: Array,
+        dy: Array,
+        dx: Array,
+        factors: Array,
+        scaling: Array | None,
+        biases: Array | None,
+        weights: Array | None = None,
+        *,
+        tangent: bool = False,
+        merge: Callable[[Array], Array] | None = None,
+    ) -> tuple[Array | None, Array | None]:
+        """Write the input's gradient into ``dx``; return those of scaling and biases, as they were added up.
+
+        The factors of the slices are those of `factors`. With ``tangent``, ``dy`` is a direction of the input and
+        ``dx`` the output's derivative along it. ``merge`` makes of the two sums of every slice, shaped as the moments
+        behind an axis of two, those of a larger slice that they are part of.
+        """
+        plan = self.plan
+        if plan.tasks == 0:
+            if merge is not None:
+                merge(np.zeros((2, *plan.resolved.moments_shape)))
+            shape = plan.resolved.parameter_shape
+            found = [None if array is None or tangent else np.zeros(shape) for array in (scaling, biases)]
+            return found[0], found[1]
+        source, target, slopes = self.source(x), self.target(dx), dy
+        if dy.strides != target.strides:
+            slopes = dense(plan, dy.dtype)
+            np.copyto(slopes, dy)
+        weighted = 0 if weights is None else 2 if tangent else 1
+        sweep = self._sweep(
+            scaling is not None, biases is not None and not tangent, weighted, tangent, merge is not None
+        )
+        unused = NOTHING_REAL[plan.compute]
+        gains = self.parameter(scaling)
+        summed = self._backward(
+            sweep,
+            flat(source, plan.dtype),
+            flat(slopes, plan.result),
+            flat(target, plan.result),
+            unused if weights is None else flat(self.laid_out(weights), plan.compute),
+            unused if gains is None else gains,
+            self.ordered(factors).reshape(-1),
+            merge,
+        )
+        deliver(target, dx)
+        if tangent:
+            return None, None
+        return (
+            None if scaling is None else self.gradient(summed[0]),
+            None if biases is None else self.gradient(summed[1]),
+        )
+
+    # Kernels ---------------------------------------------------------------------------------------------------------
+
+    def _kernel(self, step: str, /, **flags: int) -> Kernel:
+        key = (step, *flags.items())
+        kernel = self._kernels.get(key)
+        if kernel is None:
+            plan = self.plan
+            large = self.size * ITEMSIZE[plan.result] >= STREAMED["kept" if flags.get("KEEP") else step]
+            flags["STREAM"] = int(large and "APPLY" in flags)
+            if step == "forward":  # going back, the method is in the numbers
+                flags.setdefault("CENTER", self.center)
+                # Where nothing is measured KEEP has told that a gradient follows, and says nothing to the kernel.
+                flags["KEEP"] = flags.get("KEEP", 0) * flags.get("MEASURE", 0)
+            kernel = self._kernels[key] = kernel_of(plan.family, step, self.dtypes, frozenset(flags.items()))
+        return kernel
+
+    def _run(
+        self,
+        x: Array,
+        y: Array,
+        scaling: Array | None,
+        biases: Array | None,
+        means: Array,
+        spreads: Array,
+        numbers: Array,
+        first: int = 0,
+        last: int | None = None,
+        geometry: Array | None = None,
+        **flags: int,
+    ) -> None:
+        """Run one forward kernel over the tasks ``first`` to ``last``."""
+        plan = self.plan
+        kind = plan.parameter_kind
+        kernel = self._kernel(
+            "forward", SCALING=0 if scaling is None else kind, BIASES=0 if biases is None else kind, **flags
+        )
+        unused = NOTHING_REAL[plan.compute]
+        gains = unused if scaling is None else scaling
+        shifts = unused if biases is None else biases
+        fields = self.geometry if geometry is None else geometry
+        last = plan.tasks if last is None else last
+        if first == 0 and not shared(self.size):
+            kernel(x, y, gains, shifts, means, spreads, fields, numbers, *self._space(9, 3, 1), 0, last, 0)
+            return
+
+        def work(parts: int, lo: int, hi: int, team: int) -> None:
+            space = self._space(9, 3, parts)
+            kernel(x, y, gains, shifts, means, spreads, fields, numbers, *space, first + lo, first + hi, team)
+
+        tasks = last - first
+        run(work, tasks, self.size * min(tasks, plan.tasks) // plan.tasks)
+
+    def _in_order_of_memory(self) -> tuple[Array, int, int]:
+        """Geometry, tasks and the setting ACROSS for moments that are given: rows of all slices, one after another."""
+        cut, fields = self._pieces, self.plan.geometry
+        if cut is not None:
+            geometry = self.geometry.copy()
+            geometry[rows.PIECE : rows.UNITS + 1] = cut.piece, cut.pieces, fields[rows.ROWS], cut.portion, cut.units
+            return geometry, cut.units * self.plan.slices, 1
+        parts = fields[rows.ROWS] * fields[rows.PIECES] if self.plan.family == "rows" else 1
+        if parts <= 1:
+            return self.geometry, self.plan.tasks, 0
+        geometry = self.geometry.copy()
+        geometry[rows.PORTION] = 1
+        return geometry, parts * self.plan.slices, 1
+
+    def _space(self, doubles: int, reals: int, parts: int, beside: int = 0) -> tuple[Array, ...]:
+        """The workspace of one call of a kernel: parts with numbers for every lane of a tile, and some beside them."""
+        if self.plan.family == "rows":
+            return ()
+        return np.empty(parts * doubles * self.tile), np.empty(parts * (reals * self.tile + beside), self.compute)
+
+    def _measure(self, x: Array, moments: Array, weights: Array) -> None:
+        """Fill in the moments of every slice; the count where there are weights."""
+        units, slices = self.plan.cut.units, self.plan.slices
+        weighted = weights is not NOTHING
+        means, spreads = np.zeros((units, slices)), np.zeros(((1 + weighted) * units, slices))
+        self._measure_units(x, means, spreads, 0, self.plan.tasks, weights)
+        counts = spreads[units:] if weighted else self._counts()[:, None]
+        if weighted:
+            moments[2] = counts.sum(0)
+        moments[0], moments[1] = self._merged(counts, means, spreads[:units])
+
+    def _measure_units(
+        self, x: Array, means: Array, spreads: Array, lo: int, hi: int, weights: Array = NOTHING
+    ) -> None:
+        weighted = weights is not NOTHING
+        y = weights if weighted else np.empty(0, stored(self.plan.result))
+        self._run(
+            x, y, None, None, means.reshape(-1), spreads.reshape(-1), self.numbers, lo, hi,
+            MEASURE=1, KEEP=1, WEIGHTED=int(weighted),
+        )  # fmt: skip
+
+    def _merged(self, counts: Array, means: Array, spreads: Array) -> tuple[Array, Array]:
+        """The moments of slices from those of their units: deviations of the units' means add to the spread."""
+        if len(means) == 1:
+            return means[0], spreads[0]
+        if not self.center:
+            return means[0], _summed(spreads)
+        # In place: 33 us for a batch norm of (4096, 768), which takes 930; with an array for each step 60.
+        away = means - means[0]
+        away *= counts
+        mean = means[0] + _summed(away) / np.maximum(counts.sum(0), steps.NOTHING)
+        away = np.subtract(means, mean, out=means)
+        away *= away
+        away *= counts
+        away += spreads
+        return mean, _summed(away)
+
+    def _sweep(self, scaled: bool, biased: bool, weighted: int, tangent: bool, merged: bool) -> _Sweep:
+        """How the backward kernel is run for some settings, made once and remembered."""
+        key = (scaled, biased, weighted, tangent, merged)
+        sweep = self._sweeps.get(key)
+        if sweep is not None:
+            return sweep
+        plan, kind = self.plan, self.plan.parameter_kind
+        parameters = self._parameters if (scaled or biased) and not tangent else 0
+        flags = {"SCALING": kind * scaled, "BIASES": kind * biased, "WEIGHTED": weighted, "TANGENT": int(tangent)}
+        varying = plan.family == "rows" and parameters > 0 and kind == 2
+        few = varying and self.size <= RECENT * parameters and parameters >= FEW
+        if varying and self._pieces is not None:
+            geometry, tasks, _ = self._across
+            room, units, often, own = self._pieces.piece, self._pieces.units, RECENT, 1
+            block = -(-units // SHARES) * plan.slices
+        else:
+            geometry, room, units, tasks = self.geometry, parameters, plan.cut.units, plan.tasks
+            often = max(RECENT * parameters * tasks // self.size, 1)
+            least = max(32 * parameters, SHARE)
+            own = max(1, min(SHARES, tasks, SPARE // max(16 * parameters, 1), self.size // least))
+            block = -(-tasks // own)
+            own = -(-tasks // block)
+        if few:
+            room, own = parameters, 0
+        phases = [{"SUMS": 1}, {"APPLY": 1}] if units > 1 or merged else [{"SUMS": 1, "APPLY": 1}]
+        sweep = self._sweeps[key] = _Sweep(
+            tuple(self._kernel("backward", **flags, **phase) for phase in phases),
+            geometry,
+            units,
+            parameters,
+            -(-tasks // block),
+            block,
+            own,
+            often,
+            (2 * room + LANES) * varying,
+        )
+        return sweep
+
+    def _backward(
+        self,
+        sweep: _Sweep,
+        x: Array,
+        dy: Array,
+        dx: Array,
+        weights: Array,
+        scaling: Array,
+        factors: Array,
+        merge: Callable[[Array], Array] | None,
+    ) -> Array:
+        """Run the backward kernels, with the sums of slices between two of them; gradients by parameter."""
+        units, slices = sweep.units, self.plan.slices
+        blocks, block, parameters, often = sweep.blocks, sweep.block, sweep.parameters, sweep.often
+        gradients = (np.empty if sweep.recent else np.zeros)((sweep.own, 2, parameters))
+        geometry, flat, numbers = sweep.geometry, gradients.reshape(-1), self.numbers
+
+        recent = np.zeros(sweep.recent, self.compute)
+        if sweep.own == 0:
+            begin = -address(recent) % LINE // self.compute.itemsize
+            gradients = recent[begin : begin + 2 * parameters].reshape(1, 2, parameters)
+
+        def work(parts: int, lo: int, hi: int, team: int) -> None:
+            space = self._space(6, 5, parts, column_gradients.BESIDE)
+            if not space:
+                space = (recent if parts == 1 else np.zeros(parts * sweep.recent, self.compute),)
+            kernel(
+                x, dy, dx, weights, scaling, factors, sums, flat, geometry, numbers, *space,
+                block, parameters, often, lo, hi, team,
+            )  # fmt: skip
+
+        kernel, sums = sweep.kernels[0], NOTHING
+        if len(sweep.kernels) > 1:
+            sums = np.zeros(units * 2 * slices)
+            run(work, blocks, self.size, apart=sweep.own > 0)
+            sums = sums.reshape(units, 2 * slices).sum(0)
+            if merge is not None:
+                sums = self.ordered(merge(self.shaped(sums.reshape(2, slices)))).reshape(-1)
+            kernel = sweep.kernels[1]
+        run(work, blocks, self.size, apart=sweep.own > 0)
+        return gradients[0] if len(gradients) == 1 else gradients.sum(0)
+
+    def _counts(self) -> Array:
+        """Elements that each unit of a slice contributes to it."""
+        cut, geometry = self.plan.cut, self.plan.geometry
+        length, repeats = geometry[rows.LENGTH], geometry[rows.ROWS]
+        sizes = np.full(cut.pieces, cut.piece, np.float64)
+        sizes[-1] = length - cut.piece * (cut.pieces - 1)
+        sizes *= geometry[columns.FOLD] if self.plan.family == "columns" else 1
+        return np.add.reduceat(np.tile(sizes, repeats), np.arange(0, repeats * cut.pieces, cut.portion))
+
+    def _normalize_in_two(
+        self, x: Array, y: Array, scaling: Array | None, biases: Array | None, *, keep: bool
+    ) -> Array:
+        """Measure slices that are larger than the cache, or have such parameters, then apply.
+
+        A few at a time for the cache behind it, or a piece of all slices after another for the parameters.
+        """
+        plan, units, slices = self.plan, self.plan.cut.units, self.plan.slices
+        moments = np.zeros((2, slices))
+        mean, spread = moments
+        means, spreads = np.zeros((units, slices)), np.zeros((units, slices))
+        counts = self._counts()[:, None]
+        blocks = plan.tasks // units
+        by_piece = self._pieces is not None and (scaling is not None or biases is not None)
+        together = blocks if by_piece else max(1, NEAR * blocks // (self.size * x.itemsize))
+        for block in range(0, blocks, together):
+            following = min(block + together, blocks)
+            lo, hi = block * units, following * units
+            self._measure_units(x, means, spreads, lo, hi)
+            part = slice(self._first_slice(block), self._first_slice(following))
+            mean[part], spread[part] = self._merged(counts, means[:, part], spreads[:, part])
+            if not by_piece:
+                self._run(x, y, scaling, biases, mean, spread, self.numbers, lo, hi, APPLY=1, KEEP=int(keep))
+        if by_piece:
+            geometry, tasks, across = self._across
+            self._run(
+                x, y, scaling, biases, mean, spread, self.numbers, 0, tasks, geometry,
+                APPLY=1, KEEP=int(keep), ACROSS=across,
+            )  # fmt: skip
+        return moments
+
+    def _first_slice(self, block: int) -> int:
+        """The first slice of a block of the kernel's units: a slice, or a tile of columns."""
+        if self.plan.family == "rows":
+            return block
+        width, tile, tiles, fold = self.plan.geometry[columns.WIDTH : columns.FOLD + 1]
+        return block // tiles * (width // fold) + block % tiles * tile // fold
+
+
+def _summed(terms: Array) -> Array:
+    """Sums down the first axis, halves added to halves, in place."""
+    count = len(terms)
+    while count > 1:
+        half = -(-count // 2)
+        terms[: count - half] += terms[half:count]
+        count = half
+    return terms[0]

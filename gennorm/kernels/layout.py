@@ -1,0 +1,145 @@
+"""Arrays, parameters and moments as kernels take them: one-dimensional, in the order of memory."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gennorm.plan import Plan
+
+from . import _jit
+
+__all__ = ["Layout", "deliver", "dense", "flat", "stored"]
+
+Array = npt.NDArray[Any]
+
+NOTHING_REAL = {name: np.empty(0, name) for name in ("float32", "float64")}
+VIEWED: dict[str, np.dtype[Any]] = {
+    "float16": np.dtype(np.uint16),
+    "bfloat16": np.dtype(np.uint16),
+    "bool": np.dtype(np.uint8),
+}
+
+
+class Layout:
+    """A plan, and how what belongs to it lies in memory.
+
+    Parameters
+    ----------
+    plan : Plan
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.size = plan, plan.size
+        self.compute = np.dtype(plan.compute)
+        self._parameter_steps = self._prepared_steps()
+        kept = [axis for axis, _ in plan.moments_cells]
+        self._moments_sizes = [size for _, size in plan.moments_cells]
+        order = sorted(range(len(kept)), key=kept.__getitem__)
+        self._moments_order = order if order != list(range(len(kept))) else []  # none: it is the kernel's
+
+    # Arrays ----------------------------------------------------------------------------------------------------------
+
+    def source(self, x: Array) -> Array:
+        """The array itself, or a copy without gaps where the plan says so."""
+        if self.plan.copies == "nothing":
+            return x
+        copy = dense(self.plan, x.dtype)
+        np.copyto(copy, x)
+        return copy
+
+    def target(self, y: Array) -> Array:
+        """The array itself, or one without gaps that `deliver` copies into it."""
+        return y if self.plan.copies != "both" else dense(self.plan, y.dtype)
+
+    def laid_out(self, values: Array) -> Array:
+        """Values that broadcast to the input, as an array of the output's layout in the type of the arithmetic."""
+        laid = dense(self.plan, self.compute)
+        np.copyto(laid, values, casting="unsafe")
+        return laid
+
+    # Moments ---------------------------------------------------------------------------------------------------------
+
+    def shaped(self, rows: Array) -> Array:
+        """From rows in the order in which the kernel counts slices to arrays of the shape of the layer's moments."""
+        if self._moments_order:
+            rows = rows.reshape(len(rows), *self._moments_sizes).transpose(0, *(1 + i for i in self._moments_order))
+        return rows.reshape(len(rows), *self.plan.resolved.moments_shape)
+
+    def ordered(self, moments: Array) -> Array:
+        """From arrays of the shape of the layer's moments to rows in the order in which the kernel counts slices."""
+        if self._moments_order:
+            sizes = [self._moments_sizes[i] for i in self._moments_order]
+            back = sorted(range(len(sizes)), key=self._moments_order.__getitem__)
+            moments = moments.reshape(len(moments), *sizes).transpose(0, *(1 + i for i in back))
+        return moments.reshape(len(moments), -1)
+
+    # Parameters ------------------------------------------------------------------------------------------------------
+
+    def _prepared_steps(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
+        """How to bring a parameter array into the kernel's order; None where it is in it already."""
+        plan, resolved = self.plan, self.plan.resolved
+        split, places = [], []
+        for axis in resolved.scaling:
+            grouped = resolved.groups[axis] > 1 and axis in resolved.aggregation
+            size, groups = resolved.shape[axis], resolved.groups[axis]
+            for part, of in enumerate((groups, size // groups) if grouped else (size,)):
+                if of != 1:
+                    split.append(of)
+                    places.append((axis, part))
+        cells = [(axis, part) for axis, part, _ in plan.parameter_cells]
+        order = tuple(sorted(range(len(places)), key=lambda i: cells.index(places[i])))
+        aligned = tuple(split[places.index(cell)] if cell in places else 1 for cell in cells)
+        spread = tuple(size for _, _, size in plan.parameter_cells)
+        if order == tuple(range(len(order))) and math.prod(spread) == math.prod(split):
+            return None
+        return tuple(split), order, aligned, spread
+
+    def parameter(self, array: Array | None) -> Array | None:
+        """Return parameters as one contiguous run in the kernel's order and type, copied only if they are not."""
+        if array is None:
+            return None
+        if self._parameter_steps is not None:
+            split, order, aligned, spread = self._parameter_steps
+            array = np.broadcast_to(array.reshape(split).transpose(order).reshape(aligned), spread)
+        return np.ascontiguousarray(array, self.compute).reshape(-1)
+
+    def gradient(self, array: Array) -> Array:
+        """From the kernel's order of the parameters to their shape; what was spread is summed up again."""
+        shape = self.plan.resolved.parameter_shape
+        if self._parameter_steps is None:
+            return array.reshape(shape)
+        split, order, aligned, spread = self._parameter_steps
+        axes = tuple(axis for axis, size in enumerate(aligned) if size != spread[axis])
+        back = sorted(range(len(order)), key=lambda place: order[place])
+        summed = array.reshape(spread).sum(axes, np.float64, keepdims=True)
+        return np.ascontiguousarray(summed.reshape([split[i] for i in order]).transpose(back)).reshape(shape)
+
+
+def deliver(target: Array, y: Array) -> None:
+    """Copy what was written into a target, if it is not the array itself."""
+    if target is not y:
+        np.copyto(y, target)
+
+
+def dense(plan: Plan, dtype: np.dtype[Any]) -> Array:
+    """A new array without gaps, in the memory order that the plan was made for."""
+    order, shape = plan.order, plan.resolved.shape
+    inverse = sorted(range(len(order)), key=lambda place: order[place])
+    return np.empty([shape[axis] for axis in order], dtype).transpose(inverse)
+
+
+def stored(dtype: str) -> np.dtype[Any]:
+    """What a kernel sees of an array of this dtype."""
+    return (VIEWED.get(dtype) if _jit.JIT else None) or np.dtype(dtype)
+
+
+def flat(array: Array, dtype: str) -> Array:
+    """A one-dimensional view that begins at the array's first element; kernels reach the others by their strides."""
+    if not array.flags.c_contiguous:
+        array = array[(slice(0, 1),) * array.ndim]
+    line = array.reshape(-1)
+    return line.view(VIEWED[dtype]) if _jit.JIT and dtype in VIEWED else line
