@@ -64,7 +64,7 @@ def run(work: Work, tasks: int, elements: int, *, apart: bool = True) -> None:
         Whether each thread has a part of the workspace for itself.
     """
     threads = min(get_num_threads(), tasks, elements // WORTH_SHARING, MOST) if _jit.JIT and shared(elements) else 1
-    step = tasks if elements <= STEP else max(tasks * STEP // elements, 1)
+    step = max(tasks * STEP // max(elements, STEP), 1)
     if threads < 2:
         for lo in range(0, tasks, step):
             work(1, lo, min(lo + step, tasks), 0)

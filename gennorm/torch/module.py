@@ -84,9 +84,12 @@ class Normalization(nn.Module):
             except (TypeError, RuntimeError):  # bfloat16, which NumPy lacks, or a gradient; or no memory to have
                 array = array_of(require_tensor(x, "the input"))
             else:
-                settled = self.core.settled(array) if moments is None and array.size < SHARED else None
-                if settled is not None:
+                settled = self.core.settled(array) if moments is None else None
+                if settled is not None and array.size < SHARED:
                     return from_numpy(settled.shortcut.normalize(array))
+                if settled is not None:
+                    with threads_for(x):
+                        return from_numpy(settled.shortcut.normalize(array))
             with threads_for(x):
                 return tensor_of(self.core(array, moments=None if moments is None else moments.arrays()))
         if not alone:
