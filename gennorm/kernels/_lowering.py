@@ -345,6 +345,16 @@ def widen(typing: Any, vector: Any) -> Any:
     return VectorType(types.float64, vector.lanes)(vector), lower
 
 
+@intrinsic
+def like(typing: Any, vector: Any, number: Any) -> Any:
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if vector.element == number:
+            return args[0]
+        return builder.fpext(args[0], ir.VectorType(DOUBLE, vector.lanes))
+
+    return VectorType(number, vector.lanes)(vector, number), lower
+
+
 def _narrower(compute: types.Float) -> Any:
     def narrow(typing: Any, vector: Any) -> Any:
         result = VectorType(compute, vector.lanes)
@@ -552,6 +562,7 @@ def words(storage: str, result: str, compute: str) -> dict[str, Any]:
         "splat": _splatter(LANES),
         "splat_wide": _splatter(WIDE),
         "widen": widen,
+        "like": like,
         "narrow": _narrower(real),
         "root": root,
         "inverse": inverse,

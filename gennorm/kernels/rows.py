@@ -20,6 +20,7 @@ import numpy as np
 from .steps import (
     DIVISOR,
     EPSILON,
+    LEAST,
     NOTHING,
     PLACEMENT,
     cancelled,
@@ -27,6 +28,7 @@ from .steps import (
     moments,
     offsets,
     part_at,
+    rounded,
     transformed,
 )
 from .vector import (
@@ -38,6 +40,7 @@ from .vector import (
     first_lanes,
     inverse,
     larger,
+    like,
     load,
     load_part,
     misaligned,
@@ -60,11 +63,12 @@ BIASES = 0
 STREAM = 0  # write past the caches, and fetch the next row meanwhile
 ACROSS = 0  # take the same unit of one slice after another: with moments that are given, that is the order of memory
 INVERT = 0  # from output to input: the scaling is given as its reciprocals
-EXACT = 1  # one pass about 0 may be enough; if not, the first is about the mean of a sample
+EXACT = 1  # one pass about 0 may be enough; if not, the first is about the mean of a sample; 2: in float32
 real = np.float32  # the type of the arithmetic; moments are always float64
 
 SAMPLE = 64  # elements in a sample
 BLOCK = 4096  # elements that are summed by themselves before they join those before them
+FEW = 16 * LANES  # and in float32, before they join those before them in float64
 
 LENGTH = 0  # elements in a row
 PIECE = 1  # elements in a piece of a row; the last piece may be shorter
@@ -108,8 +112,9 @@ def forward(
         spread = 0.0
         if MEASURE:
             pivot = real(0)
-            for attempt in range(EXACT, 3):  # over a sample, over everything, and over that again if it is not enough
-                end = last if attempt > 0 else min(last, first - -SAMPLE // piece)
+            # Over a sample or in float32, over everything, and over that again if it is not enough.
+            for attempt in range(1 if EXACT == 1 else 0, 3):
+                end = last if attempt > 0 or EXACT else min(last, first - -SAMPLE // piece)
                 often = 1 + int(math.sqrt(end - first))  # rows in a block, and about as many blocks
                 added = splat(0.0)
                 squared = splat(0.0)
@@ -119,7 +124,7 @@ def forward(
                     block_squared = splat(0.0)
                     for part in range(block, min(block + often, end)):
                         row, start, size = part_at(part, length, piece, pieces)
-                        if attempt == 0:
+                        if attempt == 0 and not EXACT:
                             size = min(size, SAMPLE)
                         x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
                         x_start = x_slice + x_row + start
@@ -128,12 +133,15 @@ def forward(
                             sum_, sum_of_squares, weight = sums_weighted(
                                 x, x_start, y, y_slice + y_row + start, size, pivot
                             )
-                        elif attempt == 1:
+                        elif EXACT == 2 and attempt == 0:
                             x_next, _, _ = offsets(geometry, outer_runs, outer, min(part + 1, last - 1) // pieces)
-                            about = splat(0.0) if EXACT else widen(splat(pivot))
-                            sum_, sum_of_squares = sums(x, x_start, size, about, x_next - x_row)
+                            sum_, sum_of_squares = sums(x, x_start, size, real(0), real(LEAST), FEW, x_next - x_row)
+                        elif EXACT != 2 and attempt == 1:
+                            x_next, _, _ = offsets(geometry, outer_runs, outer, min(part + 1, last - 1) // pieces)
+                            about = 0.0 if EXACT else np.float64(pivot)
+                            sum_, sum_of_squares = sums(x, x_start, size, about, 0.0, BLOCK, x_next - x_row)
                         else:
-                            sum_, sum_of_squares = sums(x, x_start, size, widen(splat(pivot)), 0)
+                            sum_, sum_of_squares = sums(x, x_start, size, np.float64(pivot), 0.0, BLOCK, 0)
                         block_added += sum_
                         block_squared += sum_of_squares
                         count += weight
@@ -141,9 +149,13 @@ def forward(
                     squared += block_squared
                 in_all = total(squared)
                 mean, spread = moments(total(added), in_all, larger(count, NOTHING), np.float64(pivot))
-                if attempt == 2 or (attempt == 1 and cancelled(in_all, spread) == 0.0):
-                    break
-                pivot = real(mean)
+                if EXACT == 2 and attempt == 0:
+                    if rounded(in_all, spread, count) == 0.0:
+                        break
+                else:
+                    if attempt == 2 or (attempt == 1 and cancelled(in_all, spread) == 0.0):
+                        break
+                    pivot = real(mean)
             if KEEP:
                 means[(unit - number * units) * slices + number] = mean
                 spreads[(unit - number * units) * slices + number] = spread
@@ -181,39 +193,41 @@ def forward(
         fence()
 
 
-def sums(x: Array, start: int, size: int, about: Vector, ahead: int) -> tuple[Vector, Vector]:
+def sums(x: Array, start: int, size: int, about: Any, least: Any, block: int, ahead: int) -> tuple[Vector, Vector]:
     """Sums, in each lane, of deviations of contiguous elements and of their squares.
 
-    Two accumulators hide the latency of one, and begin anew with each block. What lies ``ahead`` is fetched meanwhile,
-    if that is not here: the processor does not expect it.
+    Two accumulators hide the latency of one, and begin anew with each block: in the type of what is subtracted, that of
+    the squares at ``least``. What lies ``ahead`` is fetched meanwhile, if that is not here: the processor does not
+    expect it.
     """
     added = splat(0.0)
     squared = splat(0.0)
+    centre = splat(about)
     stop = start + size
     while start < stop:
-        end = min(start + BLOCK, stop)
-        one = splat(0.0)
-        one_squared = splat(0.0)
-        other = splat(0.0)
-        other_squared = splat(0.0)
+        end = min(start + block, stop)
+        one = splat(least - least)
+        one_squared = splat(least)
+        other = splat(least - least)
+        other_squared = splat(least)
         while start + 2 * LANES <= end:
             if ahead != 0:
                 prefetch(x, start + ahead)
                 prefetch(x, start + ahead + LANES)
-            vector: Vector = widen(load(x, start)) - about
+            vector: Vector = like(load(x, start), about) - centre
             one += vector
             one_squared = muladd(vector, vector, one_squared)
-            vector = widen(load(x, start + LANES)) - about
+            vector = like(load(x, start + LANES), about) - centre
             other += vector
             other_squared = muladd(vector, vector, other_squared)
             start += 2 * LANES
         while start < end:
-            vector = first_lanes(widen(load_part(x, start, end - start)) - about, end - start)
+            vector = first_lanes(like(load_part(x, start, end - start), about) - centre, end - start)
             one += vector
             one_squared = muladd(vector, vector, one_squared)
             start += LANES
-        added += one + other
-        squared += one_squared + other_squared
+        added += widen(one + other)
+        squared += widen(one_squared + other_squared)
     return added, squared
 
 
