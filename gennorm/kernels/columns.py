@@ -65,11 +65,11 @@ STREAM = 0  # write past the caches, where lines are whole vectors and begin at 
 SCALING = 0  # 0: absent, 1: constant along a lane, 2: varies from lane to lane and line to line, 3: one a line
 BIASES = 0
 INVERT = 0  # from output to input: the scaling is given as its reciprocals
-EXACT = 1  # one pass about 0 may be enough; if not, the first is about the mean of a sample; 2: in float32
+EXACT = 1  # one pass about 0 may be enough (2: even in float32); if not, the first is about the mean of a sample
 real = np.float32  # the type of the arithmetic; moments are always float64
 
 SAMPLE = 24  # lines in a sample
-DOWN = 16  # lines of float64 that are summed in registers before they join the sums in memory
+DOWN = 16  # lines of float64, or of halves, that are summed in registers before they join the sums in memory
 
 LENGTH = 0  # lines in the innermost aggregated run
 PIECE = 1  # lines in a piece of it; the last piece may be shorter
