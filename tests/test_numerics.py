@@ -352,12 +352,13 @@ def test_neighbours_of_halves(form, far, method):
     shape, settings, slices = FORMS[form]
     layer = gn.NormalizationLayer(**settings, method=method, scaling=None, biases=None)
     x = normal(shape(768), 0.5, 1.0, "bfloat16")
-    alone = layer(x)
+    alone, before = layer(x), layer.measure(x).m2.reshape(-1)
     spoilt = slices(x)[1]
     spoilt[...] = spoilt * dtype_of("bfloat16").type(far) if far < 1 else spoilt + dtype_of("bfloat16").type(far)
-    beside = layer(x)
+    beside, after = layer(x), layer.measure(x).m2.reshape(-1)
     for index, (one, other) in enumerate(zip(slices(alone), slices(beside), strict=True)):
         assert (one.tobytes() == other.tobytes()) == (index != 1)
+        assert (before[index] == after[index]) == (index != 1)  # to bits that no output shows
 
 
 def test_squares_that_float32_loses(monkeypatch):
