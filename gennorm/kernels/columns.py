@@ -160,12 +160,16 @@ def forward(
                         else:
                             lines = min(step, start + size - line)
                             at = x_tile + x_row + line * x_line
-                            if EXACT == 2 and attempt == 0:
-                                sums_about(
-                                    x, at, x_line, lines, width, lanes, real(LEAST), work, recent, recent + squares
-                                )
+                            if EXACT != 2:
+                                sums_about(x, at, x_line, lines, width, lanes, 0.0, work, recent, squares)
+                            elif attempt == 0:
+                                sums_about(x, at, x_line, lines, width, lanes, real(LEAST), work, recent, squares)
                             else:
-                                sums_about(x, at, x_line, lines, width, lanes, 0.0, work, recent, recent + squares)
+                                for lane in range(0, width, LANES):
+                                    add_lines(
+                                        x, at + lane, x_line, lines, width - lane, 0, lanes, 0.0, work,
+                                        recent, squares, lane,
+                                    )  # fmt: skip
                         turn += 1
                         if turn == often:
                             join(work, recent)
@@ -282,7 +286,7 @@ def along(parameters: Array, start: int, step: int, lane: int, count: int) -> Ve
 
 def sums_about(
     x: Array, start: int, line: int, lines: int, width: int, pivots: Array, least: Any, work: Array,
-    sums: int, squares: int,
+    recent: int, squares: int,
 ) -> None:  # fmt: skip
     """Add what each lane's deviations from its pivot sum up to, and their squares, to its sums.
 
@@ -299,20 +303,21 @@ def sums_about(
             added += vector
             squared = muladd(vector, vector, squared)
             i += line
-        store(work, sums + lane, load_wide(work, sums + lane) + widen(added))
-        store(work, squares + lane, load_wide(work, squares + lane) + widen(squared))
+        at = recent + lane
+        store(work, at, load_wide(work, at) + widen(added))
+        store(work, squares + at, load_wide(work, squares + at) + widen(squared))
         lane += WIDE
     while lines == TOGETHER and lane + LANES <= width:
-        add_lines(x, start + lane, line, TOGETHER, LANES, TOGETHER * line, pivots, least, work, sums, squares, lane)
+        add_lines(x, start + lane, line, TOGETHER, LANES, TOGETHER * line, pivots, least, work, recent, squares, lane)
         lane += LANES
     while lane < width:
-        add_lines(x, start + lane, line, lines, width - lane, 0, pivots, least, work, sums, squares, lane)
+        add_lines(x, start + lane, line, lines, width - lane, 0, pivots, least, work, recent, squares, lane)
         lane += LANES
 
 
 def add_lines(
     x: Array, start: int, line: int, lines: int, count: int, ahead: int, pivots: Array, least: Any, work: Array,
-    sums: int, squares: int, lane: int,
+    recent: int, squares: int, lane: int,
 ) -> None:  # fmt: skip
     """Add up to a vector of lanes of some lines; what lies ``ahead`` is fetched meanwhile."""
     added = splat(least - least)
@@ -325,8 +330,9 @@ def add_lines(
         added += vector
         squared = muladd(vector, vector, squared)
         start += line
-    store(work, sums + lane, load(work, sums + lane) + widen(added))
-    store(work, squares + lane, load(work, squares + lane) + widen(squared))
+    at = recent + lane
+    store(work, at, load(work, at) + widen(added))
+    store(work, squares + at, load(work, squares + at) + widen(squared))
 
 
 def sums_weighted(
