@@ -60,7 +60,7 @@ WEIGHTED = 0  # the output's place holds weights of the elements, in its layout,
 APPLY = 1  # write the output
 SCALING = 0  # 0: absent, 1: constant along a row, 2: varies along a row
 BIASES = 0
-STREAM = 0  # write past the caches, and fetch the next row meanwhile
+STREAM = 0  # write past the caches, and fetch the next row meanwhile, as last rows of halves do that are not long
 ACROSS = 0  # take the same unit of one slice after another: with moments that are given, that is the order of memory
 INVERT = 0  # from output to input: the scaling is given as its reciprocals
 EXACT = 1  # one pass about 0 may be enough (2: even in float32); if not, the first is about the mean of a sample
@@ -69,6 +69,7 @@ real = np.float32  # the type of the arithmetic; moments are always float64
 SAMPLE = 64  # elements in a sample
 BLOCK = 4096  # elements that are summed by themselves before they join those before them
 FEW = 16 * LANES  # the same in float32; 8 vectors take 5 % longer, 32 as long
+NEXT = 8192  # halves in the last row of a slice, at the most, beside which the next row is fetched: more fill a cache
 
 LENGTH = 0  # elements in a row
 PIECE = 1  # elements in a piece of a row; the last piece may be shorter
@@ -175,6 +176,7 @@ def forward(
                 row, start, size = part_at(part, length, piece, pieces)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
                 p_row += p_slice
+                ahead = size if STREAM or (part + 1 == last and size <= NEXT) else 0
                 gain = factor
                 shift = remainder
                 if SCALING == 1:
@@ -187,7 +189,7 @@ def forward(
                     shift = mean
                 normalize(
                     x, x_slice + x_row + start, y, y_slice + y_row + start, size,
-                    splat(centre), splat(real(gain)), splat(real(shift)), scaling, biases, p_row + start,
+                    splat(centre), splat(real(gain)), splat(real(shift)), scaling, biases, p_row + start, ahead,
                 )  # fmt: skip
     if STREAM:
         fence()
@@ -258,7 +260,7 @@ def sums_weighted(
 
 def normalize(
     x: Array, x_start: int, y: Array, y_start: int, size: int,
-    centre: Vector, gain: Vector, shift: Vector, scaling: Array, biases: Array, p_start: int,
+    centre: Vector, gain: Vector, shift: Vector, scaling: Array, biases: Array, p_start: int, ahead: int,
 ) -> None:  # fmt: skip
     """Write contiguous elements; a partial first vector aligns the stores of those that follow."""
     i = misaligned(y, y_start) if size >= 4 * LANES else 0
@@ -267,8 +269,9 @@ def normalize(
     aligned = STREAM and size >= 4 * LANES
     while i + LANES <= size:
         vector = normalized(x, x_start + i, LANES, centre, gain, shift, scaling, biases, p_start + i)
+        if STREAM or EXACT == 2:
+            prefetch(x, x_start + i + ahead)
         if aligned:
-            prefetch(x, x_start + i + size)
             stream(y, y_start + i, vector)
         else:
             store(y, y_start + i, vector)
