@@ -154,7 +154,8 @@ class Bfloat16(ir.Type):
 def _bfloat16_from(builder: Any, vector: Any) -> Any:
     """Round float32 to the nearest bfloat16, ties to even; NaN stays a (quiet) NaN.
 
-    A processor's instruction for it gives the same, except that it takes what is subnormal for 0.
+    A processor's instruction for it gives the same, NaN included, except that it takes what is subnormal for 0: where a
+    vector holds that, integers do it. One instruction and the look take 4 operations, integers 10.
     """
     if not _has("avx512bf16", "avx512dq"):
         return _bfloat16_in_integers(builder, vector)
@@ -184,6 +185,7 @@ def _bfloat16_from(builder: Any, vector: Any) -> Any:
 
 
 def _bfloat16_in_integers(builder: Any, vector: Any) -> Any:
+    """The same on any processor."""
     lanes = vector.type.count
 
     def each(value: int) -> ir.Constant:

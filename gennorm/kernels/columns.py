@@ -164,7 +164,7 @@ def forward(
                                 sums_about(x, at, x_line, lines, width, lanes, 0.0, work, recent, squares)
                             elif attempt == 0:
                                 sums_about(x, at, x_line, lines, width, lanes, real(LEAST), work, recent, squares)
-                            else:
+                            else:  # seldom, and not worth compiling all of the above once more
                                 for lane in range(0, width, LANES):
                                     add_lines(
                                         x, at + lane, x_line, lines, width - lane, 0, lanes, 0.0, work,
