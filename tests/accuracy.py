@@ -17,6 +17,10 @@ mean square about some pivot is at most two variances: the mean is then off by s
 (2 + 2 sqrt(2)) m of itself. The mean is held in float64: v |mean|. Together **512m |sz| + |s| (33m + 2v |mean| /
 divisor)**; for float64 **2.5m |sz| + |s| (1.5m + 2v |mean| / divisor)**.
 
+Halves are summed in float32, 16 terms at the most one after another, where the mean square is at most 16 variances: a
+sum is off by 16u of its magnitudes, the mean by 64u deviations, the mean square by 256u variances and the square of the
+mean, at most 15 variances, by 496u; the variance by 752u of itself. Together **376u |sz| + 64u |s|** more.
+
 The reference is float64, pairwise sums (25v) of blocks of 128: **v (8 |sz| + 2 |b|) + m |s| + 25v |s mean| / divisor**.
 """
 
@@ -35,6 +39,8 @@ def error_bound(scaled, scaling, biases, far, count, result):
     u, m = UNIT[result], min(count + 8, 2 * np.sqrt(min(count, 2.0**22)) + 300) * V
     of_deviation, of_mean = (2.5, 1.5) if result == "float64" else (512, 33)
     of_moments = of_deviation * m * scaled + scaling * (of_mean * m + 2 * V * far)
+    if result in ("float16", "bfloat16"):
+        of_moments = of_moments + u * (376 * scaled + 64 * scaling)
     return 10 * u * scaled + 2 * u * biases + of_moments + 4 * LEAST[result]
 
 

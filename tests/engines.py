@@ -1,4 +1,4 @@
-"""The engine in other circumstances: in plain Python, with slices cut small, without its second pass."""
+"""The engine in other circumstances: in plain Python, with slices cut small, without its further passes."""
 
 import functools
 
@@ -30,7 +30,7 @@ def in_pieces(patch):
     patch.setattr(plan, "WINDOW", 20)
 
 
-def never(squared, spread):
+def never(squared, *others):
     """One pass is enough for every lane, however much it cancels."""
     return np.zeros_like(squared)
 
@@ -42,3 +42,10 @@ def in_one_pass(patch):
     patch.setattr(_jit, "build", lambda kernel, settings, *rest: build(kernel, {**settings, "EXACT": 1}, *rest))
     for module in (rows, columns):
         patch.setattr(module, "cancelled", never)
+
+
+def in_float32(patch):
+    """In plain Python, with sums of halves in float32 and no others."""
+    in_plain_python(patch)
+    for module in (rows, columns):
+        patch.setattr(module, "rounded", never)

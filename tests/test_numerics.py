@@ -313,6 +313,74 @@ def test_half_precision_is_rounded_once(form, dtype, mean, deviation):
         assert np.count_nonzero(rounded != normalized) <= 4
 
 
+# Slices for which sums in float32 are not enough.
+FURTHER = {}
+for _form in FORMS:
+    FURTHER[f"float16, mean 100, deviation 1, {_form}"] = (far_from_zero, _form, "float16", 100.0, 1.0, 768)
+    for _scale in (1e-36, 1e-30, 1e-20, 1e19, 1e25, 1e30, 1e37):
+        for _mean in (0.0, 10.0):
+            _name = f"bfloat16, mean {_mean * _scale}, deviation {_scale}, {_form}"
+            FURTHER[_name] = (far_from_zero, _form, "bfloat16", _mean * _scale, _scale, 768)
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_halves_exact(name):
+    check, *arguments = FURTHER[name]
+    check(*arguments)
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_halves_exact_in_units(name, monkeypatch):
+    engines.cut_small(monkeypatch, UNIT=128)
+    check, *arguments = FURTHER[name]
+    check(*arguments)
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_halves_not_exact_in_float32(name, monkeypatch):
+    engines.in_float32(monkeypatch)
+    check, *arguments = FURTHER[name]
+    with pytest.raises(AssertionError):
+        check(*arguments)
+
+
+@pytest.mark.parametrize("method", ["Standardize", "RMS"])
+@pytest.mark.parametrize("far", [np.nan, np.inf, 1e30, 1e-30, 100.0])
+@pytest.mark.parametrize("form", ["rows", "columns"])
+def test_neighbours_of_halves(form, far, method):
+    """Whether sums in float32 are enough for a slice does not depend on others."""
+    shape, settings, slices = FORMS[form]
+    layer = gn.NormalizationLayer(**settings, method=method, scaling=None, biases=None)
+    x = normal(shape(768), 0.5, 1.0, "bfloat16")
+    alone, before = layer(x), layer.measure(x).m2.reshape(-1)
+    spoilt = slices(x)[1]
+    spoilt[...] = spoilt * dtype_of("bfloat16").type(far) if far < 1 else spoilt + dtype_of("bfloat16").type(far)
+    beside, after = layer(x), layer.measure(x).m2.reshape(-1)
+    for index, (one, other) in enumerate(zip(slices(alone), slices(beside), strict=True)):
+        assert (one.tobytes() == other.tobytes()) == (index != 1)
+        assert (before[index] == after[index]) == (index != 1)  # to bits that no output shows
+
+
+def test_squares_that_float32_loses(monkeypatch):
+    """Fused or not, they are nothing beside others: here a tie of float64 waits for half of the last place of float32.
+
+    The sums of the even lanes are 2**-96 less 2**-149 or nothing, as one element has its square rounded or not, and
+    that of the odd ones is 1.125 * 2**-43 + 2**-95, an odd number of last places of 2**-95.
+    """
+    x = np.zeros((4, 16))
+    x[[0, 2], 0] = 181 / 128 * 2.0**-75, 2.0**-75
+    x[:, 2], x[:, 4] = (np.array([127, 15, 5, 2]) * 2.0**-power for power in (55, 62))
+    x[:, 6], x[:, 8] = (np.array([63, 11, 2, 1]) * 2.0**-power for power in (68, 74))
+    x[0, 1], x[:2, 3] = 1.5 * 2.0**-22, 2.0**-48
+    rows = x.reshape(1, 64).astype(dtype_of("bfloat16"))
+    assert np.array_equal(rows.astype(np.float64).reshape(4, 16), x)
+    layer = gn.NormalizationLayer(2, method="RMS")
+    compiled = layer.measure(rows).m2
+    engines.in_plain_python(monkeypatch)
+    plain = gn.NormalizationLayer(2, method="RMS").measure(rows).m2
+    assert compiled.tobytes() == plain.tobytes()
+
+
 def test_float16_out_of_range_is_infinite():
     x = np.array([[1.0, -1.0]], np.float16)
     y = gn.NormalizationLayer(2, (), scaling=7e4, biases=None, epsilon=0)(x)

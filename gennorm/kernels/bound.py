@@ -70,6 +70,8 @@ def kernel_of(family: str, step: str, dtypes: tuple[str, str, str], flags: froze
     )
     settings = {**dict.fromkeys(names, 0), **dict(flags)}
     settings["EXACT"] = int(compute == "float32" or not settings["CENTER"])
+    if storage in ("float16", "bfloat16") and not settings["WEIGHTED"]:
+        settings["EXACT"] = 2
     real, double = compute, "float64"
     space = (double, real) if family == "columns" else ()
     if step == "forward":

@@ -12,12 +12,14 @@ and the last array three in the type of the arithmetic.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from .steps import (
     DIVISOR,
     EPSILON,
+    LEAST,
     NOTHING,
     PLACEMENT,
     cancelled,
@@ -25,6 +27,7 @@ from .steps import (
     moments,
     offsets,
     part_at,
+    rounded,
     transformed,
 )
 from .vector import (
@@ -38,6 +41,7 @@ from .vector import (
     first_lanes,
     inverse,
     larger,
+    like,
     load,
     load_part,
     load_wide,
@@ -61,11 +65,11 @@ STREAM = 0  # write past the caches, where lines are whole vectors and begin at 
 SCALING = 0  # 0: absent, 1: constant along a lane, 2: varies from lane to lane and line to line, 3: one a line
 BIASES = 0
 INVERT = 0  # from output to input: the scaling is given as its reciprocals
-EXACT = 1  # one pass about 0 may be enough; if not, the first is about the mean of a sample
+EXACT = 1  # one pass about 0 may be enough (2: even in float32); if not, the first is about the mean of a sample
 real = np.float32  # the type of the arithmetic; moments are always float64
 
 SAMPLE = 24  # lines in a sample
-DOWN = 16  # lines of float64 that are summed in registers before they join the sums in memory
+DOWN = 16  # lines of float64, or of halves, that are summed in registers before they join the sums in memory
 
 LENGTH = 0  # lines in the innermost aggregated run
 PIECE = 1  # lines in a piece of it; the last piece may be shorter
@@ -132,9 +136,11 @@ def forward(
         if MEASURE:
             for lane in range(0, width, LANES):
                 store(lanes, lane, splat(real(0)))
-            step = 1 if WEIGHTED else min(TOGETHER if width > WIDE else piece if EXACT else DOWN, piece)
-            for attempt in range(EXACT, 3):  # over a sample, over everything, and over that again if it is not enough
-                end = last if attempt > 0 else min(last, first - -SAMPLE // piece)
+                store(work, again + lane, splat(1.0))
+            step = 1 if WEIGHTED else min(TOGETHER if width > WIDE else piece if EXACT == 1 else DOWN, piece)
+            # Over a sample or in float32, over everything, and over that again if it is not enough.
+            for attempt in range(1 if EXACT == 1 else 0, 3):
+                end = last if attempt > 0 or EXACT else min(last, first - -SAMPLE // piece)
                 # Recent sums join those before them so often that there are about as many of these.
                 often = 8 + int(math.sqrt((end - first) * -(-piece // step)))
                 turn = 0
@@ -143,7 +149,7 @@ def forward(
                 count = 0
                 for part in range(first, end):
                     row, start, size = part_at(part, length, piece, pieces)
-                    if attempt == 0:
+                    if attempt == 0 and not EXACT:
                         size = min(size, SAMPLE)
                     x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
                     for line in range(start, start + size, step):
@@ -155,7 +161,16 @@ def forward(
                         else:
                             lines = min(step, start + size - line)
                             at = x_tile + x_row + line * x_line
-                            sums_about(x, at, x_line, lines, width, lanes, work, recent, recent + squares)
+                            if EXACT != 2:
+                                sums_about(x, at, x_line, lines, width, lanes, 0.0, work, recent, squares)
+                            elif attempt == 0:
+                                sums_about(x, at, x_line, lines, width, lanes, real(LEAST), work, recent, squares)
+                            else:  # seldom, and not worth compiling all of the above once more
+                                for lane in range(0, width, LANES):
+                                    add_lines(
+                                        x, at + lane, x_line, lines, width - lane, 0, lanes, 0.0, work,
+                                        recent, squares, lane,
+                                    )  # fmt: skip
                         turn += 1
                         if turn == often:
                             join(work, recent)
@@ -172,15 +187,17 @@ def forward(
                     squared = load(work, squares + lane)
                     counted = larger(load(work, weighed + lane), NOTHING) if WEIGHTED else splat(np.float64(count))
                     mean, spread = moments(load(work, lane), squared, counted, widen(load(lanes, lane)))
-                    if attempt < 2:
-                        flag = cancelled(squared, spread) if attempt > 0 else splat(1.0)
-                        store(work, again + lane, flag)
-                        unfinished += total(first_lanes(flag, width - lane))
+                    flag = load(work, again + lane)
+                    mean = choose(flag, mean, load(work, mean_at + lane))
+                    spread = choose(flag, spread, load(work, spread_at + lane))
+                    if attempt == 1:
+                        flag = choose(flag, cancelled(squared, spread), splat(0.0))
+                    elif EXACT == 2:
+                        flag = rounded(squared, spread, counted)
+                    if attempt > 0 or EXACT != 2:
                         store(lanes, lane, narrow(mean))  # the pivot of the next attempt
-                    else:
-                        flag = load(work, again + lane)
-                        mean = choose(flag, mean, load(work, mean_at + lane))
-                        spread = choose(flag, spread, load(work, spread_at + lane))
+                    store(work, again + lane, flag)
+                    unfinished += total(first_lanes(flag, width - lane))
                     store(work, mean_at + lane, mean)
                     store(work, spread_at + lane, spread)
                 if unfinished == 0.0:
@@ -269,48 +286,54 @@ def along(parameters: Array, start: int, step: int, lane: int, count: int) -> Ve
 
 
 def sums_about(
-    x: Array, start: int, line: int, lines: int, width: int, pivots: Array, work: Array, sums: int, squares: int
-) -> None:
-    """Add what each lane's deviations from its pivot sum up to, and their squares, to its sums."""
+    x: Array, start: int, line: int, lines: int, width: int, pivots: Array, least: Any, work: Array,
+    recent: int, squares: int,
+) -> None:  # fmt: skip
+    """Add what each lane's deviations from its pivot sum up to, and their squares, to its sums.
+
+    The sums of these lines are of the type of ``least``, which squares begin at; where it is not 0, every pivot is.
+    """
     lane = 0
     while lane + WIDE <= width and lines != TOGETHER:
-        pivot = widen(load_wide(pivots, lane))
-        added = splat_wide(0.0)
-        squared = splat_wide(0.0)
+        added = splat_wide(least - least)
+        squared = splat_wide(least)
+        pivot = like(load_wide(pivots, lane), least) if least == 0 else splat_wide(least - least)
         i = start + lane
         for _ in range(lines):
-            vector = widen(load_wide(x, i)) - pivot
+            vector = like(load_wide(x, i), least) - pivot
             added += vector
             squared = muladd(vector, vector, squared)
             i += line
-        store(work, sums + lane, load_wide(work, sums + lane) + added)
-        store(work, squares + lane, load_wide(work, squares + lane) + squared)
+        at = recent + lane
+        store(work, at, load_wide(work, at) + widen(added))
+        store(work, squares + at, load_wide(work, squares + at) + widen(squared))
         lane += WIDE
     while lines == TOGETHER and lane + LANES <= width:
-        add_lines(x, start + lane, line, TOGETHER, LANES, TOGETHER * line, pivots, work, sums, squares, lane)
+        add_lines(x, start + lane, line, TOGETHER, LANES, TOGETHER * line, pivots, least, work, recent, squares, lane)
         lane += LANES
     while lane < width:
-        add_lines(x, start + lane, line, lines, width - lane, 0, pivots, work, sums, squares, lane)
+        add_lines(x, start + lane, line, lines, width - lane, 0, pivots, least, work, recent, squares, lane)
         lane += LANES
 
 
 def add_lines(
-    x: Array, start: int, line: int, lines: int, count: int, ahead: int, pivots: Array, work: Array,
-    sums: int, squares: int, lane: int,
+    x: Array, start: int, line: int, lines: int, count: int, ahead: int, pivots: Array, least: Any, work: Array,
+    recent: int, squares: int, lane: int,
 ) -> None:  # fmt: skip
     """Add up to a vector of lanes of some lines; what lies ``ahead`` is fetched meanwhile."""
-    pivot = widen(load(pivots, lane))
-    added = splat(0.0)
-    squared = splat(0.0)
+    added = splat(least - least)
+    squared = splat(least)
+    pivot = like(load(pivots, lane), least) if least == 0 else splat(least - least)
     for _ in range(lines):
         if ahead != 0:
             prefetch(x, start + ahead)
-        vector = widen(load_part(x, start, count)) - pivot
+        vector = like(load_part(x, start, count), least) - pivot
         added += vector
         squared = muladd(vector, vector, squared)
         start += line
-    store(work, sums + lane, load(work, sums + lane) + added)
-    store(work, squares + lane, load(work, squares + lane) + squared)
+    at = recent + lane
+    store(work, at, load(work, at) + widen(added))
+    store(work, squares + at, load(work, squares + at) + widen(squared))
 
 
 def sums_weighted(

@@ -20,6 +20,7 @@ import numpy as np
 from .steps import (
     DIVISOR,
     EPSILON,
+    LEAST,
     NOTHING,
     PLACEMENT,
     cancelled,
@@ -27,6 +28,7 @@ from .steps import (
     moments,
     offsets,
     part_at,
+    rounded,
     transformed,
 )
 from .vector import (
@@ -38,6 +40,7 @@ from .vector import (
     first_lanes,
     inverse,
     larger,
+    like,
     load,
     load_part,
     misaligned,
@@ -57,14 +60,16 @@ WEIGHTED = 0  # the output's place holds weights of the elements, in its layout,
 APPLY = 1  # write the output
 SCALING = 0  # 0: absent, 1: constant along a row, 2: varies along a row
 BIASES = 0
-STREAM = 0  # write past the caches, and fetch the next row meanwhile
+STREAM = 0  # write past the caches, and fetch the next row meanwhile, as last rows of halves do that are not long
 ACROSS = 0  # take the same unit of one slice after another: with moments that are given, that is the order of memory
 INVERT = 0  # from output to input: the scaling is given as its reciprocals
-EXACT = 1  # one pass about 0 may be enough; if not, the first is about the mean of a sample
+EXACT = 1  # one pass about 0 may be enough (2: even in float32); if not, the first is about the mean of a sample
 real = np.float32  # the type of the arithmetic; moments are always float64
 
 SAMPLE = 64  # elements in a sample
 BLOCK = 4096  # elements that are summed by themselves before they join those before them
+FEW = 16 * LANES  # the same in float32; 8 vectors take 5 % longer, 32 as long
+NEXT = 8192  # halves in the last row of a slice, at the most, beside which the next row is fetched: more fill a cache
 
 LENGTH = 0  # elements in a row
 PIECE = 1  # elements in a piece of a row; the last piece may be shorter
@@ -109,8 +114,9 @@ def forward(
         spread = 0.0
         if MEASURE:
             pivot = real(0)
-            for attempt in range(EXACT, 3):  # over a sample, over everything, and over that again if it is not enough
-                end = last if attempt > 0 else min(last, first - -SAMPLE // piece)
+            # Over a sample or in float32, over everything, and over that again if it is not enough.
+            for attempt in range(1 if EXACT == 1 else 0, 3):
+                end = last if attempt > 0 or EXACT else min(last, first - -SAMPLE // piece)
                 often = 1 + int(math.sqrt(end - first))  # rows in a block, and about as many blocks
                 added = splat(0.0)
                 squared = splat(0.0)
@@ -120,7 +126,7 @@ def forward(
                     block_squared = splat(0.0)
                     for part in range(block, min(block + often, end)):
                         row, start, size = part_at(part, length, piece, pieces)
-                        if attempt == 0:
+                        if attempt == 0 and not EXACT:
                             size = min(size, SAMPLE)
                         x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
                         x_start = x_slice + x_row + start
@@ -129,12 +135,15 @@ def forward(
                             sum_, sum_of_squares, weight = sums_weighted(
                                 x, x_start, y, y_slice + y_row + start, size, pivot
                             )
-                        elif attempt == 1:
+                        elif EXACT == 2 and attempt == 0:
                             x_next, _, _ = offsets(geometry, outer_runs, outer, min(part + 1, last - 1) // pieces)
-                            about = splat(0.0) if EXACT else widen(splat(pivot))
-                            sum_, sum_of_squares = sums(x, x_start, size, about, x_next - x_row)
+                            sum_, sum_of_squares = sums(x, x_start, size, real(0), real(LEAST), FEW, x_next - x_row)
+                        elif EXACT != 2 and attempt == 1:
+                            x_next, _, _ = offsets(geometry, outer_runs, outer, min(part + 1, last - 1) // pieces)
+                            about = 0.0 if EXACT else np.float64(pivot)
+                            sum_, sum_of_squares = sums(x, x_start, size, about, 0.0, BLOCK, x_next - x_row)
                         else:
-                            sum_, sum_of_squares = sums(x, x_start, size, widen(splat(pivot)), 0)
+                            sum_, sum_of_squares = sums(x, x_start, size, np.float64(pivot), 0.0, BLOCK, 0)
                         block_added += sum_
                         block_squared += sum_of_squares
                         count += weight
@@ -142,9 +151,13 @@ def forward(
                     squared += block_squared
                 in_all = total(squared)
                 mean, spread = moments(total(added), in_all, larger(count, NOTHING), np.float64(pivot))
-                if attempt == 2 or (attempt == 1 and cancelled(in_all, spread) == 0.0):
-                    break
-                pivot = real(mean)
+                if EXACT == 2 and attempt == 0:
+                    if rounded(in_all, spread, count) == 0.0:
+                        break
+                else:
+                    if attempt == 2 or (attempt == 1 and cancelled(in_all, spread) == 0.0):
+                        break
+                    pivot = real(mean)
             if KEEP:
                 means[(unit - number * units) * slices + number] = mean
                 spreads[(unit - number * units) * slices + number] = spread
@@ -164,6 +177,7 @@ def forward(
                 row, start, size = part_at(part, length, piece, pieces)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
                 p_row += p_slice
+                ahead = size if STREAM or (part + 1 == last and size <= NEXT) else 0
                 gain = factor
                 shift = remainder
                 if SCALING == 1:
@@ -176,45 +190,47 @@ def forward(
                     shift = mean
                 normalize(
                     x, x_slice + x_row + start, y, y_slice + y_row + start, size,
-                    splat(centre), splat(real(gain)), splat(real(shift)), scaling, biases, p_row + start,
+                    splat(centre), splat(real(gain)), splat(real(shift)), scaling, biases, p_row + start, ahead,
                 )  # fmt: skip
     if STREAM:
         fence()
 
 
-def sums(x: Array, start: int, size: int, about: Vector, ahead: int) -> tuple[Vector, Vector]:
+def sums(x: Array, start: int, size: int, about: Any, least: Any, block: int, ahead: int) -> tuple[Vector, Vector]:
     """Sums, in each lane, of deviations of contiguous elements and of their squares.
 
-    Two accumulators hide the latency of one, and begin anew with each block. What lies ``ahead`` is fetched meanwhile,
-    if that is not here: the processor does not expect it.
+    Two accumulators hide the latency of one, and begin anew with each block, those of squares at ``least``. Their type
+    is that of ``about``, which is subtracted. What lies ``ahead`` is fetched meanwhile, if that is not here: the
+    processor does not expect it.
     """
     added = splat(0.0)
     squared = splat(0.0)
+    centre = splat(about)
     stop = start + size
     while start < stop:
-        end = min(start + BLOCK, stop)
-        one = splat(0.0)
-        one_squared = splat(0.0)
-        other = splat(0.0)
-        other_squared = splat(0.0)
+        end = min(start + block, stop)
+        one = splat(least - least)
+        one_squared = splat(least)
+        other = splat(least - least)
+        other_squared = splat(least)
         while start + 2 * LANES <= end:
             if ahead != 0:
                 prefetch(x, start + ahead)
                 prefetch(x, start + ahead + LANES)
-            vector: Vector = widen(load(x, start)) - about
+            vector: Vector = like(load(x, start), about) - centre
             one += vector
             one_squared = muladd(vector, vector, one_squared)
-            vector = widen(load(x, start + LANES)) - about
+            vector = like(load(x, start + LANES), about) - centre
             other += vector
             other_squared = muladd(vector, vector, other_squared)
             start += 2 * LANES
         while start < end:
-            vector = first_lanes(widen(load_part(x, start, end - start)) - about, end - start)
+            vector = first_lanes(like(load_part(x, start, end - start), about) - centre, end - start)
             one += vector
             one_squared = muladd(vector, vector, one_squared)
             start += LANES
-        added += one + other
-        squared += one_squared + other_squared
+        added += widen(one + other)
+        squared += widen(one_squared + other_squared)
     return added, squared
 
 
@@ -245,7 +261,7 @@ def sums_weighted(
 
 def normalize(
     x: Array, x_start: int, y: Array, y_start: int, size: int,
-    centre: Vector, gain: Vector, shift: Vector, scaling: Array, biases: Array, p_start: int,
+    centre: Vector, gain: Vector, shift: Vector, scaling: Array, biases: Array, p_start: int, ahead: int,
 ) -> None:  # fmt: skip
     """Write contiguous elements; a partial first vector aligns the stores of those that follow."""
     i = misaligned(y, y_start) if size >= 4 * LANES else 0
@@ -254,8 +270,9 @@ def normalize(
     aligned = STREAM and size >= 4 * LANES
     while i + LANES <= size:
         vector = normalized(x, x_start + i, LANES, centre, gain, shift, scaling, biases, p_start + i)
+        if STREAM or EXACT == 2:
+            prefetch(x, x_start + i + ahead)
         if aligned:
-            prefetch(x, x_start + i + size)
             stream(y, y_start + i, vector)
         else:
             store(y, y_start + i, vector)

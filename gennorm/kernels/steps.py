@@ -15,7 +15,7 @@ BIASES = 0
 INVERT = 0  # from output to input
 WEIGHTED = 0  # backwards; the weights are a mask, and 1: it chooses what the statistics contribute to, 2: to the sums
 real = np.float32
-EXACT = 1  # the squares of the input are exact in float64, or no mean is subtracted
+EXACT = 1  # the squares of the input are exact in float64 (2: in float32), or no mean is subtracted
 
 INSIDE, FLOOR, OUTSIDE = 0, 1, 2
 
@@ -34,6 +34,12 @@ MEAN, VARIANCE, PER_COUNT, PER_DEGREE = 0, 1, 2, 3
 CANCELLATION = 1024.0
 NEAR = 1.9
 NOTHING = 1e-300  # divides the sums, which are 0, of a slice in which nothing is counted: its mean is 0
+
+# Squares of halves are exact in float32, and so few are added up there that it is enough where the mean square is at
+# most 16 variances, and neither infinite nor so small that squares were lost. Those that are not exact, below 2**-133,
+# are nothing beside what their sums begin at: whether a product is rounded before it is added makes no difference.
+NEARBY = 16.0
+LEAST, SMALL, LARGE = 2.0**-100, 2.0**-50, 2.0**200
 
 
 def offsets(geometry: Array, first: int, runs: int, number: int) -> tuple[int, int, int]:
@@ -72,6 +78,12 @@ def cancelled(squared: Any, spread: Any) -> Any:
     if not CENTER:
         return exceeds(squared, math.inf)
     return exceeds(squared, spread * (CANCELLATION if EXACT else NEAR))
+
+
+def rounded(squared: Any, spread: Any, count: Any) -> Any:
+    """0 where sums of halves in float32 were enough, more elsewhere."""
+    outside = exceeds(squared, LARGE) + exceeds(count * SMALL, squared)
+    return outside + exceeds(squared, spread * NEARBY) if CENTER else outside
 
 
 def inverse_deviation(variance: Any, epsilon: float, placement: float) -> Any:

@@ -71,6 +71,11 @@ def widen(vector: Vector) -> Vector:
     return vector.astype(np.float64)
 
 
+def like(vector: Vector, number: Any) -> Vector:
+    """Return the lanes in the type of a number, which is theirs or a wider one."""
+    return vector.astype(np.asarray(number).dtype)
+
+
 def muladd(one: Vector, two: Vector, three: Vector) -> Vector:
     """Return ``one * two + three``, rounded once where the machine has fused arithmetic."""
     return one * two + three

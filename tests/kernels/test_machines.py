@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Names of processors as LLVM has them; what their machine code shows, and what a processor needs to run it.
 MACHINES = {
-    "x86-64": ({"xmm": True, "ymm": False, "zmm": False, "AVX": False, "FMA": False, "halves": False}, ()),
+    "x86-64": ({"xmm": True, "ymm": False, "zmm": False, "AVX": False, "FMA": False, "float16": False}, ()),
     "haswell": ({"xmm": True, "ymm": True, "zmm": False, "AVX": True, "FMA": True}, ("avx2", "fma", "f16c", "bmi2")),
     "skylake-avx512": (
         {"xmm": True, "ymm": True, "zmm": True, "AVX": True, "FMA": True},
@@ -58,6 +58,7 @@ def test_kernels_are_compiled_for(machine, record_property):
     found = of_layers()[machine]
     shown, _ = MACHINES[machine]
     assert {name: found["code"][name] for name in shown} == shown
+    assert not found["code"]["bfloat16"]
     assert found["built"] == 6
 
 
@@ -73,12 +74,13 @@ def test_outputs_in_plain_python_are_the_same_to_the_bit():
 
 
 @pytest.mark.parametrize("machine", ["x86-64"] if X86 else [HOST])
-def test_float16_without_instructions_for_it(machine):
-    """Every float16, and every float32 that is rounded to another: as NumPy has it, and as the processor does."""
-    converted = end(start(machine, "run", "halves"))
+@pytest.mark.parametrize(("dtype", "feature"), [("float16", "f16c"), ("bfloat16", "avx512bf16")])
+def test_halves_without_instructions_for_them(dtype, feature, machine):
+    """Every one of them, and every float32 that is rounded to another: as NumPy has it, and as the processor does."""
+    converted = end(start(machine, "run", dtype))
     assert converted["found"]["wrong"] == [0, 0]
-    assert converted["code"]["halves"] is False
-    native = end(start(HOST, "run", "halves"))
+    assert converted["code"][dtype] is False
+    native = end(start(HOST, "run", dtype))
     assert native["found"]["wrong"] == [0, 0]
-    assert native["code"]["halves"] == bool(llvm.get_host_cpu_features().get("f16c"))
+    assert native["code"][dtype] == bool(llvm.get_host_cpu_features().get(feature))
     assert converted["found"] == native["found"]
