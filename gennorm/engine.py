@@ -6,13 +6,13 @@ import threading
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from gennorm._threads import hold_in_forks, unbroken
+from gennorm._threads import get_num_threads, hold_in_forks, unbroken
 
 if TYPE_CHECKING:
     from gennorm.kernels import Bound
     from gennorm.kernels._jit import Built
 
-__all__ = ["bind", "built"]
+__all__ = ["assemble", "bind", "built"]
 
 _importing = threading.RLock()  # a child cannot import what another thread of its parent was importing
 hold_in_forks(_importing)
@@ -24,6 +24,13 @@ def bind(*layout: Any, **others: Any) -> Bound:
     """Plan a layer for arrays of one shape, dtype and layout, and give the plan its kernels: `kernels.bind`."""
     bound: Bound = _opened().bind(*layout, **others)
     return bound
+
+
+def assemble() -> None:
+    """Compile what threads live in that share the calls of any layer, if there is to be more than one."""
+    kernels = _opened()
+    if kernels._jit.JIT and get_num_threads() > 1:
+        kernels.sharing.assembled()
 
 
 def built() -> list[Built]:

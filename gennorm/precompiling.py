@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gennorm.arrays import dtype_given, dtype_name, real, result_dtype, shape_of
-from gennorm.engine import built
+from gennorm.engine import assemble, built
 from gennorm.layer import NormalizationLayer
 
 __all__ = ["Precompiled", "precompile"]
@@ -59,6 +59,7 @@ def precompile(
     The calls are made, on a copy of the layer: afterwards the layer is what it was, the kernels are in this process,
     and in the cache on disk, where the next process finds them. Kernels belong to a memory layout, a dtype and settings
     of a layer, and hardly to a shape: whatever has the same `NormalizationLayer.plan`, but for its sizes, is ready too.
+    So is what the threads need that share large calls, if there is to be more than one.
 
     Parameters
     ----------
@@ -110,6 +111,7 @@ def precompile(
         if gradients:
             y, pullback = stand_in.vjp(x, training=training)
             pullback(np.zeros_like(y, result_dtype(x.dtype)))
+    assemble()
     found = built()[before:]
     compiled, loaded = (tuple(str(one) for one in found if one.compiled is new) for new in (True, False))
     return Precompiled(compiled, loaded, time.perf_counter() - begin)

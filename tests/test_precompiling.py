@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import gennorm as gn
-from gennorm import engine
-from gennorm.kernels import _jit, bound
+from gennorm import _threads, engine
+from gennorm.kernels import _jit, bound, sharing
 from tests.strategies import named_layouts, sample
 
 # A preset, made for these arrays.
@@ -27,7 +27,9 @@ presets = pytest.mark.parametrize("name", PRESETS)
 
 @pytest.fixture
 def fresh(monkeypatch):
-    """A process in which no kernel is there yet."""
+    """A process of one thread in which no kernel is there yet."""
+    monkeypatch.setattr(_threads, "_threads", 1)
+    monkeypatch.setattr(sharing, "_teams", [])
     monkeypatch.setattr(bound, "kernel_of", functools.cache(bound.kernel_of.__wrapped__))
     monkeypatch.setattr(_jit, "_kept", {})
     monkeypatch.setattr(_jit, "built", [])
@@ -103,6 +105,19 @@ def test_an_array_counts_with_its_layout(fresh):
     layer(x)
     assert len(engine.built()) == found
     assert x.tobytes() == before
+
+
+def test_what_threads_need_is_ready_too(fresh):
+    gn.set_num_threads(2)
+    layer = gn.layer_norm(20)
+    gn.precompile(layer, (9, 20), gradients=True)
+    names = [one.name for one in engine.built()]
+    assert sorted(names) == ["_team.lead", "_team.serve", "row_gradients.backward", "rows.forward"]
+    assert str(engine.built()[names.index("_team.lead")]).startswith("_team.lead of int64, ")
+    y, pullback = layer.vjp(np.ones((20_000, 20), np.float32))
+    pullback(y)
+    assert len(engine.built()) == 4
+    assert sharing._teams[0].members
 
 
 def test_it_tells_what_it_did(fresh):

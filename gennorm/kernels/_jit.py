@@ -69,8 +69,8 @@ class Built:
     seconds: float
 
     def __str__(self) -> str:
-        settings = ", ".join(self.settings).lower()
-        return f"{self.name} of {' to '.join(dict.fromkeys(self.dtypes[:2]))} ({settings}), {self.seconds:.2f} s"
+        settings = f" ({', '.join(self.settings).lower()})" if self.settings else ""
+        return f"{self.name} of {' to '.join(dict.fromkeys(self.dtypes[:2]))}{settings}, {self.seconds:.2f} s"
 
 
 built: list[Built] = []  # in the order in which it happened

@@ -22,7 +22,7 @@ from gennorm._threads import WORTH_SHARING, get_num_threads, shared
 
 from . import _jit, _team
 
-__all__ = ["run"]
+__all__ = ["assembled", "run"]
 
 # More ranges than threads, so that one that is held up does not hold up the rest. Each thread has a portion of its own,
 # which is in its core's cache where the call before was on the same arrays: 690 against 850 us for a layer norm of
@@ -69,14 +69,19 @@ def run(work: Work, tasks: int, elements: int, *, apart: bool = True) -> None:
         for lo in range(0, tasks, step):
             work(1, lo, min(lo + step, tasks), 0)
         return
-    if not _teams:
-        _teams.append(Team())  # where two threads do it at once, there is one that nobody asks
-    team, parts = _teams[0], threads if apart else 1
+    team, parts = assembled(), threads if apart else 1
     request = team.gather(threads, parts)
     for lo in range(0, tasks, step):
         team.call(threads, elements)
         work(parts, lo, min(lo + step, tasks), request)
         team.ended = time.perf_counter()
+
+
+def assembled() -> Team:
+    """Return the team of this process; what its threads live in is compiled when there is none yet."""
+    if not _teams:
+        _teams.append(Team())  # where two threads do it at once, there is one that nobody asks
+    return _teams[0]
 
 
 class Team:
