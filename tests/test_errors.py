@@ -209,13 +209,16 @@ def constants(source: str) -> set[str]:
 
 
 def makers(source: str) -> set[int]:
-    """Lines of the statements that raise, or that build an error to be raised elsewhere."""
+    """Lines of the statements that raise, or that build an error to be raised elsewhere.
+
+    What raises a name hands on somebody else's error.
+    """
     kinds = {name for name in errors.__all__ if name.endswith("Error")}
     lines = set()
     for node in ast.walk(ast.parse(source)):
         call = node.value if isinstance(node, ast.Return) else None
         builds = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in kinds
-        if (isinstance(node, ast.Raise) and node.exc is not None) or builds:
+        if (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)) or builds:
             lines.add(node.lineno)
     return lines
 

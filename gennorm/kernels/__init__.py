@@ -1,4 +1,16 @@
-"""The engine: a plan and arrays in, kernels called. The only folder that knows Numba."""
+"""The engine: a plan and arrays in, kernels called. The only folder that knows Numba.
+
+======================================== ====================================================================
+`rows`, `row_gradients`                  kernels for slices that are rows of memory, forward and backward
+`columns`, `column_gradients`            kernels for tiles of slices that lie side by side
+`steps`, `vector`                        what both families are made of: formulas, and words for sixteen lanes
+`layout`, `bound`, `shortcut`            from a plan and arrays to calls of kernels, and the short way of small ones
+`sharing`, `_team`                       threads that share a call, seen from Python and from machine code
+`_jit`, `_target`, `_lowering`           how a kernel becomes machine code, and what Numba and LLVM are told of words
+======================================== ====================================================================
+
+Read `rows` first.
+"""
 
 from __future__ import annotations
 

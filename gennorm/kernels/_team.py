@@ -82,10 +82,10 @@ def serve(number: int, control: int) -> None:
     seen = 0
     while looked < peek(control, PATIENCE):
         state = peek(control, STATE)
-        call = state // CALL
-        if call != seen and state % CALL >= OPEN and number < peek(control, THREADS):
+        latest = state // CALL
+        if latest != seen and state % CALL >= OPEN and number < peek(control, THREADS):
             if swapped(control, STATE, state, state + 1):
-                seen = call
+                seen = latest
                 take_part(number, control)
                 added(control, LEFT, 1)
                 looked = 0

@@ -14,6 +14,7 @@ from transformers.models.mistral.modeling_mistral import MistralRMSNorm  # noqa:
 from transformers.models.t5.modeling_t5 import T5LayerNorm  # noqa: E402
 
 import gennorm.torch as gt  # noqa: E402
+from gennorm.kernels import sharing  # noqa: E402
 from gennorm.torch import layers  # noqa: E402
 
 nn = torch.nn
@@ -268,10 +269,10 @@ def test_report():
 
 
 def test_threads_are_torch_s(monkeypatch):
-    from gennorm import _threads
-
-    seen = []
-    monkeypatch.setattr(_threads, "_shared", lambda work, tasks, threads: seen.append(threads) or work(0, tasks))
+    seen, gather = [], sharing.Team.gather
+    monkeypatch.setattr(
+        sharing.Team, "gather", lambda team, threads, parts: seen.append(threads) or gather(team, threads, parts)
+    )
     net, x = nn.Sequential(nn.LayerNorm(1024)), sample(1024, 1024)
     gt.accelerate(net)
     before = torch.get_num_threads()
