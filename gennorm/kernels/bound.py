@@ -11,12 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gennorm._memory import LINE, address
-from gennorm._threads import shared
 from gennorm.plan import ITEMSIZE, Plan
 
 from . import _jit, column_gradients, columns, row_gradients, rows, steps
 from .layout import NOTHING_REAL, Layout, deliver, dense, flat, stored
-from .sharing import run
+from .sharing import alone, run
 from .shortcut import Shortcut
 from .vector import LANES
 
@@ -323,7 +322,7 @@ class Bound(Layout):
         shifts = unused if biases is None else biases
         fields = self.geometry if geometry is None else geometry
         last = plan.tasks if last is None else last
-        if first == 0 and not shared(self.size):
+        if first == 0 and alone(self.size):
             kernel(x, y, gains, shifts, means, spreads, fields, numbers, *self._space(9, 3, 1), 0, last, 0)
             return
 

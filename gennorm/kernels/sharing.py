@@ -22,7 +22,7 @@ from gennorm._threads import WORTH_SHARING, get_num_threads, shared
 
 from . import _jit, _team
 
-__all__ = ["assembled", "run"]
+__all__ = ["alone", "assembled", "run"]
 
 # More ranges than threads, so that one that is held up does not hold up the rest. Each thread has a portion of its own,
 # which is in its core's cache where the call before was on the same arrays: 690 against 850 us for a layer norm of
@@ -63,7 +63,10 @@ def run(work: Work, tasks: int, elements: int, *, apart: bool = True) -> None:
     apart : bool
         Whether each thread has a part of the workspace for itself.
     """
-    threads = min(get_num_threads(), tasks, elements // WORTH_SHARING, MOST) if _jit.JIT and shared(elements) else 1
+    if alone(elements):
+        work(1, 0, tasks, 0)
+        return
+    threads = min(get_num_threads(), tasks, elements // WORTH_SHARING, MOST) if _jit.JIT else 1
     step = max(tasks * STEP // max(elements, STEP), 1)
     if threads < 2:
         for lo in range(0, tasks, step):
@@ -75,6 +78,11 @@ def run(work: Work, tasks: int, elements: int, *, apart: bool = True) -> None:
         team.call(threads, elements)
         work(parts, lo, min(lo + step, tasks), request)
         team.ended = time.perf_counter()
+
+
+def alone(elements: int) -> bool:
+    """Return whether work on so many elements is one call of a kernel, by one thread."""
+    return not shared(elements) or (elements <= STEP and get_num_threads() == 1)
 
 
 def assembled() -> Team:

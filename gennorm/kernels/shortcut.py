@@ -13,7 +13,7 @@ from gennorm._memory import WORTH, empty_like
 from gennorm._threads import shared
 
 from .layout import NOTHING_REAL, dense, flat
-from .sharing import run
+from .sharing import alone, run
 
 if TYPE_CHECKING:
     from .bound import Bound
@@ -101,12 +101,18 @@ class Shortcut:
         """From arrays as the kernel takes them to the gradients by parameters, by one kernel."""
         bound, plan, unused = self.bound, self.bound.plan, self._unused
         sweep = bound._sweep(self._gains is not None, self._shifts is not None, 0, False, False)
-        if plan.family == "columns" or len(sweep.kernels) > 1 or sweep.own == 0 or shared(bound.size):
-            return lambda x, dy, dx, scaling, factors: bound._backward(sweep, x, dy, dx, unused, scaling, factors, None)
+
+        def general(x: Array, dy: Array, dx: Array, scaling: Array, factors: Array) -> Array:
+            return bound._backward(sweep, x, dy, dx, unused, scaling, factors, None)
+
+        if plan.family == "columns" or len(sweep.kernels) > 1 or sweep.own == 0:
+            return general
         ((kernel,), geometry, _, parameters, blocks, block, own, often, recent), numbers = sweep, bound.numbers
-        new, shape, zeros = np.empty if recent else np.zeros, (own, 2, parameters), np.zeros
+        size, new, shape, zeros = bound.size, np.empty if recent else np.zeros, (own, 2, parameters), np.zeros
 
         def pulling(x: Array, dy: Array, dx: Array, scaling: Array, factors: Array) -> Array:
+            if not alone(size):
+                return general(x, dy, dx, scaling, factors)
             found, latest = new(shape), zeros(recent, unused.dtype)
             kernel(
                 x, dy, dx, unused, scaling, factors, NOTHING, found.reshape(-1), geometry, numbers, latest,
@@ -139,7 +145,7 @@ class Shortcut:
         size, space, shape, nothing, empty = bound.size, bound._space, plan.resolved.shape, NOTHING, np.empty
         result = None if plan.result == plan.dtype else np.dtype(plan.result)
         small = self._small
-        alone = plan.family == "rows" and not shared(size)
+        rows, few = plan.family == "rows", not shared(size)
 
         def call(x: Array, means: Array = nothing, spreads: Array = nothing) -> Array:
             nonlocal kernel
@@ -151,8 +157,12 @@ class Shortcut:
                 target = flat(y, plan.result)
             if kernel is None:  # where there is no memory for the output, compiling would end the process
                 kernel = bound._kernel("forward", **flags)
-            if alone:
-                kernel(source, target, gains, shifts, means, spreads, geometry, numbers, 0, tasks, 0)
+            if few or alone(size):
+                if rows:
+                    kernel(source, target, gains, shifts, means, spreads, geometry, numbers, 0, tasks, 0)
+                else:
+                    beside = space(9, 3, 1)
+                    kernel(source, target, gains, shifts, means, spreads, geometry, numbers, *beside, 0, tasks, 0)
                 return y
 
             def work(parts: int, lo: int, hi: int, team: int, kernel: Kernel = kernel) -> None:
