@@ -8,8 +8,8 @@
 """
 
 from gennorm import errors
-from gennorm._memory import clear_reserve, get_reserve, set_reserve
-from gennorm._threads import get_num_threads, set_num_threads
+from gennorm.engine.memory import clear_reserve, get_reserve, set_reserve
+from gennorm.engine.threads import get_num_threads, set_num_threads
 from gennorm.errors import GennormError
 from gennorm.layer import NormalizationLayer, load
 from gennorm.moments import Moments

@@ -54,7 +54,7 @@ class GennormError(Exception):
 
     Examples
     --------
-    >>> from gennorm.levels import parse
+    >>> from gennorm.spec.levels import parse
     >>> try:
     ...     parse("2;;all")
     ... except GennormError as error:

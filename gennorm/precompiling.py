@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from gennorm.arrays import dtype_given, dtype_name, real, result_dtype, shape_of
 from gennorm.engine import assemble, built
 from gennorm.layer import NormalizationLayer
+from gennorm.layer.arrays import dtype_given, dtype_name, real, result_dtype, shape_of
 
 __all__ = ["Precompiled", "precompile"]
 

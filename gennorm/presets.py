@@ -7,10 +7,10 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
-from gennorm.config import MOST_LEVELS, integer
 from gennorm.errors import ConfigError, LevelConflictError, ParameterError, shown, suggest
-from gennorm.layer import DEFAULTS, NormalizationLayer
+from gennorm.layer.layer import DEFAULTS, NormalizationLayer
 from gennorm.moments import Moments
+from gennorm.spec.config import MOST_LEVELS, integer
 
 __all__ = ["batch_norm", "feature_norm", "group_norm", "instance_norm", "layer_norm", "normalize", "rms_norm"]
 

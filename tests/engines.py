@@ -4,8 +4,10 @@ import functools
 
 import numpy as np
 
-from gennorm import plan
-from gennorm.kernels import _jit, bound, columns, rows
+from gennorm.engine import bound
+from gennorm.engine.compiler import jit
+from gennorm.engine.kernels import columns, rows
+from gennorm.plan import planner as plan
 
 # Slices that are read twice, in several units, whose tiles and rows are cut into several pieces.
 SMALL = {"CACHED": 8, "CACHED_TILE": 8, "UNIT": 8, "BLOCK": 8}
@@ -13,7 +15,7 @@ SMALL = {"CACHED": 8, "CACHED_TILE": 8, "UNIT": 8, "BLOCK": 8}
 
 def in_plain_python(patch):
     """Kernels as they stand: Numba is not asked."""
-    patch.setattr(_jit, "JIT", False)
+    patch.setattr(jit, "JIT", False)
     patch.setattr(bound, "kernel_of", functools.cache(bound.kernel_of.__wrapped__))
 
 
@@ -38,8 +40,8 @@ def never(squared, *others):
 def in_one_pass(patch):
     """In plain Python, without the second pass over what cancels, and about 0 instead of the mean of a sample."""
     in_plain_python(patch)
-    build = _jit.build
-    patch.setattr(_jit, "build", lambda kernel, settings, *rest: build(kernel, {**settings, "EXACT": 1}, *rest))
+    build = jit.build
+    patch.setattr(jit, "build", lambda kernel, settings, *rest: build(kernel, {**settings, "EXACT": 1}, *rest))
     for module in (rows, columns):
         patch.setattr(module, "cancelled", never)
 

@@ -16,66 +16,27 @@ PACKAGE = Path(gn.__file__).parent
 FRONTS = {"torch": "torch", "keras": "keras", "jax": "jax", "sklearn": "sklearn", "dask": "dask", "onnx": "onnx"}
 
 # What each module may import from gennorm. Read downwards: nothing imports from below itself.
-BELOW_CONFIG = {"errors", "levels"}
-BELOW_LAYER = {
-    "errors",
-    "levels",
-    "config",
-    "plan",
-    "moments",
-    "_threads",
-    "_memory",
-    "kernels",
-    "engine",
-    "arrays",
-    "statistics",
-    "adapting",
-    "files",
-    "parameters",
-    "gradients",
-    "second",
-}
 INSIDE = {
     "errors": set(),
-    "levels": {"errors"},
-    "config": BELOW_CONFIG,
-    "plan": BELOW_CONFIG | {"config"},
+    "spec": {"errors"},
+    "plan": {"spec"},
     "moments": {"errors"},
-    "_threads": {"errors"},
-    "_memory": {"errors", "_threads"},
-    "kernels": {"errors", "config", "plan", "_threads", "_memory"},
-    "engine": {"_threads", "kernels"},
-    "arrays": {"errors", "plan"},
-    "statistics": {"errors", "levels", "config", "moments", "kernels"},
-    "adapting": {"errors", "levels", "config", "moments", "plan", "engine", "arrays", "statistics"},
-    "files": {"errors", "config", "moments", "arrays", "statistics"},
-    "parameters": {"errors", "config", "arrays"},
-    "gradients": {"_memory", "arrays", "kernels", "moments", "parameters", "statistics"},
-    "second": {"config", "moments", "gradients"},
-    "layer": BELOW_LAYER,
-    "precompiling": {"errors", "arrays", "engine", "layer"},
-    "presets": {"errors", "levels", "config", "moments", "layer"},
-    "cli": BELOW_LAYER | {"presets", "layer", "", *FRONTS},
+    "engine": {"errors", "spec", "plan"},
+    "layer": {"errors", "spec", "plan", "moments", "engine"},
+    "presets": {"errors", "spec", "moments", "layer"},
+    "precompiling": {"engine", "layer"},
+    "": {"errors", "plan", "moments", "engine", "layer", "presets", "precompiling"},
+    "cli": {"", "errors", "spec", "plan", "moments", "engine", "layer", "presets", "torch"},
     "__main__": {"cli"},
-    "": BELOW_LAYER - {"kernels", "engine"} | {"layer", "precompiling", "presets"},
-    **{front: (BELOW_LAYER - {"kernels"}) | {"", "layer", "presets"} for front in FRONTS},
+    **{front: {"", "errors", "spec", "moments", "engine", "layer", "presets"} for front in FRONTS},
 }
 # What `gennorm bench` is compared with, imported where it is compared.
 BENCHED = {"torch", "jax", "onnx", "onnxruntime", "sklearn", "transformers"}
 # What each may import from elsewhere, the standard library apart.
 OUTSIDE = {
-    "config": {"numpy"},
-    "_memory": {"numpy"},
     "moments": {"numpy"},
-    "kernels": {"numpy", "numba", "llvmlite", "ml_dtypes"},
-    "arrays": {"numpy", "ml_dtypes"},
-    "statistics": {"numpy"},
-    "adapting": {"numpy", "rich", "tqdm"},
-    "files": {"numpy", "safetensors"},
-    "parameters": {"numpy"},
-    "gradients": {"numpy"},
-    "second": {"numpy"},
-    "layer": {"numpy"},
+    "engine": {"numpy", "numba", "llvmlite", "ml_dtypes"},
+    "layer": {"numpy", "ml_dtypes", "safetensors", "rich", "tqdm"},
     "precompiling": {"numpy"},
     "presets": {"numpy"},
     "cli": {"numpy", "ml_dtypes", "typer", "rich", "PIL", "matplotlib", *BENCHED},
@@ -84,7 +45,7 @@ OUTSIDE = {
 
 
 def room(path: Path) -> str:
-    """The module or subpackage a file belongs to: `kernels/rows.py` is `kernels`, `__init__.py` is the empty name."""
+    """The top-level room of a file: that of `engine/kernels/rows.py` is `engine`, that of `__init__.py` is unnamed."""
     first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     return "" if first == "__init__" else first
 
@@ -105,7 +66,7 @@ def imports(source: str, package: str) -> set[str]:
             if node.level:
                 parts = package.split(".")
                 base = ".".join([*parts[: len(parts) - node.level + 1], *([base] if base else [])])
-            # `from gennorm import levels` imports a module; `from gennorm.levels import parse` does not.
+            # `from gennorm import levels` imports a module; `from gennorm.spec.levels import parse` does not.
             found |= {f"{base}.{alias.name}" if base == "gennorm" else base for alias in node.names}
     return found
 
@@ -133,13 +94,13 @@ def strangers(source: str, package: str, name: str) -> list[str]:
 
 def test_strangers_are_found():
     assert strangers("from gennorm.layer import NormalizationLayer", "gennorm", "plan") == ["gennorm.layer"]
-    assert strangers("from . import kernels", "gennorm", "moments") == ["gennorm.kernels"]
-    assert strangers("from .._threads import x\nfrom ..layer import y", "gennorm.kernels", "kernels") == [
+    assert strangers("from . import engine", "gennorm", "moments") == ["gennorm.engine"]
+    assert strangers("from ..threads import x\nfrom ...layer import y", "gennorm.engine.kernels", "engine") == [
         "gennorm.layer"
     ]
     assert strangers("def f():\n    import numba", "gennorm", "layer") == ["numba"]
-    assert strangers("import numpy.linalg", "gennorm", "levels") == ["numpy.linalg"]
-    assert strangers("import os\nfrom gennorm.errors import ShapeError", "gennorm", "levels") == []
+    assert strangers("import numpy.linalg", "gennorm", "spec") == ["numpy.linalg"]
+    assert strangers("import os\nfrom gennorm.errors import ShapeError", "gennorm", "spec") == []
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
@@ -169,7 +130,7 @@ def test_one_door_to_numba():
     callers = {
         path.relative_to(PACKAGE).as_posix() for path in files() if calls_numba_jit(path.read_text(encoding="utf-8"))
     }
-    assert callers == {"kernels/_jit.py"}
+    assert callers == {"engine/compiler/jit.py"}
 
 
 def test_import_is_light():
@@ -218,7 +179,11 @@ def test_all_is_what_is_public():
     assert set(gn.__all__) <= set(dir(gn))
 
 
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("_") and path.stem != "cli")
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if not path.stem.startswith("_") and room(path) not in {"cli", "engine", *FRONTS}
+)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -15,8 +15,6 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from gennorm import config as settings
-from gennorm.config import GroupMapping, LayerConfig, Resolved, parameter_shape, require_unbiased, resolve_config
 from gennorm.errors import (
     ConfigError,
     GennormError,
@@ -25,7 +23,9 @@ from gennorm.errors import (
     LevelRangeError,
     ShapeError,
 )
-from gennorm.levels import Level, Listing, Span, Word
+from gennorm.spec import config as settings
+from gennorm.spec.config import GroupMapping, LayerConfig, Resolved, parameter_shape, require_unbiased, resolve_config
+from gennorm.spec.levels import Level, Listing, Span, Word
 
 make = LayerConfig.make
 SCHEMA = json.loads((Path(__file__).parent.parent / "spec" / "layer.schema.json").read_text(encoding="utf-8"))

@@ -22,27 +22,17 @@ import numpy as np
 import pytest
 
 import gennorm as gn
-from gennorm import (
-    _memory,
-    _threads,
-    adapting,
-    arrays,
-    config,
-    errors,
-    files,
-    levels,
-    parameters,
-    presets,
-    statistics,
-)
-from gennorm import (
-    layer as layers,
-)
+from gennorm import errors, presets
+from gennorm.engine import memory
+from gennorm.engine import threads as threads_
 from gennorm.errors import GennormError, point, suggest
+from gennorm.layer import adapting, arrays, files, parameters, statistics
+from gennorm.layer import layer as layers
+from gennorm.spec import config, levels
 
 MODULES: list[ModuleType] = [
     *(levels, config, statistics, adapting, files, presets),
-    *(layers, arrays, parameters, _memory, _threads),
+    *(layers, arrays, parameters, memory, threads_),
 ]
 # Modules whose texts are asserted in tests of their own.
 ELSEWHERE = ["test_moments.py"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import gennorm as gn
-from gennorm import files
+from gennorm.layer import files
 
 SUFFIXES = (".npz", ".safetensors")
 DTYPES = ("float16", "bfloat16", "float32", "float64")

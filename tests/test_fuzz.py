@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, event, given, seed, settings
 from hypothesis import strategies as st
 
 import gennorm as gn
-from gennorm import files
+from gennorm.layer import files
 from tests import derivatives, strategies
 from tests.accuracy import judge
 from tests.engines import in_plain_python

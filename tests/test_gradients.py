@@ -12,7 +12,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 import gennorm as gn
-from gennorm.kernels import bound
+from gennorm.engine import bound
 from spec import reference
 from tests import accuracy, strategies
 from tests.derivatives import bounds, judge, judge_tangent

@@ -20,8 +20,8 @@ from hypothesis import given
 
 import gennorm as gn
 from gennorm import errors
-from gennorm.config import LayerConfig
 from gennorm.plan import make_plan
+from gennorm.spec.config import LayerConfig
 from tests import strategies
 from tests.accuracy import judge
 from tests.strategies import dtype_of, sample

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gennorm.errors import GennormError, LevelConflictError, LevelRangeError, LevelSyntaxError
-from gennorm.levels import (
+from gennorm.spec.levels import (
     Level,
     Listing,
     Span,

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import gennorm as gn
-from gennorm import _threads, engine
-from gennorm.kernels import _jit, bound, sharing
+from gennorm import engine
+from gennorm.engine import bound, sharing, threads
+from gennorm.engine.compiler import jit
 from tests.strategies import named_layouts, sample
 
 # A preset, made for these arrays.
@@ -28,11 +29,11 @@ presets = pytest.mark.parametrize("name", PRESETS)
 @pytest.fixture
 def fresh(monkeypatch):
     """A process of one thread in which no kernel is there yet."""
-    monkeypatch.setattr(_threads, "_threads", 1)
+    monkeypatch.setattr(threads, "_threads", 1)
     monkeypatch.setattr(sharing, "_teams", [])
     monkeypatch.setattr(bound, "kernel_of", functools.cache(bound.kernel_of.__wrapped__))
-    monkeypatch.setattr(_jit, "_kept", {})
-    monkeypatch.setattr(_jit, "built", [])
+    monkeypatch.setattr(jit, "_kept", {})
+    monkeypatch.setattr(jit, "built", [])
 
 
 def learn(layer, x):
@@ -112,8 +113,8 @@ def test_what_threads_need_is_ready_too(fresh):
     layer = gn.layer_norm(20)
     gn.precompile(layer, (9, 20), gradients=True)
     names = [one.name for one in engine.built()]
-    assert sorted(set(names)) == ["_team.lead", "_team.serve", "row_gradients.backward", "rows.forward"]
-    assert str(engine.built()[names.index("_team.lead")]).startswith("_team.lead of int64, ")
+    assert sorted(set(names)) == ["row_gradients.backward", "rows.forward", "team.lead", "team.serve"]
+    assert str(engine.built()[names.index("team.lead")]).startswith("team.lead of int64, ")
     y, pullback = layer.vjp(np.ones((20_000, 20), np.float32))
     pullback(y)
     assert len(engine.built()) == len(names)
@@ -122,9 +123,9 @@ def test_what_threads_need_is_ready_too(fresh):
 
 def test_it_tells_what_it_did(fresh):
     gn.precompile(gn.layer_norm(20), (9, 20))
-    _jit._kept.clear()
+    jit._kept.clear()
     bound.kernel_of.cache_clear()
-    _jit.built.clear()
+    jit.built.clear()
     told = str(gn.precompile(gn.layer_norm(20), (9, 20))).splitlines()
     assert len(told) == 2
     assert told[0].startswith("loaded   rows.forward of float32 (apply, biases, ")

@@ -10,8 +10,8 @@ from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
 import gennorm as gn
-from gennorm.config import LayerConfig, resolve_config
-from gennorm.kernels import sharing
+from gennorm.engine import sharing
+from gennorm.spec.config import LayerConfig, resolve_config
 from spec import reference
 from tests import engines, strategies
 from tests.accuracy import V, judge

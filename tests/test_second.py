@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gennorm as gn
-from gennorm.gradients import Gradients
+from gennorm.layer.derivatives import Gradients
 from spec import reference
 from tests.kernels.test_forms import FORMS, ONE_EACH, made
 from tests.strategies import LAYOUTS, dtype_of, named_layouts, sample

@@ -377,7 +377,7 @@ def test_an_interruption_leaves_the_moments_as_they_were(monkeypatch, place, kin
         raise kind
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"gennorm.layer.{place}", interrupted)
+        patch.setattr(f"gennorm.layer.layer.{place}", interrupted)
         with pytest.raises(kind):
             layer(X, training=True)
     assert layer.moments is before

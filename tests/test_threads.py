@@ -7,38 +7,39 @@ import numpy as np
 import pytest
 
 import gennorm as gn
-from gennorm import _threads, adapting
+from gennorm.engine import threads
+from gennorm.layer import adapting
 from tests.engines import cut_small
 from tests.strategies import sample
 
 
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch):
-    monkeypatch.setattr(_threads, "_threads", None)
+    monkeypatch.setattr(threads, "_threads", None)
 
 
 def test_unbroken_work_is_done_elsewhere_and_answers():
     main = threading.current_thread()
-    assert _threads.unbroken(threading.current_thread) is not main
+    assert threads.unbroken(threading.current_thread) is not main
     with pytest.raises(ZeroDivisionError):
-        _threads.unbroken(lambda: 1 // 0)
+        threads.unbroken(lambda: 1 // 0)
     with ThreadPoolExecutor(1) as pool:  # where no interrupt arrives it stays where it is
-        same = pool.submit(lambda: (threading.current_thread(), _threads.unbroken(threading.current_thread))).result()
+        same = pool.submit(lambda: (threading.current_thread(), threads.unbroken(threading.current_thread))).result()
     assert same[0] is same[1]
 
 
 def test_a_lock_that_is_held_in_forks_is_everybody_s_afterwards():
     lock = threading.RLock()
-    _threads.hold_in_forks(lock)
+    threads.hold_in_forks(lock)
     try:
-        _threads._before_fork()
+        threads._before_fork()
         assert lock._is_owned()
-        assert _threads.changing._is_owned()
-        _threads._after_fork()
+        assert threads.changing._is_owned()
+        threads._after_fork()
         assert not lock._is_owned()
-        assert not _threads.changing._is_owned()
+        assert not threads.changing._is_owned()
     finally:
-        _threads._held.remove(lock)
+        threads._held.remove(lock)
 
 
 # ------------------------------------------------------------------------------------------------- the same to the bit

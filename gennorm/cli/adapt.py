@@ -15,8 +15,8 @@ from gennorm.cli.apply import CHUNK, Report, archive_of, entry_of, prepared
 from gennorm.cli.files import located, read_npy
 from gennorm.cli.options import LayerOptions, build, refuse
 from gennorm.errors import FileError, GennormError, suggest
-from gennorm.files import SUFFIXES
 from gennorm.layer import NormalizationLayer
+from gennorm.layer.files import SUFFIXES
 
 __all__ = ["adapt_files"]
 

@@ -15,13 +15,14 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import gennorm as gn
-from gennorm import levels, presets
+from gennorm import presets
 from gennorm.cli import INTERRUPTED, missing
 from gennorm.cli.console import console, progress
 from gennorm.cli.options import LayerOptions, Preset, build, dtype_named, refuse, shape_of, takes_layer
 from gennorm.errors import GennormError
 from gennorm.layer import NormalizationLayer
 from gennorm.plan import Plan
+from gennorm.spec import levels
 
 __all__ = ["app"]
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gennorm.errors import FileError, GennormError
-from gennorm.files import cannot_read, cannot_write, replacing
+from gennorm.layer.files import cannot_read, cannot_write, replacing
 
 __all__ = ["NpyFile", "cannot_read", "cannot_write", "create_npy", "located", "read_npy", "replacing"]
 

@@ -20,10 +20,10 @@ from torch import Tensor, is_grad_enabled
 from torch.autograd import forward_ad
 
 import gennorm
-from gennorm._threads import Using, shared
+from gennorm.engine.threads import Using, shared
 from gennorm.errors import TensorError
-from gennorm.gradients import Gradients
-from gennorm.statistics import measured
+from gennorm.layer.derivatives import Gradients
+from gennorm.layer.statistics import measured
 from gennorm.torch.distributed import added, merged
 from gennorm.torch.tensors import array_of, moments_of, stacked, tensor_of
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor, is_grad_enabled
 
-from gennorm.config import LayerConfig, resolve_config
+from gennorm.layer.statistics import following, require_held
 from gennorm.moments import Moments
-from gennorm.statistics import following, require_held
+from gennorm.spec.config import LayerConfig, resolve_config
 from gennorm.torch._autograd import Job, Normalize, arrays, threads_for, transformed
 from gennorm.torch.distributed import gathered
 from gennorm.torch.tensors import (

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import gennorm
-from gennorm.config import LayerConfig
 from gennorm.errors import ConfigError, GroupError, LevelRangeError, ParameterError, ShapeError, TensorError
+from gennorm.spec.config import LayerConfig
 from gennorm.torch.module import Normalization
 from gennorm.torch.tensors import Held
 

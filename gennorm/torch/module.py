@@ -12,12 +12,12 @@ from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
 import gennorm
-from gennorm import levels
-from gennorm._threads import SHARED
-from gennorm.config import LayerConfig, kept_shape, parameter_shape, resolve_config
+from gennorm.engine.threads import SHARED
 from gennorm.errors import ConfigError, InitializationError
+from gennorm.layer.statistics import initial, is_one_example, required
 from gennorm.moments import Moments
-from gennorm.statistics import initial, is_one_example, required
+from gennorm.spec import levels
+from gennorm.spec.config import LayerConfig, kept_shape, parameter_shape, resolve_config
 from gennorm.torch import functional, operators
 from gennorm.torch._autograd import Adopted, Job, arrays, record, threads_for, transforms
 from gennorm.torch.distributed import group_name

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 import gennorm
-from gennorm.config import LayerConfig, resolve_config
+from gennorm.spec.config import LayerConfig, resolve_config
 from gennorm.torch import functional
 from gennorm.torch._autograd import Job, Normalize, Pullback
 from gennorm.torch.functional import require

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import gennorm as gn
-from gennorm.config import LayerConfig, resolve_config
+from gennorm.spec.config import LayerConfig, resolve_config
 from spec import generate, reference
 
 Case = dict[str, Any]

@@ -12,9 +12,8 @@ import sys
 import numpy as np
 
 import gennorm as gn
-from gennorm import kernels
-from gennorm.kernels import _jit
-from gennorm.kernels.vector import LANES, WIDE, load, load_wide, store
+from gennorm.engine.compiler import jit
+from gennorm.engine.kernels.vector import LANES, WIDE, load, load_wide, store
 from tests import derivatives
 from tests.accuracy import judge
 from tests.strategies import dtype_of, sample
@@ -89,7 +88,7 @@ def halves(name):
     """Halves to float32 and back: what each of them becomes, as digests, and how many are not what NumPy says."""
     dtype, every = dtype_of(name), np.arange(1 << 16, dtype=np.uint16)
     to, back = (
-        _jit.build(widened, {}, (storage, result, "float32"), (storage, result), 1)
+        jit.build(widened, {}, (storage, result, "float32"), (storage, result), 1)
         for storage, result in ((name, "float32"), ("float32", name))
     )
     wide, bits = np.empty(2 * len(every), np.float32), edges(dtype)
@@ -113,7 +112,7 @@ def halves(name):
 
 def code():
     """The registers that the machine code names, and whether an instruction is encoded for AVX."""
-    text = "\n".join(kept.library.get_asm_str() for kept in _jit._kept.values())
+    text = "\n".join(kept.library.get_asm_str() for kept in jit._kept.values())
     return {name: bool(re.search(pattern, text)) for name, pattern in PATTERNS.items()}
 
 
@@ -141,7 +140,7 @@ def compile_only(build):
 if __name__ == "__main__":
     RUN = sys.argv[1] == "run"
     if not RUN:
-        kernels._jit.build = compile_only(_jit.build)
+        jit.build = compile_only(jit.build)
         np.empty = np.zeros  # what is not written is still looked at
     found = layers() if sys.argv[2] == "layers" else halves(sys.argv[2])
-    sys.stdout.write(json.dumps({"found": found, "code": code(), "built": len(_jit.built)}))
+    sys.stdout.write(json.dumps({"found": found, "code": code(), "built": len(jit.built)}))

@@ -12,8 +12,9 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 import gennorm as gn
-from gennorm import plan
-from gennorm.kernels import bound, columns, vector
+from gennorm.engine import bound
+from gennorm.engine.kernels import columns, vector
+from gennorm.plan import planner as plan
 from spec import reference
 from tests import strategies
 from tests.accuracy import V, assert_within, judge

@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 
 import gennorm as gn
-from gennorm import _threads
-from gennorm.kernels import _jit, _team, sharing
+from gennorm.engine import sharing
+from gennorm.engine import threads as threads_
+from gennorm.engine.compiler import jit
+from gennorm.engine.compiler import team as team_
 
-ELEMENTS = 64 * _threads.WORTH_SHARING
+ELEMENTS = 64 * threads_.WORTH_SHARING
 WHOLE = "int64", "int64", "int64"
 
 
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch):
-    monkeypatch.setattr(_threads, "_threads", None)
+    monkeypatch.setattr(threads_, "_threads", None)
     monkeypatch.setattr(sharing, "_teams", [])
 
 
@@ -39,7 +41,7 @@ def count(done, going, numbers, own, lo, hi, team):
 
 @functools.cache
 def counting():
-    return _jit.build(count, {}, WHOLE, ("int64",) * 4, 3)
+    return jit.build(count, {}, WHOLE, ("int64",) * 4, 3)
 
 
 class Tasks:
@@ -80,8 +82,8 @@ def eventually(true):
 
 def nobody_is_at_work():
     for team in sharing._teams:
-        state, left = int(team.control[_team.STATE]), int(team.control[_team.LEFT])
-        if state % _team.CALL >= _team.OPEN or state % _team.OPEN != left or team.control[_team.BUSY]:
+        state, left = int(team.control[team_.STATE]), int(team.control[team_.LEFT])
+        if state % team_.CALL >= team_.OPEN or state % team_.OPEN != left or team.control[team_.BUSY]:
             return False
     return True
 
@@ -183,7 +185,7 @@ def test_the_system_has_no_more_threads(allowed, monkeypatch):
 
 def test_small_calls_and_those_of_one_thread_are_made_alone():
     gn.set_num_threads(3)
-    for elements, tasks in ((_threads.SHARED - 1, 64), (ELEMENTS, 1)):
+    for elements, tasks in ((threads_.SHARED - 1, 64), (ELEMENTS, 1)):
         alone = Tasks(tasks).run(elements)
         assert alone.right()
         assert alone.teams == [0]
@@ -196,13 +198,13 @@ def test_a_call_while_the_team_has_a_leader_is_made_alone():
     gn.set_num_threads(3)
     assert Tasks().run().right()
     control = sharing._teams[0].control
-    control[_team.BUSY] = 1
+    control[team_.BUSY] = 1
     for _ in range(20):
         tasks = Tasks(turns=1000).run()
         assert tasks.right()
         assert tasks.each[0] == 64
-    assert control[_team.BUSY] == 1
-    control[_team.BUSY] = 0
+    assert control[team_.BUSY] == 1
+    control[team_.BUSY] = 0
 
 
 def test_threads_that_call_at_once():
@@ -305,7 +307,7 @@ def test_an_interrupt_at_any_step_leaves_nobody_at_work(first, monkeypatch):
 
 
 def test_without_machine_code_there_is_one_thread(monkeypatch):
-    monkeypatch.setattr(_jit, "JIT", False)
+    monkeypatch.setattr(jit, "JIT", False)
     gn.set_num_threads(3)
     seen = []
     sharing.run(lambda *call: seen.append(call), 64, ELEMENTS)

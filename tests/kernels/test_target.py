@@ -45,10 +45,11 @@ def test_what_kernels_do_not_use(tmp_path):
 def test_a_step_is_compiled_once(tmp_path):
     """For all constants it is called with, and for all kernels that it is the same in."""
     ask = """
-        from gennorm.kernels import _jit, steps
+        from gennorm.engine.compiler import jit
+        from gennorm.engine.kernels import steps
         gn.rms_norm(4)(rows)
-        assert len(_jit.built) == 2
-        compiled = [len(step.overloads) for (function, *_), step in _jit._steps.items() if function is steps.offsets]
+        assert len(jit.built) == 2
+        compiled = [len(step.overloads) for (function, *_), step in jit._steps.items() if function is steps.offsets]
         print(compiled)
     """
     assert run(KERNEL, ask, cache=tmp_path) == "[1]\n"

@@ -84,9 +84,9 @@ def train(times=1):
 
 def compiled():
     """The kernels that this process has compiled, and not read."""
-    from gennorm.kernels import _jit
+    from gennorm.engine.compiler import jit
 
-    return [one for one in _jit.built if one.compiled]
+    return [one for one in jit.built if one.compiled]
 
 
 def child(life, seconds=100):
@@ -113,7 +113,7 @@ def child(life, seconds=100):
 
 def team():
     """The threads of this process that share large calls."""
-    from gennorm.kernels import sharing
+    from gennorm.engine import sharing
 
     return sharing._teams
 
@@ -142,9 +142,9 @@ def many_threads():
         thread.join()
     if errors:
         raise errors[0]
-    from gennorm.kernels import _jit
+    from gennorm.engine.compiler import jit
 
-    names = [(one.name, one.settings, one.dtypes) for one in _jit.built]
+    names = [(one.name, one.settings, one.dtypes) for one in jit.built]
     assert len(set(names)) == len(names), names
 
 
@@ -252,7 +252,7 @@ def fork_during(what):
         while "numba" not in sys.modules:
             time.sleep(0.0005)
     elif what == "compiling":
-        while "gennorm.kernels._jit" not in sys.modules:
+        while "gennorm.engine.compiler.jit" not in sys.modules:
             time.sleep(0.001)
         from numba.core.compiler_lock import global_compiler_lock
 
@@ -451,9 +451,9 @@ def from_cache():
     """How many kernels were compiled and how many read."""
     call()
     differentiate()
-    from gennorm.kernels import _jit
+    from gennorm.engine.compiler import jit
 
-    say(json.dumps([sum(one.compiled for one in _jit.built), len(_jit.built)]))
+    say(json.dumps([sum(one.compiled for one in jit.built), len(jit.built)]))
 
 
 def without_numba():
@@ -462,10 +462,10 @@ def without_numba():
         call(kind)
         differentiate(kind)
     train(3)
-    from gennorm.kernels import _jit
+    from gennorm.engine.compiler import jit
 
-    assert not _jit.JIT
-    assert not _jit.built
+    assert not jit.JIT
+    assert not jit.built
 
 
 def one_core(how):
@@ -524,7 +524,7 @@ def race(rounds, folder):
     """
     from numba.core.registry import cpu_target
 
-    import gennorm.kernels  # noqa: F401
+    import gennorm.engine.bound  # noqa: F401
 
     cpu_target.typing_context.refresh()  # what every compilation begins with
     cpu_target.target_context.refresh()

@@ -14,7 +14,7 @@ from transformers.models.mistral.modeling_mistral import MistralRMSNorm  # noqa:
 from transformers.models.t5.modeling_t5 import T5LayerNorm  # noqa: E402
 
 import gennorm.torch as gt  # noqa: E402
-from gennorm.kernels import sharing  # noqa: E402
+from gennorm.engine import sharing  # noqa: E402
 from gennorm.torch import layers  # noqa: E402
 
 nn = torch.nn

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import gennorm as gn
+from gennorm.engine import sharing
 from gennorm.errors import ParameterError, ShapeError
-from gennorm.kernels import sharing
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("ml_dtypes")

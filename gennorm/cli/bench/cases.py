@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gennorm.arrays import dtype_named
+from gennorm.layer.arrays import dtype_named
 from gennorm.plan import ITEMSIZE
 
 __all__ = ["Arrays", "Case", "Size", "Work", "matching", "matrix"]

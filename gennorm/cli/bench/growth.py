@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 import gennorm as gn
-from gennorm.arrays import dtype_named
 from gennorm.cli.bench.cases import Array
 from gennorm.cli.bench.timing import best
 from gennorm.cli.bench.values import NEAR
+from gennorm.layer.arrays import dtype_named
 from gennorm.plan import ITEMSIZE
 
 __all__ = ["SERIES", "Grown", "grown", "growth"]

@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 import gennorm as gn
-from gennorm.arrays import dtype_named
 from gennorm.cli.bench.cases import Array, Arrays, Case, Work
 from gennorm.cli.bench.values import compute
+from gennorm.layer.arrays import dtype_named
 
 __all__ = ["COPY", "MODULES", "PEERS", "Competitor", "Gennorm", "Peer", "copies", "found"]
 

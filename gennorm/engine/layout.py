@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from gennorm.plan import Plan
 
-from . import _jit
+from .compiler import jit
 
 __all__ = ["Layout", "deliver", "dense", "flat", "stored"]
 
@@ -134,7 +134,7 @@ def dense(plan: Plan, dtype: np.dtype[Any]) -> Array:
 
 def stored(dtype: str) -> np.dtype[Any]:
     """What a kernel sees of an array of this dtype."""
-    return (VIEWED.get(dtype) if _jit.JIT else None) or np.dtype(dtype)
+    return (VIEWED.get(dtype) if jit.JIT else None) or np.dtype(dtype)
 
 
 def flat(array: Array, dtype: str) -> Array:
@@ -142,4 +142,4 @@ def flat(array: Array, dtype: str) -> Array:
     if not array.flags.c_contiguous:
         array = array[(slice(0, 1),) * array.ndim]
     line = array.reshape(-1)
-    return line.view(VIEWED[dtype]) if _jit.JIT and dtype in VIEWED else line
+    return line.view(VIEWED[dtype]) if jit.JIT and dtype in VIEWED else line

@@ -5,21 +5,24 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from gennorm._memory import LINE, address
-from gennorm.plan import ITEMSIZE, Plan
+from gennorm.engine.memory import LINE, address
+from gennorm.plan import ITEMSIZE, Plan, dense_strides, make_plan
+from gennorm.spec.config import LayerConfig
 
-from . import _jit, column_gradients, columns, row_gradients, rows, steps
+from .compiler import jit
+from .kernels import column_gradients, columns, row_gradients, rows, steps
+from .kernels.vector import LANES
 from .layout import NOTHING_REAL, Layout, deliver, dense, flat, stored
-from .sharing import alone, run
+from .sharing import alone, assembled, run
 from .shortcut import Shortcut
-from .vector import LANES
 
-__all__ = ["Bound"]
+__all__ = ["Bound", "assembled", "bind", "jit"]
 
 Array = npt.NDArray[Any]
 Kernel = Callable[..., None]
@@ -76,9 +79,9 @@ def kernel_of(family: str, step: str, dtypes: tuple[str, str, str], flags: froze
     if step == "forward":
         y = real if settings["WEIGHTED"] else result
         arrays = (storage, y, real, real, double, double, "int64", double, *space)
-        return _jit.build(module.forward, settings, dtypes, arrays, 3)
+        return jit.build(module.forward, settings, dtypes, arrays, 3)
     arrays = (storage, result, result, real, real, double, double, double, "int64", double, *(space or (real,)))
-    return _jit.build(module.backward, settings, dtypes, arrays, 6)
+    return jit.build(module.backward, settings, dtypes, arrays, 6)
 
 
 class _Sweep(NamedTuple):
@@ -526,3 +529,22 @@ def _summed(terms: Array) -> Array:
         terms[: count - half] += terms[half:count]
         count = half
     return terms[0]
+
+
+def bind(
+    config: LayerConfig,
+    shape: tuple[int, ...],
+    dtype: str,
+    strides: tuple[int, ...],
+    out_strides: tuple[int, ...],
+    *,
+    per_example: bool = False,
+) -> Bound:
+    """Plan a layer for arrays of one shape, dtype and layout, and give the plan its kernels."""
+    if jit.JIT:
+        return Bound(make_plan(config, shape, dtype, strides, out_strides, per_example=per_example))
+    # Plain Python cannot reach beyond a view by its strides: everything but C order goes through copies.
+    plan = make_plan(config, shape, dtype, per_example=per_example)
+    plain = (plan.order, dense_strides(shape, ITEMSIZE[dtype]), dense_strides(shape, ITEMSIZE[plan.result]))
+    direct = plain == (tuple(range(len(shape))), strides, out_strides)
+    return Bound(plan if direct else replace(plan, copies="both", order=tuple(range(len(shape)))))

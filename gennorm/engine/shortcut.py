@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gennorm._memory import WORTH, empty_like
-from gennorm._threads import shared
+from gennorm.engine.memory import WORTH, empty_like
+from gennorm.engine.threads import shared
 
 from .layout import NOTHING_REAL, dense, flat
 from .sharing import alone, run

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gennorm.arrays import dtype_named
-from gennorm.config import LayerConfig
 from gennorm.errors import FileError, GennormError, shown, suggest
+from gennorm.layer.arrays import dtype_named
 from gennorm.moments import Moments
+from gennorm.spec.config import LayerConfig
 
 __all__ = ["Stored", "cannot_read", "cannot_write", "read", "replacing", "write"]
 

@@ -1,7 +1,7 @@
 """Calls of kernels, and which threads share them.
 
 The ranges that a call is cut into never decide what is computed, only who computes it, so the results are the same for
-any number of threads. The threads are Python's own, and spend their lives in ``_team.serve``: a team is made when it is
+any number of threads. The threads are Python's own, and wait in ``compiler.team.serve``: a team is made when it is
 first worth it, made anew after a fork, and done without wherever it cannot be had.
 """
 
@@ -17,10 +17,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gennorm._memory import address
-from gennorm._threads import WORTH_SHARING, get_num_threads, shared
+from gennorm.engine.memory import address
+from gennorm.engine.threads import WORTH_SHARING, get_num_threads, shared
 
-from . import _jit, _team
+from .compiler import jit
+from .compiler import team as shared_team
 
 __all__ = ["alone", "assembled", "run"]
 
@@ -66,7 +67,7 @@ def run(work: Work, tasks: int, elements: int, *, apart: bool = True) -> None:
     if alone(elements):
         work(1, 0, tasks, 0)
         return
-    threads = min(get_num_threads(), tasks, elements // WORTH_SHARING, MOST) if _jit.JIT else 1
+    threads = min(get_num_threads(), tasks, elements // WORTH_SHARING, MOST) if jit.JIT else 1
     step = max(tasks * STEP // max(elements, STEP), 1)
     if threads < 2:
         for lo in range(0, tasks, step):
@@ -97,20 +98,20 @@ class Team:
 
     def __init__(self) -> None:
         integers = "int64", "int64", "int64"
-        memory = np.zeros(_team.TAKEN + (MOST + 1) * _team.LINE, np.int64)
-        self.control = control = memory[-address(memory) // 8 % _team.LINE :]
+        memory = np.zeros(shared_team.TAKEN + (MOST + 1) * shared_team.LINE, np.int64)
+        self.control = control = memory[-address(memory) // 8 % shared_team.LINE :]
         self.address = address(control)
-        self.lead = _jit.address(_team.lead, {}, integers, (), 5)
-        self.serve = _jit.build(_team.serve, {}, integers, (), 2)
+        self.lead = jit.address(shared_team.lead, {}, integers, (), 5)
+        self.serve = jit.build(shared_team.serve, {}, integers, (), 2)
         self.members: list[Member] = []
         self._growing = threading.Lock()
         self.requests: dict[tuple[int, int], tuple[int, npt.NDArray[np.int64]]] = {}
         self.ended = 0.0  # when the last call did
-        control[_team.GIVE_WAY] = _give_way()
-        control[_team.PATIENCE] = LOOKS
+        control[shared_team.GIVE_WAY] = _give_way()
+        control[shared_team.PATIENCE] = LOOKS
         begin = time.perf_counter()
         self.serve(0, self.address)  # there is nothing to do yet
-        control[_team.PATIENCE] = 1 + round(LOOKS * WAIT / (time.perf_counter() - begin))
+        control[shared_team.PATIENCE] = 1 + round(LOOKS * WAIT / (time.perf_counter() - begin))
 
     def gather(self, threads: int, parts: int) -> int:
         """The request that so many threads share a call, the caller's own included, or as many as can be had."""
@@ -159,7 +160,7 @@ class Member(threading.Thread):
         team, control, number = self._team, self._team.control, self._number
         while True:
             team.serve(number, team.address)
-            if control[_team.STATE] & _team.OPEN and number < control[_team.THREADS]:
+            if control[shared_team.STATE] & shared_team.OPEN and number < control[shared_team.THREADS]:
                 continue
             self.asleep = True
             self.calls.get()

@@ -30,9 +30,9 @@ from numba.core.compiler import CompileResult
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.target_extension import jit_registry, target_override
 
-from gennorm._threads import hold_in_forks, unbroken
+from gennorm.engine.threads import hold_in_forks, unbroken
 
-from . import _lowering, _target
+from . import lowering, target
 
 JIT = not numba_config.DISABLE_JIT
 
@@ -41,7 +41,7 @@ JIT = not numba_config.DISABLE_JIT
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True, "_nrt": False}
 
 # Neither a step nor a kernel is called from C.
-COMPILED: dict[str, Any] = {"_target": _target.NAME, "pipeline_class": _target.Pipeline, "no_cfunc_wrapper": True}
+COMPILED: dict[str, Any] = {"_target": target.NAME, "pipeline_class": target.Pipeline, "no_cfunc_wrapper": True}
 
 # What the user's environment says about machine code, and which is therefore part of a kernel's name.
 ENVIRONMENT = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT")
@@ -50,7 +50,7 @@ ENVIRONMENT = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGIN
 INLINED: dict[str, Any] = {"forceinline": True, "no_cpython_wrapper": True}
 
 # Whatever of Python a kernel uses that Numba has as a function in Python is compiled like a step.
-jit_registry[_target.Processor] = functools.partial(numba.jit, _target=_target.NAME)
+jit_registry[target.Processor] = functools.partial(numba.jit, _target=target.NAME)
 
 # Numba's own lock is the only one around a compilation, and a fork waits for it: in a child that is forked while
 # another thread compiles nobody would ever release it. LLVM's is held by whoever lets go of an object of LLVM, too.
@@ -85,7 +85,7 @@ _steps: dict[tuple[Any, ...], Any] = {}
 @functools.cache
 def _sources() -> bytes:
     """The digest of this package's sources; where there are none to read, one that no other process has."""
-    paths = sorted(Path(__file__).parent.glob("*.py"))
+    paths = sorted(Path(__file__).parent.parent.rglob("*.py"))
     digest = hashlib.sha256(b"" if paths else os.urandom(32))
     for path in paths:
         digest.update(path.read_bytes())
@@ -109,7 +109,7 @@ def _load(name: str) -> CompileResult | None:
             return None
         # Numba's own loading refreshes its registries first, half of the time that a process waits for its first
         # call. Types and lowerings are for compiling, which does it as well.
-        return CompileResult._rebuild(_target.target.target_context, *pickle.loads(payload))
+        return CompileResult._rebuild(target.target.target_context, *pickle.loads(payload))
     except Exception:  # noqa: BLE001  whatever is wrong with a cached file, the answer is to compile
         return None
 
@@ -136,7 +136,7 @@ def _specialised(function: FunctionType, names: dict[str, Any]) -> tuple[Functio
     used = {name: names[name] for name in function.__code__.co_names if name in names}
     for name in function.__code__.co_names:
         helper = function.__globals__.get(name)
-        if name not in names and isinstance(helper, FunctionType) and helper.__module__.startswith(__package__):
+        if name not in names and isinstance(helper, FunctionType) and helper.__module__.startswith("gennorm.engine."):
             used[name] = _step(helper, names)
     clone = FunctionType(function.__code__, {**function.__globals__, **used}, function.__name__, function.__defaults__)
     clone.__module__ = function.__module__
@@ -234,7 +234,7 @@ def _compiled(
 
     def once() -> CompileResult:
         with global_compiler_lock:
-            processor = _target.target.target_context.codegen().magic_tuple()
+            processor = target.target.target_context.codegen().magic_tuple()
             key = repr((described, versions, environment, processor)).encode()
             content = hashlib.sha256(_sources() + key).hexdigest()[:40]
             if content in _kept:  # another thread was first
@@ -244,10 +244,10 @@ def _compiled(
             found = _load(name)
             result = found
             if result is None:
-                clone, _ = _specialised(kernel, {**names, **_lowering.words(*storage)})
+                clone, _ = _specialised(kernel, {**names, **lowering.words(*storage)})
                 clone.__qualname__ = f"{kernel.__name__}_{content[:16]}"  # keeps the symbols of two variants apart
                 dispatcher = numba.njit(**OPTIONS, **COMPILED)(clone)
-                with target_override(_target.NAME):
+                with target_override(target.NAME):
                     dispatcher.compile(shape)
                 result = dispatcher.overloads[shape.args]
                 _save(name, result)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields
 from types import EllipsisType
 from typing import Any, Literal, cast
 
-from gennorm import levels
 from gennorm.errors import (
     UNPRINTED,
     ConfigError,
@@ -22,7 +21,8 @@ from gennorm.errors import (
     shown,
     suggest,
 )
-from gennorm.levels import AGGREGATION, SCALING, Level, LevelSpec, Listing, Span
+from gennorm.spec import levels
+from gennorm.spec.levels import AGGREGATION, SCALING, Level, LevelSpec, Listing, Span
 
 __all__ = [
     "GroupMapping",

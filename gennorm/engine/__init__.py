@@ -6,11 +6,11 @@ import threading
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from gennorm._threads import get_num_threads, hold_in_forks, unbroken
+from gennorm.engine.threads import get_num_threads, hold_in_forks, unbroken
 
 if TYPE_CHECKING:
-    from gennorm.kernels import Bound
-    from gennorm.kernels._jit import Built
+    from gennorm.engine.bound import Bound
+    from gennorm.engine.compiler.jit import Built
 
 __all__ = ["assemble", "bind", "built"]
 
@@ -29,13 +29,13 @@ def bind(*layout: Any, **others: Any) -> Bound:
 def assemble() -> None:
     """Compile what threads live in that share the calls of any layer, if there is to be more than one."""
     kernels = _opened()
-    if kernels._jit.JIT and get_num_threads() > 1:
-        kernels.sharing.assembled()
+    if kernels.jit.JIT and get_num_threads() > 1:
+        kernels.assembled()
 
 
 def built() -> list[Built]:
     """Every kernel that this process has compiled or loaded so far, in that order."""
-    return list(_opened()._jit.built)
+    return list(_opened().jit.built)
 
 
 def _opened() -> Any:
@@ -47,6 +47,6 @@ def _opened() -> Any:
 
 def _imported() -> ModuleType:
     with _importing:
-        from gennorm import kernels
+        from gennorm.engine import bound
 
-        return kernels
+        return bound

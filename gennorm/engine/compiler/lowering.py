@@ -14,7 +14,7 @@ from numba.core.registry import cpu_target
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, models, register_model
 
-from .vector import LANES, WIDE
+from gennorm.engine.kernels.vector import LANES, WIDE
 
 INT32 = ir.IntType(32)
 INT64 = ir.IntType(64)

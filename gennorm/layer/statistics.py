@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gennorm import levels
-from gennorm.config import GroupMapping, LayerConfig, Resolved, resolve_config
 from gennorm.errors import (
     ConfigError,
     GennormError,
@@ -19,9 +17,11 @@ from gennorm.errors import (
     ShapeError,
 )
 from gennorm.moments import Moments
+from gennorm.spec import levels
+from gennorm.spec.config import GroupMapping, LayerConfig, Resolved, resolve_config
 
 if TYPE_CHECKING:
-    from gennorm.kernels import Bound
+    from gennorm.engine.bound import Bound
 
 __all__ = [
     "applicable",

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gennorm._threads import changing
+from gennorm.engine.threads import changing
 from gennorm.errors import ConfigError, shown
 
 __all__ = ["address", "clear_reserve", "copied", "empty_like", "get_reserve", "set_reserve"]

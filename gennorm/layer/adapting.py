@@ -12,12 +12,12 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from gennorm.arrays import dtype_name, real
-from gennorm.config import LayerConfig, resolve_config
 from gennorm.engine import bind
 from gennorm.errors import InitializationError, InputError, ParameterError, ShapeError
+from gennorm.layer.arrays import dtype_name, real
+from gennorm.layer.statistics import held_shape, is_one_example, measured, pooled, ungrouped
 from gennorm.moments import Moments, weights_for
-from gennorm.statistics import held_shape, is_one_example, measured, pooled, ungrouped
+from gennorm.spec.config import LayerConfig, resolve_config
 
 __all__ = ["Progress", "moments_of"]
 

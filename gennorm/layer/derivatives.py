@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gennorm._memory import empty_like
-from gennorm.arrays import like_output
+from gennorm.engine.memory import empty_like
+from gennorm.layer.arrays import like_output
+from gennorm.layer.parameters import Parameter
+from gennorm.layer.statistics import measured
 from gennorm.moments import Moments
-from gennorm.parameters import Parameter
-from gennorm.statistics import measured
 
 if TYPE_CHECKING:
-    from gennorm.kernels import Bound, Shortcut
+    from gennorm.engine.bound import Bound
+    from gennorm.engine.shortcut import Shortcut
 
 __all__ = ["Gradients", "Kept", "Merge", "Pullback", "Settled"]
 

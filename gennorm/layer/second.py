@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gennorm.config import LayerConfig, Resolved
-from gennorm.gradients import Gradients, Merge
+from gennorm.layer.derivatives import Gradients, Merge
 from gennorm.moments import Moments
+from gennorm.spec.config import LayerConfig, Resolved
 
 __all__ = ["derivatives", "second"]
 

@@ -12,11 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gennorm import config as configs
-from gennorm import files, levels
-from gennorm._memory import copied, empty_like
-from gennorm._threads import changing
-from gennorm.arrays import (
+from gennorm.engine import bind
+from gennorm.engine.memory import copied, empty_like
+from gennorm.engine.threads import changing
+from gennorm.errors import (
+    ConfigError,
+    InitializationError,
+    OutputError,
+    ParameterError,
+    ShapeError,
+    shown,
+    suggest,
+)
+from gennorm.layer import files
+from gennorm.layer.arrays import (
     dtype_given,
     dtype_name,
     dtype_named,
@@ -29,22 +38,9 @@ from gennorm.arrays import (
     shape_of,
     writable,
 )
-from gennorm.config import LayerConfig, Resolved, resolve_config
-from gennorm.engine import bind
-from gennorm.errors import (
-    ConfigError,
-    InitializationError,
-    OutputError,
-    ParameterError,
-    ShapeError,
-    shown,
-    suggest,
-)
-from gennorm.gradients import Gradients, Kept, Merge, Pullback, Settled
-from gennorm.moments import Moments
-from gennorm.parameters import Parameter, together
-from gennorm.plan import Plan, make_plan
-from gennorm.statistics import (
+from gennorm.layer.derivatives import Gradients, Kept, Merge, Pullback, Settled
+from gennorm.layer.parameters import Parameter, together
+from gennorm.layer.statistics import (
     applicable,
     checked,
     folded,
@@ -60,9 +56,14 @@ from gennorm.statistics import (
     ungrouped,
     used,
 )
+from gennorm.moments import Moments
+from gennorm.plan import Plan, make_plan
+from gennorm.spec import config as configs
+from gennorm.spec import levels
+from gennorm.spec.config import LayerConfig, Resolved, resolve_config
 
 if TYPE_CHECKING:
-    from gennorm.kernels import Bound
+    from gennorm.engine.bound import Bound
 
 
 __all__ = ["Information", "NormalizationLayer", "load"]
@@ -537,12 +538,12 @@ class NormalizationLayer:
         >>> def length(x):
         ...     return (layer.vjp(x)[1](dy).input ** 2).sum()
         >>> found = layer.vjp(x)[1](dy)
-        >>> _, gradients = layer.second(x, dy, gn.gradients.Gradients(2 * found.input, None, None))
+        >>> _, gradients = layer.second(x, dy, gn.layer.Gradients(2 * found.input, None, None))
         >>> step = np.array([0.0, 1e-6, 0.0])
         >>> bool(abs((length(x + step) - length(x - step)) / 2e-6 - gradients.input[1]) < 1e-8)
         True
         """
-        from gennorm.second import second
+        from gennorm.layer.second import second
 
         if self._is_one(x):
             along = along if along.input is None else replace(along, input=along.input[None])
@@ -1191,7 +1192,7 @@ class NormalizationLayer:
         >>> gn.feature_norm().adapt(data[start : start + 3] for start in (0, 3)).moments.mean
         array([1., 8., 5.])
         """
-        from gennorm.adapting import moments_of
+        from gennorm.layer.adapting import moments_of
 
         require_dataset(self._config)
         found = moments_of(data, self._config, mask=mask, weights=weights, progress=progress)

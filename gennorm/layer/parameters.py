@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gennorm.arrays import parameter_values
-from gennorm.config import Resolved
 from gennorm.errors import ParameterError
+from gennorm.layer.arrays import parameter_values
+from gennorm.spec.config import Resolved
 
 __all__ = ["Parameter", "together"]
 

@@ -22,7 +22,7 @@ from numba.core.typed_passes import NativeLowering, NoPythonBackend, NopythonTyp
 from numba.core.types.misc import unliteral
 from numba.core.untyped_passes import DeadBranchPrune, FixupArgs, IRProcessing, ReconstructSSA, TranslateByteCode
 
-from . import _lowering, _team
+from . import lowering, team
 
 NAME = "gennorm"
 
@@ -92,7 +92,7 @@ class Lowering(cpu.CPUContext):
         from numba.np import arrayobj  # noqa: F401
 
         # The first takes up the words as they are met, and what Numba adds for a target: other targets never see it.
-        self.install_registry(_lowering.registry)
+        self.install_registry(lowering.registry)
         self.install_registry(mathimpl.registry)
 
     def post_lowering(self, module: Any, library: Library) -> None:
@@ -109,7 +109,7 @@ class Lowering(cpu.CPUContext):
         kind = self.call_conv.get_function_type(fndesc.restype, fndesc.argtypes)
         called = ir.Function(module, kind, fndesc.llvm_func_name)
         if "team" in fndesc.args:
-            called = _team.shareable(self, called, fndesc)
+            called = team.shareable(self, called, fndesc)
         PyCallWrapper(self, module, called, fndesc, env, call_helper, release_gil).build()
         library.add_ir_module(module)
 

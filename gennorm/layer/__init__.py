@@ -1,0 +1,6 @@
+"""The layer: settings and parameters, and the calls that bring arrays to the engine and back."""
+
+from gennorm.layer.derivatives import Gradients, Pullback
+from gennorm.layer.layer import Information, NormalizationLayer, load
+
+__all__ = ["Gradients", "Information", "NormalizationLayer", "Pullback", "load"]
