@@ -1,10 +1,9 @@
 """The prepared call: what all calls on arrays of one layout share. Only this module runs kernels.
 
-A `PreparedCall` belongs to one plan, that is to one shape, dtype, layout and form of the parameters. It knows how arrays,
-parameters and moments have to lie for the kernels (`Layout`), chooses the kernels, and runs them: `normalize`, `apply`,
-`invert`, `measure`, `backward`. Parameters come in the order and type of the kernel, as `Layout.parameter` returns them.
-Moments are *rows*: one row each for mean and second moment (or variance), with one column for each slice, in the order in
-which the kernel counts slices.
+A `PreparedCall` belongs to one plan: to one shape, dtype, layout and form of the parameters. It knows how arrays,
+parameters and moments have to lie for the kernels (`Layout`), chooses the kernels, and runs them. Parameters come in the
+order and type of the kernel, as `Layout.parameter` returns them. Moments are *rows*: one row each for mean and second
+moment (or variance), with one column for each slice, in the order in which the kernel counts slices.
 """
 
 from __future__ import annotations
@@ -134,7 +133,7 @@ class PreparedCall(Layout):
     single : bool
         Whether the call is made on one example, and the plan is that of a batch of one. Set by the owner.
     views : tuple of (ndarray or None), or None
-        Scaling and biases of the layer as the kernels take them, where these are views that stay valid. Set by the owner.
+        Scaling and biases of the layer as the kernels take them, where these are views. Set by the owner.
     """
 
     def __init__(self, plan: Plan, strides: tuple[int, ...]) -> None:
@@ -217,12 +216,12 @@ class PreparedCall(Layout):
         return moments
 
     def statistics(self, moments: Array) -> Array:
-        """Return mean and variance (or mean square) of slices from what `measure` returned."""
-        mean, spread, count = moments
-        found = np.empty((2, len(mean)))
-        found[0] = mean if self.center else 0.0
+        """Return mean and variance (or mean square) of slices from mean, second moment and perhaps count."""
+        found = np.empty((2, self.plan.slices))
+        count: Any = moments[2] if len(moments) == 3 else float(self.plan.resolved.count)
+        found[0] = moments[0] if self.center else 0.0
         # A slice in which too little is counted has no spread: its variance is 0.
-        np.divide(spread, np.maximum(count - self.plan.config.unbiased, 1.0), out=found[1])
+        np.divide(moments[1], np.maximum(count - self.plan.config.unbiased, 1.0), out=found[1])
         return found
 
     def remembered(self, moments: object, held: bool, make: Callable[[], Array]) -> Array:
@@ -232,17 +231,8 @@ class PreparedCall(Layout):
             self._given = last = moments, held, make()
         return last[2]
 
-    def factors(self, moments: Array, *, through: bool) -> Array:
-        """Return what a backward kernel needs of every slice: the four numbers that ``steps`` describes, in one array.
-
-        Parameters
-        ----------
-        moments : ndarray
-            Where the gradient goes through the statistics: mean, second moment and, unless every element counts,
-            count. Otherwise mean and variance.
-        through : bool
-            Whether the gradient goes through the statistics.
-        """
+    def _factors(self, moments: Array, *, through: bool) -> Array:
+        """Return the four numbers that a backward kernel needs of every slice; ``steps`` says which."""
         factors = np.zeros((4, self.plan.slices))
         if not through:
             factors[:2] = moments
@@ -270,9 +260,10 @@ class PreparedCall(Layout):
         x: Array,
         dy: Array,
         dx: Array,
-        factors: Array,
+        moments: Array,
         gains: Array | None,
         *,
+        through: bool,
         biased: bool = False,
         weights: Array | None = None,
         tangent: bool = False,
@@ -284,10 +275,13 @@ class PreparedCall(Layout):
         ----------
         x, dy, dx : ndarray
             The input, the gradient of the output, and where the gradient of the input is written.
-        factors : ndarray
-            What `factors` returned.
+        moments : ndarray
+            Where the gradient goes through the statistics: mean, second moment and, unless every element counts,
+            count. Otherwise mean and variance.
         gains : ndarray or None
             The scaling.
+        through : bool
+            Whether the gradient goes through the statistics.
         biased : bool
             Whether the gradient of biases is needed.
         weights : ndarray, optional
@@ -321,7 +315,7 @@ class PreparedCall(Layout):
             flat(target, plan.result),
             unused if weights is None else flat(self.laid_out(weights), plan.compute),
             unused if gains is None else gains,
-            factors,
+            self._factors(moments, through=through),
             merge,
         )
         deliver(target, dx)

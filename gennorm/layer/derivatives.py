@@ -117,8 +117,9 @@ def pull_back(kept: Kept, dy: Array, merge: Merge | None = None) -> Gradients:
         kept.x,
         dy,
         dx,
-        call.factors(kept.rows, through=kept.through),
+        kept.rows,
         kept.gains,
+        through=kept.through,
         biased=biases.array is not None,
         weights=kept.weights,
         merge=merge,
@@ -149,17 +150,18 @@ def push_forward(
     """Return the derivative of the output along directions of the input and of the parameters."""
     x, call = kept.x, kept.call
     dy = call.output(x)
-    factors = call.factors(kept.rows, through=kept.through)
     if dx is None and merge is None:
         dy[...] = 0
     else:
         dx = np.zeros_like(dy) if dx is None else dx
-        call.backward(x, dx, dy, factors, kept.gains, weights=kept.weights, tangent=True, merge=merge)
+        call.backward(
+            x, dx, dy, kept.rows, kept.gains, through=kept.through, weights=kept.weights, tangent=True, merge=merge
+        )
     if directions is not None:
         # The output is linear in the parameters: what their directions add is the output that they would give.
         per_example = directions[0].per_example or directions[1].per_example
         other = state.calls.find(x, kept.given, per_example=per_example)
-        statistics = factors.reshape(4, -1)[:2]
+        statistics = call.statistics(kept.rows) if kept.through else kept.rows
         if other is not call:
             statistics = other.ordered(call.shaped(statistics))
         added = other.output(x)

@@ -1,6 +1,6 @@
 """The layer: its settings, its parameters, and the calls that normalize arrays.
 
-Here are the public methods and their documentation. What they do is done elsewhere: `request` checks a call and runs it,
+Here are the public methods and their documentation. The work is done elsewhere: `request` checks a call and runs it,
 `state` is what a layer is at one moment, `derivatives` has pullbacks, `statistics` the held moments, `files` saves.
 """
 

@@ -1,8 +1,8 @@
 """A request: one call of a layer, checked. `run` makes the kernels answer it.
 
-Every call of a layer takes this road: `request` checks what was passed, says by which moments the array is normalized,
-and finds the prepared call; `run` computes; what follows (an answer, a pullback, an update of moving moments) is made of
-the request and the rows that `run` returns. Everything is checked before anything is written or changed.
+Every call of a layer takes this road: `request` checks what was passed, decides by which moments the array is
+normalized, and finds the prepared call; `run` computes; what follows (an answer, a pullback, an update of moving moments)
+is made of the request and the rows that `run` returns. Everything is checked before anything is written or changed.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def request(
 ) -> Request:
     """Check a call of a layer.
 
-    The arguments are those of `NormalizationLayer.vjp` and its `__call__`. Groups of the batch have a part in the moments
-    of `x`, and in given ones where `grouped` is True.
+    The arguments are those of `NormalizationLayer.vjp` and of a call. With `grouped`, the given moments have one value for
+    each group of the batch, as those of `x` have.
 
     Raises
     ------
@@ -158,7 +158,7 @@ def laid(
 
 
 def given_rows(state: State, moments: Any, call: PreparedCall) -> Array:
-    """Return mean and variance of every slice, in the order of a call: of moments that were passed, else the held ones."""
+    """Return mean and variance of every slice, in the order of a call: those that were passed, else the held ones."""
     resolved = call.plan.resolved
     if moments is None:
         own = required(state.moments)
