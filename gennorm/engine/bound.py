@@ -78,10 +78,10 @@ def kernel_of(family: str, step: str, dtypes: tuple[str, str, str], flags: froze
     space = (double, real) if family == "columns" else ()
     if step == "forward":
         y = real if settings["WEIGHTED"] else result
-        arrays = (storage, y, real, real, double, double, "int64", double, *space)
-        return jit.build(module.forward, settings, dtypes, arrays, 3)
-    arrays = (storage, result, result, real, real, double, double, double, "int64", double, *(space or (real,)))
-    return jit.build(module.backward, settings, dtypes, arrays, 6)
+        arrays = (storage, y, real, real, double, double, "int64", double)
+        return jit.build(module.forward, settings, dtypes, jit.Signature(arrays, space, 3, shared=True))
+    arrays = (storage, result, result, real, real, double, double, double, "int64", double)
+    return jit.build(module.backward, settings, dtypes, jit.Signature(arrays, space or (real,), 6, shared=True))
 
 
 class _Sweep(NamedTuple):
