@@ -1,9 +1,9 @@
 """The prepared call: what all calls on arrays of one layout share. Only this module runs kernels.
 
 A `PreparedCall` belongs to one plan: to one shape, dtype, layout and form of the parameters. It knows how arrays,
-parameters and moments have to lie for the kernels (`Layout`), chooses the kernels, and runs them. Parameters come in the
-order and type of the kernel, as `Layout.parameter` returns them. Moments are *rows*: one row each for mean and second
-moment (or variance), with one column for each slice, in the order in which the kernel counts slices.
+parameters and moments have to lie for the kernels (`Layout`), chooses the kernels, and runs them. Parameters come in
+the order and type of the kernel, as `Layout.parameter` returns them. Moments are *rows*: one row each for mean and
+second moment (or variance), with one column for each slice, in the order in which the kernel counts slices.
 """
 
 from __future__ import annotations
@@ -99,10 +99,10 @@ def kernel_of(family: str, step: str, dtypes: tuple[str, str, str], flags: froze
     space = (double, real) if family == "columns" else ()
     if step == "forward":
         y = real if settings["WEIGHTED"] else result
-        arrays = (storage, y, real, real, double, double, "int64", double, *space)
-        return jit.build(module.forward, settings, dtypes, arrays, 3)
-    arrays = (storage, result, result, real, real, double, double, double, "int64", double, *(space or (real,)))
-    return jit.build(module.backward, settings, dtypes, arrays, 6)
+        arrays = (storage, y, real, real, double, double, "int64", double)
+        return jit.build(module.forward, settings, dtypes, jit.Signature(arrays, space, 3, shared=True))
+    arrays = (storage, result, result, real, real, double, double, double, "int64", double)
+    return jit.build(module.backward, settings, dtypes, jit.Signature(arrays, space or (real,), 6, shared=True))
 
 
 class _Sweep(NamedTuple):
