@@ -164,11 +164,6 @@ def measure(x: Array, config: LayerConfig, resolved: Resolved, *, weights: Array
     SliceMoments
         In float64 where the namespace has it, else in float32.
 
-    Raises
-    ------
-    InputError
-        `x` is an array of no known namespace.
-
     Examples
     --------
     >>> import numpy as np
@@ -206,11 +201,6 @@ def apply(
     -------
     array
 
-    Raises
-    ------
-    InputError
-        `x` is an array of no known namespace.
-
     Examples
     --------
     >>> import numpy as np
@@ -245,11 +235,6 @@ def invert(
     -------
     array
         In the output's dtype; the mean where the divisor is 0.
-
-    Raises
-    ------
-    InputError
-        `y` is an array of no known namespace.
 
     Examples
     --------
@@ -301,11 +286,6 @@ def fold(
     -------
     mean, variance : array
         New arrays.
-
-    Raises
-    ------
-    InputError
-        The arrays are of no known namespace.
 
     Examples
     --------
@@ -382,11 +362,6 @@ def pull_back(
     Gradients
         That of the input in the output's dtype, those of the parameters in theirs.
 
-    Raises
-    ------
-    InputError
-        `x` is an array of no known namespace.
-
     Examples
     --------
     >>> import numpy as np
@@ -443,11 +418,6 @@ def push_forward(
     -------
     array
         Of the shape and the dtype of the output.
-
-    Raises
-    ------
-    InputError
-        `x` is an array of no known namespace.
 
     Examples
     --------
@@ -559,6 +529,9 @@ class _Slices:
             for i, axis in enumerate(self.axis_of)
             if axis in resolved.aggregation and self.axis_of[i : i + 2] != [axis, axis]
         )
+        self.number = 1  # of elements in a slice; torch.compile has no math.prod of symbolic sizes
+        for i in self.aggregated:
+            self.number *= self.whole[i]
         name = _name(x.dtype)
         self.real, self.exact = _floating(xp, x, COMPUTED[name])
         self.result = self.real
@@ -641,7 +614,7 @@ class _Slices:
         xp, total = self.xp, self.total
         if self.counted is None:
             added = total(x)
-            count = xp.zeros_like(added) + math.prod(self.whole[i] for i in self.aggregated)
+            count = xp.zeros_like(added) + self.number
         else:
             added = total(self.weighted(x))
             count = total(self.widen(self.counted) if self.weights is None else self.weights)
@@ -649,22 +622,21 @@ class _Slices:
             return count, xp.zeros_like(self.narrow(added)), xp.zeros_like(added), self.squares(x), x
         n = xp.where(count == 0, 1.0, count)
         centre = self.inside(self.narrow(added / n), x, count)
-        deviations = x - centre
+        deviations = self.widen(x) - self.widen(centre)
         rest = total(self.weighted(deviations)) / n
-        return count, centre, rest, self.squares(self.widen(deviations) - rest), deviations - self.narrow(rest)
+        return count, centre, rest, self.squares(deviations - rest), (x - centre) - self.narrow(rest)
 
     def squares(self, values: Array) -> Array:
         """The sum of squares, each of them in the dtype of moments."""
         wide = self.widen(values)
-        if self.counted is not None:  # before they are squared: the square of what does not count may overflow
+        if self.counted is not None:  # the square of what does not count may overflow
             wide = self.xp.where(self.counted, wide, 0.0)
-        wide = wide * wide
-        return self.total(wide if self.weights is None else wide * self.weights)
+        return self.total(self.weighted(wide * wide))
 
     def inside(self, mean: Array, x: Array, count: Array) -> Array:
         """The mean, not outside its slice: that of equal elements is exact, so that they have the variance 0."""
         xp = self.xp
-        if 0 in [self.whole[i] for i in self.aggregated]:
+        if self.number == 0:
             return mean
         low = high = x
         if self.counted is not None:
@@ -721,11 +693,15 @@ class _Slices:
         scaling = self.resolved.scaling
         return (0, *scaling) if self.resolved.batched and len(parameter.shape) > len(scaling) else scaling
 
+    def ascending(self, axes: tuple[int, ...]) -> list[int]:
+        """The axes in their order in the array; torch.compile cannot sort integers that it takes for symbolic."""
+        return [axis for axis in range(len(self.shape)) if axis in axes]
+
     def spread(self, parameter: Array) -> Array:
         """A parameter, broadcastable to the elements."""
         axes = self.axes(parameter)
         shape = [size if axis in axes else 1 for axis, size in zip(self.axis_of, self.whole, strict=True)]
-        order = tuple(sorted(range(len(axes)), key=axes.__getitem__))
+        order = tuple(axes.index(axis) for axis in self.ascending(axes))
         return self.xp.reshape(self.xp.permute_dims(self.narrow(parameter), order), tuple(shape))
 
     def gathered(self, values: Array, parameter: Array) -> Array:
@@ -733,9 +709,9 @@ class _Slices:
         xp, axes = self.xp, self.axes(parameter)
         others = tuple(i for i, axis in enumerate(self.axis_of) if axis not in axes)
         summed = xp.sum(values, axis=others, dtype=self.exact) if others else values
-        ordered = sorted(axes)
+        ordered = self.ascending(axes)
         summed = xp.reshape(summed, tuple(self.shape[axis] for axis in ordered))
-        return xp.astype(xp.permute_dims(summed, tuple(map(ordered.index, axes))), parameter.dtype, copy=False)
+        return xp.astype(xp.permute_dims(summed, tuple(ordered.index(axis) for axis in axes)), parameter.dtype, copy=False)
 
 
 # ------------------------------------------------------------------------------------------------------ the namespaces
