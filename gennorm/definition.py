@@ -711,7 +711,9 @@ class _Slices:
         summed = xp.sum(values, axis=others, dtype=self.exact) if others else values
         ordered = self.ascending(axes)
         summed = xp.reshape(summed, tuple(self.shape[axis] for axis in ordered))
-        return xp.astype(xp.permute_dims(summed, tuple(ordered.index(axis) for axis in axes)), parameter.dtype, copy=False)
+        return xp.astype(
+            xp.permute_dims(summed, tuple(ordered.index(axis) for axis in axes)), parameter.dtype, copy=False
+        )
 
 
 # ------------------------------------------------------------------------------------------------------ the namespaces

@@ -479,9 +479,7 @@ def test_parts_of_a_batch(method, masked, unbiased):
     pulled = together(definition.pull_back, dy, scaling=np.arange(5.0))
     np.testing.assert_allclose(np.concatenate([one.input for one in pulled]), whole.input, rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(sum(one.scaling for one in pulled), whole.scaling, rtol=1e-12, atol=1e-13)
-    np.testing.assert_allclose(
-        np.concatenate(together(definition.push_forward, dx)), along, rtol=1e-12, atol=1e-13
-    )
+    np.testing.assert_allclose(np.concatenate(together(definition.push_forward, dx)), along, rtol=1e-12, atol=1e-13)
 
 
 def _part(config, arrays, function, x, *others, moments=None, **keywords):
@@ -683,8 +681,9 @@ def test_what_is_not_finite_stays_in_its_slice(arrays):
     keywords = {"config": config, "shape": x.shape}
     clean = call(definition.normalize, arrays, x, **keywords)[0], call(definition.pull_back, arrays, x, dy, **keywords)
     x[1, 2], x[2, 3] = np.nan, np.inf
-    y, found = call(definition.normalize, arrays, x, **keywords)[0], call(
-        definition.pull_back, arrays, x, dy, **keywords
+    y, found = (
+        call(definition.normalize, arrays, x, **keywords)[0],
+        call(definition.pull_back, arrays, x, dy, **keywords),
     )
     for one, other in ((y, clean[0]), (found.input, clean[1].input)):
         assert np.isnan(one[1:3]).all()
