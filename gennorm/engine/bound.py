@@ -80,8 +80,13 @@ def kernel_of(family: str, step: str, dtypes: tuple[str, str, str], flags: froze
         y = real if settings["WEIGHTED"] else result
         arrays = (storage, y, real, real, double, double, "int64", double)
         return jit.build(module.forward, settings, dtypes, jit.Signature(arrays, space, 3, shared=True))
-    arrays = (storage, result, result, real, real, double, double, double, "int64", double)
-    return jit.build(module.backward, settings, dtypes, jit.Signature(arrays, space or (real,), 6, shared=True))
+    signature = jit.Signature(
+        (storage, result, result, real, real, double, double, double, "int64", double),
+        space or (real,),
+        integers=6,
+        shared=True,
+    )
+    return jit.build(module.backward, settings, dtypes, signature)
 
 
 class _Sweep(NamedTuple):
