@@ -113,8 +113,13 @@ def test_the_thread_pool_is_compiled_too(fresh):
     layer = gn.layer_norm(20)
     gn.precompile(layer, (9, 20), gradients=True)
     names = [one.name for one in engine.built()]
-    assert sorted(set(names)) == ["pool.share", "pool.work_until_idle", "row_gradients.backward", "rows.forward"]
-    assert str(engine.built()[names.index("pool.share")]).startswith("pool.share of int64, ")
+    assert sorted(set(names)) == [
+        "row_gradients.backward",
+        "rows.forward",
+        "workers.share",
+        "workers.work_until_idle",
+    ]
+    assert str(engine.built()[names.index("workers.share")]).startswith("workers.share of int64, ")
     y, pullback = layer.vjp(np.ones((20_000, 20), np.float32))
     pullback(y)
     assert len(engine.built()) == len(names)

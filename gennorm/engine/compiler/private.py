@@ -23,7 +23,7 @@ import numba
 from llvmlite import ir
 from numba import types
 
-from . import Signature, pool
+from . import Signature, workers
 
 NAME = "gennorm"
 
@@ -411,7 +411,7 @@ def _field(builder: Any, structure: Any, number: int) -> Any:
 def _shared_entry(context: Any, kernel: Any, fndesc: Any, signature: Signature) -> Any:
     """Return a function with the kernel's arguments that lets the thread pool run it, if the last argument is not 0.
 
-    It stores the arguments in a block of memory and passes the address of `each` to `pool.share`, which calls it for
+    It stores the arguments in a block of memory and passes the address of `each` to `workers.share`, which calls it for
     one range of tasks after another, in any thread. Each thread has its own part of the scratch arrays.
     """
     module, kinds = kernel.module, fndesc.argtypes
@@ -446,10 +446,10 @@ def _shared_entry(context: Any, kernel: Any, fndesc: Any, signature: Signature) 
     with builder.if_then(builder.icmp_unsigned("==", request, ir.Constant(_INT64, 0))):
         builder.ret(builder.call(kernel, entry.args, attrs=("noinline",)))
     block = builder.alloca(block_kind)
-    for i, value in enumerate([pool.read(builder, request, pool.PARTS), *flat]):
+    for i, value in enumerate([workers.read(builder, request, workers.PARTS), *flat]):
         builder.store(value, _field(builder, block, i))
     share_kind = context.call_conv.get_function_type(types.void, [types.intp] * 5).as_pointer()
-    share = builder.inttoptr(pool.read(builder, request, pool.SHARE), share_kind)
+    share = builder.inttoptr(workers.read(builder, request, workers.SHARE), share_kind)
     arguments = [builder.ptrtoint(each, _INT64), builder.ptrtoint(block, _INT64), lo, hi, request]
     builder.ret(builder.call(share, [*entry.args[:2], *arguments]))
     return entry
