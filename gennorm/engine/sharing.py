@@ -1,8 +1,8 @@
 """Calls of kernels, and which threads share them.
 
 The ranges that a call is cut into never decide what is computed, only who computes it, so the results are the same for
-any number of threads. The threads are Python's own, and wait in ``compiler.workers.work_until_idle``: a team is made when
-it is first worth it, made anew after a fork, and done without wherever it cannot be had.
+any number of threads. The threads are Python's own, and wait in ``compiler.workers.work_until_idle``: a team is made
+when it is first worth it, made anew after a fork, and done without wherever it cannot be had.
 """
 
 from __future__ import annotations
