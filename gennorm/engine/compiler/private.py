@@ -19,7 +19,6 @@ import pickle
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 from llvmlite import ir
 from numba import types
 
@@ -112,7 +111,7 @@ _private(
 )
 _llvm_lock: Any = _private("llvmlite.binding.ffi:lib._lock", "held while LLVM works, and by a fork", members="_lock")
 _private("numba.core.compiler_lock:_CompilerLock.__init__", "held by a fork", "self", assigns="_lock")
-_private(
+_jit: Any = _private(
     "numba.core.decorators:jit",
     "options of the compilation",
     "signature_or_function locals cache pipeline_class boundscheck options",
@@ -335,7 +334,7 @@ def target() -> Any:
     found = _Dispatcher.targetdescr = _Target(NAME)
     _dispatcher_registry[_Processor] = _Dispatcher
     # Numba implements some functions of Python in Python. A kernel that calls one has it compiled for this target.
-    _jit_registry[_Processor] = functools.partial(numba.jit, _target=NAME)
+    _jit_registry[_Processor] = functools.partial(_jit, _target=NAME)
     return found
 
 
