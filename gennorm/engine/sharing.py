@@ -1,8 +1,8 @@
 """Calls of kernels, and which threads share them.
 
 The ranges that a call is cut into never decide what is computed, only who computes it, so the results are the same for
-any number of threads. The threads are Python's own, and wait in ``compiler.pool.work_until_idle``: a team is made when
-it is first worth it, made anew after a fork, and done without wherever it cannot be had.
+any number of threads. The threads are Python's own, and wait in ``compiler.workers.work_until_idle``: a team is made
+when it is first worth it, made anew after a fork, and done without wherever it cannot be had.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from gennorm.engine.memory import address
 from gennorm.engine.threads import WORTH_SHARING, get_num_threads, shared
 
-from .compiler import jit, pool
+from .compiler import jit, workers
 
 __all__ = ["alone", "assembled", "run"]
 
@@ -97,20 +97,20 @@ class Team:
 
     def __init__(self) -> None:
         integers = "int64", "int64", "int64"
-        memory = np.zeros(pool.TAKEN + (MOST + 1) * pool.LINE, np.int64)
-        self.control = control = memory[-address(memory) // 8 % pool.LINE :]
+        memory = np.zeros(workers.TAKEN + (MOST + 1) * workers.LINE, np.int64)
+        self.control = control = memory[-address(memory) // 8 % workers.LINE :]
         self.address = address(control)
-        self.share = jit.address(pool.share, {}, integers, pool.SHARE_SIGNATURE)
-        self.work_until_idle = jit.build(pool.work_until_idle, {}, integers, pool.WORK_SIGNATURE)
+        self.share = jit.address(workers.share, {}, integers, workers.SHARE_SIGNATURE)
+        self.work_until_idle = jit.build(workers.work_until_idle, {}, integers, workers.WORK_SIGNATURE)
         self.members: list[Member] = []
         self._growing = threading.Lock()
         self.requests: dict[tuple[int, int], tuple[int, npt.NDArray[np.int64]]] = {}
         self.ended = 0.0  # when the last call did
-        control[pool.YIELD] = _give_way()
-        control[pool.POLLS] = LOOKS
+        control[workers.YIELD] = _give_way()
+        control[workers.POLLS] = LOOKS
         begin = time.perf_counter()
         self.work_until_idle(0, self.address)  # there is nothing to do yet
-        control[pool.POLLS] = 1 + round(LOOKS * WAIT / (time.perf_counter() - begin))
+        control[workers.POLLS] = 1 + round(LOOKS * WAIT / (time.perf_counter() - begin))
 
     def gather(self, threads: int, parts: int) -> int:
         """The request that so many threads share a call, the caller's own included, or as many as can be had."""
@@ -159,7 +159,7 @@ class Member(threading.Thread):
         team, control, number = self._team, self._team.control, self._number
         while True:
             team.work_until_idle(number, team.address)
-            if control[pool.STATE] & pool.OPEN and number < control[pool.THREADS]:
+            if control[workers.STATE] & workers.OPEN and number < control[workers.THREADS]:
                 continue
             self.asleep = True
             self.calls.get()

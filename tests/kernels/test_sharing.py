@@ -15,7 +15,7 @@ import pytest
 import gennorm as gn
 from gennorm.engine import sharing
 from gennorm.engine import threads as threads_
-from gennorm.engine.compiler import jit, pool
+from gennorm.engine.compiler import jit, workers
 
 ELEMENTS = 64 * threads_.WORTH_SHARING
 WHOLE = "int64", "int64", "int64"
@@ -81,8 +81,8 @@ def eventually(true):
 
 def nobody_is_at_work():
     for team in sharing._teams:
-        state, left = int(team.control[pool.STATE]), int(team.control[pool.FINISHED])
-        if state % pool.CALL >= pool.OPEN or state % pool.OPEN != left or team.control[pool.BUSY]:
+        state, left = int(team.control[workers.STATE]), int(team.control[workers.FINISHED])
+        if state % workers.CALL >= workers.OPEN or state % workers.OPEN != left or team.control[workers.BUSY]:
             return False
     return True
 
@@ -197,13 +197,13 @@ def test_a_call_while_the_team_has_a_leader_is_made_alone():
     gn.set_num_threads(3)
     assert Tasks().run().right()
     control = sharing._teams[0].control
-    control[pool.BUSY] = 1
+    control[workers.BUSY] = 1
     for _ in range(20):
         tasks = Tasks(turns=1000).run()
         assert tasks.right()
         assert tasks.each[0] == 64
-    assert control[pool.BUSY] == 1
-    control[pool.BUSY] = 0
+    assert control[workers.BUSY] == 1
+    control[workers.BUSY] = 0
 
 
 def test_threads_that_call_at_once():

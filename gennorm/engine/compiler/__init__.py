@@ -4,7 +4,7 @@ Importing this package does not import Numba. Ask `available` first; if it retur
 
 - `jit` compiles a kernel for one combination of settings and dtypes, and stores the machine code on disk;
 - `lowering` emits the vector operations that kernels are written in;
-- `pool` is the machine code by which the thread pool divides a call;
+- `workers` is the machine code by which the thread pool divides a call;
 - `private` contains everything that is used of Numba beyond its documented interface.
 """
 
