@@ -503,7 +503,7 @@ class _State(NamedTuple):
     z: Array
     factor: Array
     variance: Array
-    count: Array | None
+    count: Array  # or None
     centre: Array
     rest: Array
     m2: Array | None
