@@ -132,7 +132,7 @@ def test_no_more_is_kept_than_the_limit():
     layer = gn.layer_norm(1024)
     gn.set_reserve(1 << 20)  # three outputs and what they leave over
     held = [layer(example(seed)) for seed in range(8)]
-    assert memory._kept <= 1 << 20
+    assert memory._pooled <= 1 << 20
     expected = [layer(example(seed)) for seed in range(8)]
     for y, z in zip(held, expected, strict=True):
         np.testing.assert_array_equal(y, z)
@@ -142,7 +142,7 @@ def test_other_sizes_make_room():
     gn.set_reserve(1 << 20)
     for columns in range(1024, 1024 + 64 * 12, 64):
         gn.layer_norm(columns)(example(shape=(64, columns)))
-        assert memory._kept <= 1 << 20
+        assert memory._pooled <= 1 << 20
     layer, x = gn.layer_norm(4000), example(shape=(32, 4000))
     where = address(layer(x))
     assert address(layer(x)) == where
@@ -152,7 +152,7 @@ def test_nothing_is_kept_where_the_limit_is_none():
     gn.set_reserve(0)
     layer = gn.layer_norm(1024)
     held = [layer(example(seed)) for seed in range(3)]
-    assert (memory._kept, sum(map(len, memory._shelves.values()))) == (0, 0)
+    assert (memory._pooled, sum(map(len, memory._pool.values()))) == (0, 0)
     del held
 
 
@@ -160,13 +160,13 @@ def test_what_waits_is_given_back():
     layer = gn.layer_norm(1024)
     held = layer(example())
     layer(example())
-    assert memory._kept > 0
+    assert memory._pooled > 0
     gn.clear_reserve()
-    kept = memory._kept
+    kept = memory._pooled
     assert 0 < kept < 2 * held.nbytes  # what is in use
     del held
     gn.clear_reserve()
-    assert memory._kept == 0
+    assert memory._pooled == 0
 
 
 def test_threads_never_share_memory():

@@ -6,7 +6,8 @@ import threading
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from gennorm.engine.threads import get_num_threads, hold_in_forks, unbroken
+from gennorm.engine.forks import hold_in_forks, run_uninterrupted
+from gennorm.engine.threads import get_num_threads
 
 if TYPE_CHECKING:
     from gennorm.engine.bound import Bound
@@ -41,7 +42,7 @@ def built() -> list[Built]:
 def _opened() -> Any:
     global _kernels  # noqa: PLW0603
     if _kernels is None:
-        _kernels = unbroken(_imported)
+        _kernels = run_uninterrupted(_imported)
     return _kernels
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gennorm.engine import bind
+from gennorm.engine.forks import changing
 from gennorm.engine.memory import copied, empty_like
-from gennorm.engine.threads import changing
 from gennorm.errors import (
     ConfigError,
     InitializationError,

@@ -30,7 +30,7 @@ from numba.core.compiler import CompileResult
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.target_extension import jit_registry, target_override
 
-from gennorm.engine.threads import hold_in_forks, unbroken
+from gennorm.engine.forks import hold_in_forks, run_uninterrupted
 
 from . import lowering, target
 
@@ -258,4 +258,4 @@ def _compiled(
             return result
 
     # Where Numba itself is compiling what calls a layer, another thread would wait for this one.
-    return once() if global_compiler_lock.is_locked() else unbroken(once)
+    return once() if global_compiler_lock.is_locked() else run_uninterrupted(once)
