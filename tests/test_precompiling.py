@@ -30,7 +30,7 @@ presets = pytest.mark.parametrize("name", PRESETS)
 def fresh(monkeypatch):
     """A process of one thread in which no kernel is there yet."""
     monkeypatch.setattr(threads, "_threads", 1)
-    monkeypatch.setattr(sharing, "_teams", [])
+    monkeypatch.setattr(sharing, "_pools", [])
     monkeypatch.setattr(bound, "kernel_of", functools.cache(bound.kernel_of.__wrapped__))
     monkeypatch.setattr(jit, "_kept", {})
     monkeypatch.setattr(jit, "built", [])
@@ -118,7 +118,7 @@ def test_what_threads_need_is_ready_too(fresh):
     y, pullback = layer.vjp(np.ones((20_000, 20), np.float32))
     pullback(y)
     assert len(engine.built()) == len(names)
-    assert sharing._teams[0].members
+    assert sharing._pools[0].workers
 
 
 def test_it_tells_what_it_did(fresh):

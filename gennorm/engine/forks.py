@@ -76,9 +76,11 @@ def _release() -> None:
     global _forking  # noqa: PLW0603
     if _forking != threading.get_ident():
         return
+    acquired = _acquired.copy()
+    _acquired.clear()
     _forking = None
-    while _acquired:
-        _acquired.pop().release()
+    for lock in reversed(acquired):  # from the last of these on, another thread may fork
+        lock.release()
 
 
 hold_in_forks(changing)

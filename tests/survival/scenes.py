@@ -115,7 +115,7 @@ def team():
     """The threads of this process that share large calls."""
     from gennorm.engine import sharing
 
-    return sharing._teams
+    return sharing._pools
 
 
 def many_threads():
@@ -481,7 +481,7 @@ def one_core(how):
         start(thread)
 
     def shared(names):
-        return "gennorm-team" in names  # and not only one that compiles, alone
+        return "gennorm-worker" in names  # and not only one that compiles, alone
 
     threading.Thread.start = noted
     call("large")
