@@ -72,6 +72,7 @@ def outcome(code, seconds=SOON):
 ORDER = """
 import os, threading
 import gennorm as gn
+import concurrent.futures.thread, logging  # these register hooks
 {imported}
 from gennorm.engine import forks
 ours, forking = {ours}, threading.Event()
