@@ -31,7 +31,7 @@ presets = pytest.mark.parametrize("name", PRESETS)
 def fresh(monkeypatch):
     """Use one thread, and forget all compiled kernels."""
     monkeypatch.setattr(threads, "_threads", 1)
-    monkeypatch.setattr(sharing, "_teams", [])
+    monkeypatch.setattr(sharing, "_pools", [])
     monkeypatch.setattr(engine_call, "kernel_of", functools.cache(engine_call.kernel_of.__wrapped__))
     monkeypatch.setattr(jit, "_results", {})
     monkeypatch.setattr(jit, "built", [])
@@ -124,7 +124,7 @@ def test_the_thread_pool_is_compiled_too(fresh):
     y, pullback = layer.vjp(np.ones((20_000, 20), np.float32))
     pullback(y)
     assert len(engine.built()) == len(names)
-    assert sharing._teams[0].members
+    assert sharing._pools[0].workers
 
 
 def test_the_report(fresh):

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gennorm.engine import CompilationError, fallback_reason, use_definition
+from gennorm.engine.forks import changing
 from gennorm.engine.memory import copied
-from gennorm.engine.threads import changing
 from gennorm.errors import ConfigError, InitializationError, OutputError, ParameterError, shown, suggest
 from gennorm.layer import files
 from gennorm.layer.arrays import (
