@@ -20,9 +20,10 @@ INSIDE = {
     "errors": set(),
     "spec": {"errors"},
     "plan": {"spec"},
-    "moments": {"errors"},
+    "masks": {"errors"},
+    "moments": {"errors", "masks"},
     "engine": {"errors", "spec", "plan"},
-    "layer": {"errors", "spec", "plan", "moments", "engine"},
+    "layer": {"errors", "spec", "plan", "masks", "moments", "engine"},
     "presets": {"errors", "spec", "moments", "layer"},
     "precompiling": {"engine", "layer"},
     "": {"errors", "plan", "moments", "engine", "layer", "presets", "precompiling"},
@@ -34,6 +35,7 @@ INSIDE = {
 BENCHED = {"torch", "jax", "onnx", "onnxruntime", "sklearn", "transformers"}
 # What each may import from elsewhere, the standard library apart.
 OUTSIDE = {
+    "masks": {"numpy"},
     "moments": {"numpy"},
     "engine": {"numpy", "numba", "llvmlite", "ml_dtypes"},
     "layer": {"numpy", "ml_dtypes", "safetensors", "rich", "tqdm"},
