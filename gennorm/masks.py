@@ -82,21 +82,26 @@ def broadcast(values: NDArray[Any], shape: tuple[int, ...], name: str, of: str =
     if values.shape == shape:
         return values
     rank, missing = values.ndim, len(shape) - values.ndim
-    last, first = ", ".join(["None"] * missing + [":"] * rank), ", ".join([":"] * rank + ["None"] * missing)
+    do, fit, its = ("do", "fit", "their") if name.endswith("s") else ("does", "fits", "its")
     if missing > 0 and values.size > 1 and _fits(values.shape, shape[:rank]) and _fits(values.shape, shape[missing:]):
-        msg = f"{name}: the shape {values.shape} fits the first axes and the last axes of {of} of shape {shape}\n"
-        msg += f"write {name}[{first}] for the first axes, or {name}[{last}] for the last"
+        msg = f"{name} of shape {values.shape} {fit} the first axes and the last axes of {of} of shape {shape}\n"
+        msg += f"write {_spelled(name, 0, rank, missing)} for the first axes, "
+        msg += f"or {_spelled(name, missing, rank, missing)} for the last"
         raise ShapeError(msg, code="S031")
     try:
         return np.broadcast_to(values, shape)
     except ValueError:
-        msg = f"{name}: the shape {values.shape} does not broadcast to the shape {shape} of {of}\n"
-        msg += "its axes are the last of the array's, each of the same size or 1"
-        places = [at for at in range(missing) if _fits(values.shape, shape[at : at + rank])]
-        if places:
-            spelled = ["None"] * places[0] + [":"] * rank + ["None"] * (missing - places[0])
-            msg += f"; write {name}[{', '.join(spelled)}]"
+        msg = f"{name} of shape {values.shape} {do} not broadcast to {of} of shape {shape}\n"
+        msg += f"{its} axes are the last of the input's, each of the same size or 1"
+        place = next((at for at in range(missing) if _fits(values.shape, shape[at : at + rank])), None)
+        if place is not None:
+            msg += f"; write {_spelled(name, place, rank, missing)}"
         raise ShapeError(msg, code="S021") from None
+
+
+def _spelled(name: str, place: int, rank: int, missing: int) -> str:
+    """The index that gives values the missing axes, so that theirs begin at a place."""
+    return f"{name}[{', '.join(['None'] * place + [':'] * rank + ['None'] * (missing - place))}]"
 
 
 def _fits(shape: tuple[int, ...], axes: tuple[int, ...]) -> bool:

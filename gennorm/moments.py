@@ -7,6 +7,7 @@ with ``+``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from operator import index
 from typing import Any, Final, Literal, NoReturn, Self, SupportsIndex
@@ -133,7 +134,8 @@ class Moments:
             means = None if means is None else np.where(empty, 0.0, means)
         if (squares < 0).any():
             _all(~(squares < 0), squares, "a second moment", "at least 0")
-        _fill(self, *(None if array is None else np.array(array, np.float64) for array in (counts, means, squares)))
+        own = None if means is None else np.array(means, np.float64)
+        _fill(self, np.array(counts, np.float64), own, np.array(squares, np.float64))
 
     def __setattr__(self, name: str, value: object = None) -> NoReturn:
         if name in _PUBLIC:
@@ -144,9 +146,9 @@ class Moments:
             msg += "they have count, mean and m2, which cannot be assigned; make new ones: Moments(count, mean, m2)"
         raise FrozenError(msg, code="P111")
 
-    __delattr__ = __setattr__  # type: ignore[assignment]
+    __delattr__ = __setattr__
 
-    # How they are made -----------------------------------------------------------------------------------------------------
+    # How they are made ------------------------------------------------------------------------------------------------
 
     @classmethod
     def trusted(
@@ -315,7 +317,7 @@ class Moments:
             count, mean, lost, m2, doubtful = _two_passes(x, over, weight, center=center)
             if doubtful:
                 count, mean, lost, m2 = _scaled_passes(x, over, weight, center=center)
-        if not np.isfinite(count).all():
+        if weight is not None and not np.isfinite(count).all():
             return cls(count, mean, m2)  # raises
         return cls.trusted(count, mean, m2, lost)
 
@@ -384,7 +386,7 @@ class Moments:
             "m2": _written(self.m2),
         }
 
-    # How they are used --------------------------------------------------------------------------------------------------
+    # How they are used ------------------------------------------------------------------------------------------------
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -455,6 +457,49 @@ class Moments:
             raise ParameterError(msg, code="P103")
         with np.errstate(all="ignore"):
             return _merged(self, other)
+
+    def extended(self, x: Floats, over: tuple[int, ...]) -> Moments | None:
+        r"""Merge the elements of a small array of float64 in one pass about the mean, without checking the arguments.
+
+        With :math:`d = x - m`, the second moment grows by :math:`\sum d^2 - (\sum d)^2 / n`, which loses at most one
+        bit where the array has no more elements than were counted before.
+
+        Parameters
+        ----------
+        x : ndarray of float64
+        over : tuple of int
+            The axes that are aggregated, at least 0. The others have the sizes of the moments.
+
+        Returns
+        -------
+        Moments or None
+            None where it would not be exact, or for the RMS method: merge ``of_floats(x, over)`` then.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> Moments.of(np.array([1.0, 2.0, 3.0])).extended(np.array([10.0]), (0,))
+        Moments(count=4., mean=4., m2=50.)
+        """
+        sizes = x.shape
+        added = math.prod([sizes[axis] for axis in over])
+        if self.mean is None or not added or np.minimum.reduce(self.count, axis=None, initial=np.inf) < added:
+            return None
+        with np.errstate(all="ignore"):
+            along = [1 if axis in over else size for axis, size in enumerate(sizes)]
+            away = x - self.mean.reshape(along)
+            if not isinstance(self._lost_mean, float):
+                away = away - self._lost_mean.reshape(along)
+            count = self.count + added
+            first, second = np.add.reduce(away, axis=over), np.add.reduce(away * away, axis=over)
+            shift = first / count
+            mean, lost_mean = two_sum(self.mean, shift)
+            mean, lost_mean = _renormalized(mean, lost_mean + self._lost_mean)
+            m2, lost_m2 = two_sum(self.m2, second - first * shift)
+            m2, lost_m2 = _renormalized(m2, lost_m2 + self._lost_m2)
+            if not np.logical_and.reduce(((m2 >= _TINY) & (m2 < np.inf)) | (second == 0), axis=None):
+                return None
+        return Moments.trusted(count, mean, m2, lost_mean, lost_m2)
 
     def pooled(self) -> Moments:
         """Return the moments of all slices along the first axis together.
@@ -543,11 +588,12 @@ def two_sum(a: Any, b: Any) -> tuple[Any, Any]:
 def _merged(a: Moments, b: Moments) -> Moments:
     """Merge moments of slices of one shape: formula 2.1b, about the mean of the part that counts more."""
     lighter = a.count < b.count
-    if lighter.any():
+    if np.logical_or.reduce(lighter, axis=None):
         a, b = (b, a) if lighter.all() else (_chosen(lighter, b, a), _chosen(lighter, a, b))
     total = a.count + b.count
     added = b.m2
-    mean = lost_mean = 0.0
+    mean: Any = 0.0
+    lost_mean: Any = 0.0
     if a.mean is not None and b.mean is not None:
         share = b.count / total
         away = (b.mean - a.mean) + (b._lost_mean - a._lost_mean)
@@ -558,7 +604,7 @@ def _merged(a: Moments, b: Moments) -> Moments:
         added = added + root * root
     m2, lost_m2 = two_sum(a.m2, added)
     m2, lost_m2 = _renormalized(m2, lost_m2 + (a._lost_m2 + b._lost_m2))
-    if not np.isfinite(lost_m2 + lost_mean + total).all():
+    if not np.logical_and.reduce(np.isfinite(lost_m2 + lost_mean + total), axis=None):
         return _merged_carefully(a, b, total, (mean, lost_mean, m2, lost_m2))
     return Moments.trusted(total, None if a.mean is None else mean, m2, lost_mean, lost_m2)
 
@@ -617,25 +663,21 @@ def _joined(*parts: Moments) -> Moments:
     return Moments.trusted(*found)  # type: ignore[arg-type]
 
 
-Passes = tuple[Floats, Floats | None, Floats | float, Floats]
-
-
 def _two_passes(
     x: Floats, over: tuple[int, ...], weight: NDArray[Any] | None, *, center: bool
 ) -> tuple[Floats, Floats | None, Floats | float, Floats, bool]:
     """Count, mean, what it lost, second moment, and whether anything may have overflowed or underflowed."""
     total = np.add.reduce
+    shape = tuple([size for axis, size in enumerate(x.shape) if axis not in over])
     if weight is None:
-        size = 1
-        for axis in over:
-            size *= x.shape[axis]
-        kept = tuple(n for axis, n in enumerate(x.shape) if axis not in over)
-        count = np.full(kept, float(size))
-        divisor: Any = size or 1
+        divisor: Any = math.prod([x.shape[axis] for axis in over])
+        count = np.empty(shape)
+        count.fill(divisor)
+        divisor = divisor or 1
     else:
-        counts = total(weight, axis=over, keepdims=True, dtype=np.float64)
-        count = counts.reshape([n for axis, n in enumerate(x.shape) if axis not in over])
-        divisor = np.where(counts == 0, 1.0, counts)
+        divisor = total(weight, axis=over, keepdims=True, dtype=np.float64)
+        count = divisor.reshape(shape)
+        divisor = np.where(divisor == 0, 1.0, divisor)
     mean: Any = None
     lost: Any = 0.0
     deviation = x
@@ -646,26 +688,24 @@ def _two_passes(
     squares = total(weighted * deviation, axis=over, keepdims=True)
     if center:
         lost = total(weighted, axis=over, keepdims=True) / divisor
-        squares = np.maximum(squares - divisor * lost * lost, 0.0)
+        squares = squares - divisor * lost * lost
         mean, lost = _renormalized(mean, lost)
-    doubtful = not np.isfinite(squares + lost).all()
-    if not doubtful and (low := squares < _TINY).any():
-        doubtful = bool((low & (deviation != 0).any(axis=over, keepdims=True)).any())
-    if weight is not None and not doubtful and count.size:
-        # A constant slice has no variance, whatever rounding its weighted mean has done; and the products with
-        # extreme weights may have underflowed.
-        doubtful = bool((squares <= 1e-28 * divisor * (mean * mean if center else 1.0)).any() or count.min() < 1e-100)
-    shape = count.shape
-    return (
-        count,
-        None if mean is None else mean.reshape(shape),
-        lost.reshape(shape) if center else 0.0,
-        squares.reshape(shape),
-        doubtful,
-    )
+        mean, lost = mean.reshape(shape), lost.reshape(shape)
+    doubtful = False
+    if not np.logical_and.reduce((squares >= _TINY) & (squares < np.inf), axis=None):
+        varies = np.logical_or.reduce(deviation != 0, axis=over, keepdims=True)
+        doubtful = not ((squares < np.inf) & ((squares >= _TINY) | ~varies)).all()
+        squares = np.maximum(squares, 0.0)
+    if weight is not None and not doubtful:
+        # Rounding a weighted mean may give a constant slice a variance; products with tiny weights may underflow.
+        least = 0.0 if mean is None else 1e-28 * count * mean * mean
+        doubtful = bool(((squares.reshape(shape) <= least) | (count < 1e-100)).any())
+    return count, mean, lost, squares.reshape(shape), doubtful
 
 
-def _scaled_passes(x: Floats, over: tuple[int, ...], weight: NDArray[Any] | None, *, center: bool) -> Passes:
+def _scaled_passes(
+    x: Floats, over: tuple[int, ...], weight: NDArray[Any] | None, *, center: bool
+) -> tuple[Floats, Floats | None, Floats | float, Floats]:
     """Compute the same from numbers that are scaled by powers of two, so that only results can overflow."""
 
     def total(values: Any) -> Any:
@@ -703,12 +743,12 @@ def _scaled_passes(x: Floats, over: tuple[int, ...], weight: NDArray[Any] | None
         scale = scale + nearer
     squares = np.ldexp(squares, 2 * scale + heaviest)
     shape = [size for axis, size in enumerate(x.shape) if axis not in over]
-    return tuple(
-        value.reshape(shape) if isinstance(value, np.ndarray) else value for value in (count, mean, lost, squares)
-    )
+    if mean is not None:
+        mean, lost = mean.reshape(shape), lost.reshape(shape)
+    return count.reshape(shape), mean, lost, squares.reshape(shape)
 
 
-# Checks and values -----------------------------------------------------------------------------------------------------------
+# Checks and values ----------------------------------------------------------------------------------------------------
 
 
 def _fill(

@@ -305,8 +305,8 @@ def test_all_or_nothing(data, kind, text, reset):
 @pytest.mark.parametrize(
     ("extras", "text"),
     [
-        ({"mask": np.ones(3)}, "mask is dtype float64"),
-        ({"mask": np.ones(2, bool)}, r"mask: the shape \(2,\) does not broadcast"),
+        ({"mask": np.ones(3)}, "mask has the dtype float64"),
+        ({"mask": np.ones(2, bool)}, r"mask of shape \(2,\) does not broadcast"),
         ({"mask": np.zeros(3, bool)}, "there is nothing in the data"),
         ({"weights": [-1.0, 1.0, 1.0]}, "a weight is -1.0"),
         ({"weights": np.ones(3) * np.nan}, "a weight is nan"),

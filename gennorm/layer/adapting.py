@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from gennorm.engine import bind
 from gennorm.errors import InitializationError, InputError, ParameterError, ShapeError, shown, suggest
-from gennorm.layer.arrays import dtype_name, real
+from gennorm.layer.arrays import KNOWN, dtype_name, real
 from gennorm.layer.statistics import held_shape, is_one_example, measured, ungrouped
 from gennorm.masks import broadcast, broadcast_mask
 from gennorm.moments import Moments, checked_weights, real_array, two_sum
@@ -27,7 +27,7 @@ from gennorm.spec.config import LayerConfig, resolve_config
 if TYPE_CHECKING:
     from gennorm.engine.bound import Bound
 
-__all__ = ["Progress", "added", "measure_with", "moments_of"]
+__all__ = ["Progress", "added", "extended", "measure_with", "moments_of"]
 
 Array = npt.NDArray[Any]
 Measure = Callable[[Array, Array | None], Moments]
@@ -92,32 +92,20 @@ def moments_of(
     if nan not in NAN:
         msg = f'nan cannot be {shown(nan)}{suggest(nan, NAN)}\nwrite "propagate", "omit" or "raise"'
         raise ParameterError(msg, code="P112")
-    if type(data) is np.ndarray and data.size <= SMALL and mask is None and weights is None and not progress:
-        # Reinforcement learning adapts to a few numbers at every step: nothing that a chunk needs is set up.
-        x = real(data, "the data")
-        layout = _layout(config, x.shape)
-        whole: Moments | None = _in_numpy(x, None, layout)
-        if nan != "propagate":
-            whole = _without_nan(whole, x, None, layout, nan, "the data", 0, _in_numpy)
-        single = layout.single
-    else:
-        if measure is None:
-            measure = measure_with(functools.partial(_bound, config, {}))
-        whole, single = _merged(data, mask, weights, config, nan, progress, measure)
+    if measure is None:
+        measure = measure_with(functools.partial(_bound, config, {}))
+    whole, single = _merged(data, mask, weights, config, nan, progress, measure)
     if whole is None or not whole.count.any():
         msg = "there is nothing in the data that counts: no batch, or only empty or masked ones\n"
         msg += "pass an array, or an iterable of batches; a generator that is exhausted yields no batches"
         raise InitializationError(msg, code="I011")
     if single and reset:
         _warn_of_one_example(data, whole)
-    with np.errstate(all="ignore"):
-        sound = math.isfinite(whole.m2.sum())
-    if not sound:
+    if not np.logical_and.reduce(np.isfinite(whole.m2), axis=None):
         wrong = np.count_nonzero(~np.isfinite(whole.m2))
         msg = f"{wrong:,} of {whole.m2.size:,} variances are not finite: the data have NaN or infinities there, or "
         msg += 'numbers whose squares are too large; nan="omit" leaves NaN out, nan="raise" says where one is'
-        if wrong:
-            warnings.warn(msg, RuntimeWarning, stacklevel=3)
+        warnings.warn(msg, RuntimeWarning, stacklevel=3)
     return whole
 
 
@@ -134,6 +122,19 @@ def added(held: Moments, found: Moments) -> Moments:
         msg += "data with other levels or sizes cannot be added; adapt(data) without reset=False replaces the moments"
         raise ParameterError(msg, code="P113")
     return held + found
+
+
+def extended(held: Moments | None, data: Any, config: LayerConfig) -> Moments | None:
+    """Merge a small array into the moments that a layer holds, where nothing about it has to be checked; else None.
+
+    Reinforcement learning does it with a few numbers at every step.
+    """
+    if held is None or type(data) is not np.ndarray or data.size > SMALL or data.dtype not in KNOWN:
+        return None
+    layout = _layout(config, data.shape)
+    if held.shape != layout.kept:
+        return None
+    return held.extended(data.astype(np.float64, copy=False).reshape(layout.split), layout.over)
 
 
 def measure_with(bind: Callable[[Array], Bound]) -> Measure:
@@ -214,6 +215,7 @@ class _Layout(NamedTuple):
     batched: bool  # axis 0 is the batch
     split: tuple[int, ...]  # the shape, with two axes for one that is grouped, and the batch of one
     over: tuple[int, ...]  # the axes of that shape that are aggregated, the batch included
+    kept: tuple[int, ...]  # the shape of the moments
     single: bool  # one example whose slices have one value each, which no declared shape says
     center: bool  # the method subtracts a mean
 
@@ -229,12 +231,13 @@ def _layout(config: LayerConfig, shape: tuple[int, ...]) -> _Layout:
         aggregated = axis in resolved.aggregation
         if aggregated and groups > 1:
             split.append(groups)
-            size //= groups
         if aggregated or (axis == 0 and resolved.batched):
             over.append(len(split))
-        split.append(size)
+        split.append(size // groups if aggregated else size)
+    kept = tuple(size for axis, size in enumerate(split) if axis not in over)
     single = one_example and config.input_shape is None and math.prod(split[axis] for axis in over) == 1
-    return _Layout(one_example, resolved.batched, tuple(split), tuple(over), single, config.method == "Standardize")
+    center = config.method == "Standardize"
+    return _Layout(one_example, resolved.batched, tuple(split), tuple(over), kept, single, center)
 
 
 def _measured(x: Array, weights: Array | None, layout: _Layout, *, measure: Measure) -> Moments:
@@ -342,8 +345,10 @@ def _batches(data: Any, mask: Any, weights: Any, config: LayerConfig) -> Iterato
             weight = broadcast(real_array(given_weights, "weights"), x.shape, "weights", name)
         layout = _layout(config, x.shape)
         if layout.one_example:
-            x, counted, weight = (None if array is None else array[None] for array in (x, counted, weight))
-        yield _Batch(number, name, x, counted, weight, given_weights, layout)
+            counted = None if counted is None else counted[None]
+            weight = None if weight is None else weight[None]
+        whole = x[None] if layout.one_example else x
+        yield _Batch(number, name, whole, counted, weight, given_weights, layout)
 
 
 def _together(data: Iterable[Any], mask: Any, weights: Any) -> Iterator[tuple[Any, Any, Any]]:
@@ -351,7 +356,8 @@ def _together(data: Iterable[Any], mask: Any, weights: Any) -> Iterator[tuple[An
     end = object()
     rest = []
     for name, values in (("mask", mask), ("weights", weights)):
-        for_all = values is None or isinstance(values, (np.ndarray, numbers.Real))
+        for_all = values is None or isinstance(values, np.ndarray)
+        for_all = for_all or (name == "weights" and isinstance(values, numbers.Real))
         if not for_all and (isinstance(values, (str, bytes, dict)) or not isinstance(values, Iterable)):
             msg = f"{name} for an iterable of batches is {shown(values)}\n"
             msg += "pass an array for each batch, in a list or a generator, or one array for all"
@@ -366,7 +372,7 @@ def _together(data: Iterable[Any], mask: Any, weights: Any) -> Iterator[tuple[An
                 msg += "pass one for each batch, or one array for all"
                 raise ParameterError(msg, code="P110")
         yield batch, *others
-    for name, given, values in zip(("mask", "weights"), (mask, weights), rest, strict=True):
+    for name, values in zip(("mask", "weights"), rest, strict=True):
         if isinstance(values, itertools.chain) and next(values) is not end:
             msg = f"there are {number} batches of data, and more arrays of {name}\n"
             msg += "pass one for each batch, or one array for all"

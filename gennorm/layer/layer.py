@@ -1208,9 +1208,15 @@ class NormalizationLayer:
         >>> gn.feature_norm().adapt(data[start : start + 3] for start in (0, 3)).moments.mean
         array([1., 8., 5.])
         """
-        from gennorm.layer.adapting import added, measure_with, moments_of
+        from gennorm.layer.adapting import NAN, added, extended, measure_with, moments_of
 
         require_dataset(self._config)
+        if not reset and mask is None and weights is None and nan in NAN and not progress:
+            with changing:
+                found = extended(self._held, data, self._config)
+                if found is not None:
+                    self._hold(found)
+                    return self
         measure = measure_with(lambda x: self._bind(x, None, grouped=False))
         found = moments_of(
             data,
