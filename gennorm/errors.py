@@ -16,6 +16,7 @@ __all__ = [
     "ConfigError",
     "DtypeError",
     "FileError",
+    "FrozenError",
     "GennormError",
     "GroupError",
     "InitializationError",
@@ -105,6 +106,10 @@ class InitializationError(GennormError, ValueError):
 
 class ParameterError(GennormError, ValueError):
     """Scaling, biases or moments have a wrong shape or value (P0xx)."""
+
+
+class FrozenError(ParameterError, AttributeError):
+    """An attribute that does not exist, or that cannot be assigned (P1xx)."""
 
 
 class DtypeError(GennormError, TypeError):

@@ -1,7 +1,12 @@
 """Moments of a data set: what Keras' Normalization does, in any chunks, from anywhere, all or nothing."""
 
 import sys
+import time
 import tracemalloc
+import warnings
+from contextlib import nullcontext
+from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,7 +91,8 @@ def test_k6_levels_are_kept(level, axes):
 def test_k6_a_batch_of_scalars_is_one_example_of_features():
     """As Keras normalizes each index of such a batch; level None makes one scalar of it."""
     x = np.array([1.0, 5.0, 9.0])
-    layer = gn.feature_norm(-1).adapt(x)
+    with pytest.warns(UserWarning, match=r"one example of shape \(3,\): each slice has one value.*write x\[:, None\]"):
+        layer = gn.feature_norm(-1).adapt(x)
     assert layer.moments.mean.tolist() == [1, 5, 9]
     assert layer(x).tolist() == [0, 0, 0]
     assert gn.feature_norm(None).adapt(x).moments.mean.tolist() == 5
@@ -131,7 +137,8 @@ def test_keras_normalization(keras, name, dtype):
     theirs, inverse = keras.layers.Normalization(axis=level), keras.layers.Normalization(axis=level, invert=True)
     theirs.adapt(x)
     inverse.adapt(x)
-    ours = gn.feature_norm(level).adapt(x)
+    with pytest.warns(UserWarning, match="each slice has one value") if name == "each index" else nullcontext():
+        ours = gn.feature_norm(level).adapt(x)
     y = ours(x)
     np.testing.assert_allclose(y, theirs(x).cpu().numpy(), rtol=1e-4, atol=1e-5)
     y = y.astype(np.float32)
@@ -255,7 +262,250 @@ def test_without_a_reset_the_data_are_added():
     assert layer.adapt(DATA[:1]).moments.count.tolist() == [1, 1, 1]
 
 
+# How exact ---------------------------------------------------------------------------------------------
+
+HALVES = ["float16", "bfloat16"]
+
+
+def numbers(dtype, rows, center, seed=0):
+    x = center + np.random.default_rng(seed).choice([-1.0, 1.0, 0.5], (rows, 4))
+    x[:, 3] = center
+    return x.astype(pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
+
+
+@pytest.mark.parametrize("chunk", [1 << 14, 1 << 23])
+@pytest.mark.parametrize("extras", ["nothing", "mask", "weights"])
+@pytest.mark.parametrize(
+    ("dtype", "center"),
+    [(dtype, center) for dtype in HALVES for center in (0, 1, 3, 64)]
+    + [("float32", center) for center in (0, 3, 20, 1e6)]
+    + [("float64", center) for center in (0, 3, 1e6, 1e12)]
+    + [("int8", 3), ("uint16", 60000), ("int64", 2**40)],
+)
+def test_chunks_are_as_exact_as_numpy_in_one_piece(monkeypatch, dtype, center, extras, chunk):
+    monkeypatch.setattr(adapting, "CHUNK", chunk)
+    x = numbers(dtype, 6000, center)
+    rng = np.random.default_rng(1)
+    weights = rng.integers(1, 2**25, (len(x), 1)).astype(float) if extras == "weights" else np.ones((len(x), 1))
+    mask = rng.random((len(x), 1)) < 0.5 if extras == "mask" else np.ones((len(x), 1), bool)
+    given = {"weights": weights} if extras == "weights" else {"mask": mask} if extras == "mask" else {}
+    moments = gn.feature_norm().adapt(x, **given).moments
+    for feature in range(4):
+        pairs = [
+            (Fraction(float(v)), Fraction(w))
+            for v, w in zip(x[:, feature], (weights * mask)[:, 0].tolist(), strict=True)
+        ]
+        total = sum(w for _, w in pairs)
+        mean = sum(v * w for v, w in pairs) / total
+        m2 = sum(w * (v - mean) ** 2 for v, w in pairs)
+        assert moments.count[feature] == total
+        assert abs(Fraction(float(moments.mean[feature])) - mean) <= np.spacing(abs(float(mean))) + 2**-50
+        assert abs(Fraction(float(moments.m2[feature])) - m2) <= m2 * 2**-46
+
+
+@pytest.mark.parametrize("rows", [8, 6000])
+@pytest.mark.parametrize(
+    "values", [[1.7e308, 1.5e308], [np.inf, 1.0], [-np.inf, np.inf], [1e-170, 3e-170], [1e200, 0.0]]
+)
+@pytest.mark.parametrize("error", ["ignore", "raise"])
+def test_extreme_values_are_right_or_not_finite(rows, values, error):
+    x = np.tile(np.array(values)[:, None], (rows // 2, 1)) * np.ones(2)
+    x[:, 1] = 0
+    with np.errstate(all="ignore"):
+        mean, variance = np.ldexp(np.ldexp(x, -20).mean(0), 20), x.var(0)
+        if abs(values[0]) > 1e300:
+            variance[0] = np.inf if np.isfinite(values[0]) else np.nan
+    finite = np.isfinite(variance).all()
+    with np.errstate(all=error):
+        for reset in (True, False):
+            layer = gn.feature_norm()
+            with nullcontext() if finite else pytest.warns(RuntimeWarning, match="1 of 2 variances are not finite"):
+                layer.adapt(x[:2])
+            with nullcontext() if finite else pytest.warns(RuntimeWarning, match="1 of 2 variances are not finite"):
+                layer.adapt(x, reset=reset)
+            np.testing.assert_allclose(layer.moments.mean, mean, rtol=1e-14)
+            np.testing.assert_allclose(layer.moments.variance(), variance, rtol=1e-14)
+
+
+@pytest.mark.parametrize("weight", [1e39, 1e-46, 16777217.0, 0.1])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8", "float64"])
+@pytest.mark.parametrize("rows", [8, 6000])
+def test_weights_are_float64_whatever_the_data(weight, dtype, rows):
+    x = np.random.default_rng(2).integers(0, 5, (rows, 2)).astype(dtype)
+    weights = np.full((rows, 1), weight)
+    moments = gn.feature_norm().adapt(x, weights=weights).moments
+    np.testing.assert_allclose(moments.count, rows * weight, rtol=1e-13)
+    np.testing.assert_allclose(moments.mean, x.mean(0, dtype=float), rtol=1e-13)
+    np.testing.assert_allclose(moments.variance(), x.var(0, dtype=float), rtol=1e-12)
+
+
+def test_a_small_step_is_a_few_numpy_calls():
+    """Reinforcement learning adapts at every step; this took a hundred times as long once."""
+    x = np.random.default_rng(3).normal(size=(8, 17)).astype(np.float32)
+    layer = gn.feature_norm().adapt(x)
+    best = dict.fromkeys(("adapt", "numpy"), np.inf)
+    for _ in range(60):
+        for name in best:
+            start = time.perf_counter()
+            for _ in range(10):
+                layer.adapt(x, reset=False) if name == "adapt" else (x.mean(0), x.var(0))
+            best[name] = min(best[name], time.perf_counter() - start)
+    assert best["adapt"] < 6 * best["numpy"]
+    same(layer.moments, gn.Moments.of(np.tile(x, (601, 1)).astype(float), axes=0))
+
+
+def test_a_stream_of_single_examples_does_not_warn():
+    x = np.random.default_rng(4).normal(size=(20, 3))
+    layer = gn.feature_norm()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for row in x:
+            layer.adapt(row, reset=False)
+    same(layer.moments, gn.Moments.of(x, axes=0))
+    same(gn.feature_norm().adapt(iter(x)).moments, gn.Moments.of(x, axes=0))
+    declared = gn.feature_norm(input_shape=(3,)).adapt(x[0])
+    same(declared.moments, gn.Moments.of(x[:1], axes=0))
+
+
+# NaN ---------------------------------------------------------------------------------------------------
+
+MISSING = {"nothing": {}, "mask": {"mask": np.arange(6) % 2 == 0}, "weights": {"weights": np.arange(6.0)}}
+
+
+@pytest.mark.parametrize("extras", MISSING)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("rows", [6, 6000])
+@pytest.mark.parametrize("form", ["array", "batches", "reset=False"])
+@pytest.mark.parametrize("method", ["Standardize", "RMS"])
+def test_nan(form, rows, dtype, extras, method):
+    x = numbers(dtype, rows, 1)
+    x[2, 1] = np.nan
+    given = {name: np.tile(value, rows // 6)[:, None] for name, value in MISSING[extras].items()}
+    layer = gn.feature_norm(method=method)
+    expected = gn.Moments.of(x, axes=0, method=method, **given)
+
+    def adapt(nan):
+        values, more = x, given
+        if form == "batches":
+            values, more = [x[:3], x[3:]], {name: [value[:3], value[3:]] for name, value in given.items()}
+        return layer.adapt(values, nan=nan, reset=form != "reset=False", **more).moments
+
+    with pytest.raises(gn.errors.ParameterError, match=r"has NaN at \(2, 1\)\nwrite nan=\"omit\""):
+        adapt("raise")
+    assert layer.moments is None
+    with pytest.warns(RuntimeWarning, match="1 of 4 variances are not finite"):
+        found = adapt("propagate")
+    assert np.isnan(found.m2).tolist() == np.isnan(expected.m2).tolist() == [False, True, False, False]
+    layer.reset_moments()
+    found = adapt("omit")
+    clean = given | {"mask": given.get("mask", np.True_) & ~np.isnan(x)}
+    same(found, gn.Moments.of(x, axes=0, method=method, **clean), 1e-11)
+
+
 # What is refused, and what stays then ------------------------------------------------------------------
+
+
+def batches(count, array=None):
+    return (np.ones(3, bool) if array is None else array for _ in range(count))
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "text"),
+    [
+        ({"mask": batches(3)}, gn.errors.ParameterError, "there are 2 batches of data, and more arrays of mask"),
+        ({"weights": [1, 2, 3]}, gn.errors.ParameterError, "there are 2 batches of data, and more arrays of weights"),
+        ({"weights": object()}, gn.errors.InputError, "weights for an iterable of batches is of type object"),
+        ({"weights": "heavy"}, gn.errors.InputError, 'weights for an iterable of batches is "heavy"'),
+        ({"mask": True}, gn.errors.InputError, "mask for an iterable of batches is True"),
+    ],
+)
+def test_masks_and_weights_of_batches(given, kind, text):
+    layer = gn.feature_norm()
+    with pytest.raises(kind, match=text):
+        layer.adapt([DATA, DATA + 1], **given)
+    assert layer.moments is None
+
+
+def test_a_number_is_the_weight_of_every_element():
+    for weights in (0.5, np.float32(0.5), np.array(0.5), [0.5, 0.5]):
+        layer = gn.feature_norm().adapt([DATA, DATA], weights=weights)
+        assert layer.moments.count.tolist() == [4, 4, 4]
+    assert gn.feature_norm().adapt(DATA, weights=0.5).moments.count.tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["mask", "weights"])
+@pytest.mark.parametrize(
+    ("shape", "of", "text"),
+    [
+        ((4,), (4, 3), "; write {}[:, None]"),
+        ((4, 2), (4, 2, 3), "; write {}[:, :, None]"),
+        ((2,), (4, 2, 3), "; write {}[None, :, None]"),
+        ((3,), (3, 3), "write {}[:, None] for the first axes, or {}[None, :] for the last"),
+        ((2, 2), (2, 2, 2), "write {}[:, :, None] for the first axes, or {}[None, :, :] for the last"),
+        ((1, 2), (5, 2, 2), "write {}[:, :, None] for the first axes, or {}[None, :, :] for the last"),
+    ],
+)
+def test_values_that_could_mean_two_axes_are_refused_everywhere(shape, of, text, name):
+    x, values = np.ones(of), np.ones(shape, bool)
+    calls = [
+        lambda: gn.feature_norm().adapt(x, **{name: values}),
+        lambda: gn.feature_norm().adapt([x, x], **{name: values}),
+        lambda: gn.Moments.of(x, **{name: values}),
+    ]
+    layer = gn.layer_norm(of[-1])
+    if name == "mask":
+        calls += [lambda: layer(x, mask=values), lambda: layer.measure(x, values), lambda: layer.vjp(x, mask=values)]
+    for call in calls:
+        with pytest.raises(gn.errors.ShapeError) as caught:
+            call()
+        assert text.format(name, name) in str(caught.value)
+
+
+@pytest.mark.parametrize("held", [(), (1,), (1, 3)])
+def test_moments_of_other_slices_are_not_added(held):
+    layer = gn.feature_norm().adapt(DATA)
+    layer._hold(gn.Moments.from_variance(np.zeros(held), np.ones(held)))
+    with pytest.raises(gn.errors.ParameterError, match=r"the layer holds moments of shape .* have the shape \(3,\)"):
+        layer.adapt(DATA, reset=False)
+    assert layer.moments.shape == held
+
+
+# Memory ------------------------------------------------------------------------------------------------
+
+
+def test_mask_and_weights_together_take_the_memory_of_a_chunk(monkeypatch):
+    monkeypatch.setattr(adapting, "CHUNK", 1 << 16)
+    x = np.ones((100_000, 4), np.float32)
+    mask, weights = np.ones(x.shape, bool), np.ones(x.shape, np.float32)
+    gn.feature_norm().adapt(x[:5000], mask=mask[:5000], weights=weights[:5000])
+    tracemalloc.start()
+    gn.feature_norm().adapt(x, mask=mask, weights=weights)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < x.nbytes // 2
+
+
+def resident(path):
+    """Bytes of a mapped file that are in the memory of the process."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    total = 0
+    for line in lines:
+        if line.endswith(str(path)):
+            total += next(int(entry.split()[1]) for entry in lines if entry.startswith("Rss:")) << 10
+    return total
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs /proc/self/smaps")
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("key", [np.s_[:], np.s_[::3], np.s_[::-1], np.s_[:, ::2]])
+def test_pages_of_a_mapped_file_are_released(tmp_path, monkeypatch, order, key):
+    monkeypatch.setattr(adapting, "CHUNK", 1 << 18)
+    x = np.asarray(np.random.default_rng(5).normal(size=(200_000, 8)).astype(np.float32), order=order)
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    layer = gn.feature_norm().adapt(mapped[key])
+    assert resident(tmp_path / "x.npy") < x.nbytes // 8
+    same(layer.moments, gn.Moments.of(x[key], axes=0))
 
 
 def test_before_there_are_moments_a_call_is_an_error():
@@ -305,8 +555,8 @@ def test_all_or_nothing(data, kind, text, reset):
 @pytest.mark.parametrize(
     ("extras", "text"),
     [
-        ({"mask": np.ones(3)}, "mask is dtype float64"),
-        ({"mask": np.ones(2, bool)}, r"mask: the shape \(2,\) does not broadcast"),
+        ({"mask": np.ones(3)}, "mask has the dtype float64"),
+        ({"mask": np.ones(2, bool)}, r"mask of shape \(2,\) does not broadcast"),
         ({"mask": np.zeros(3, bool)}, "there is nothing in the data"),
         ({"weights": [-1.0, 1.0, 1.0]}, "a weight is -1.0"),
         ({"weights": np.ones(3) * np.nan}, "a weight is nan"),
@@ -359,6 +609,7 @@ def test_progress(monkeypatch, small_chunks, bar, wanted, looked_at, patience, s
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr(adapting, "PATIENCE", patience)
+    monkeypatch.setattr(adapting, "RUN", 1)
     x = np.ones((1000, 3))
     gn.feature_norm().adapt(x, progress=wanted)
     gn.feature_norm().adapt((x for _ in range(2)), progress=wanted)

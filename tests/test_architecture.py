@@ -21,9 +21,10 @@ INSIDE = {
     "spec": {"errors"},
     "plan": {"spec"},
     "definition": {"errors", "spec", "plan"},
-    "moments": {"errors"},
+    "masks": {"errors"},
+    "moments": {"errors", "masks"},
     "engine": {"errors", "spec", "plan"},
-    "layer": {"errors", "spec", "plan", "moments", "engine"},
+    "layer": {"errors", "spec", "plan", "masks", "moments", "engine"},
     "presets": {"errors", "spec", "moments", "layer"},
     "precompiling": {"engine", "layer"},
     "": {"errors", "plan", "moments", "engine", "layer", "presets", "precompiling"},
@@ -36,6 +37,7 @@ BENCHED = {"torch", "jax", "onnx", "onnxruntime", "sklearn", "transformers"}
 # What each may import from elsewhere, the standard library apart.
 OUTSIDE = {
     "definition": {"array_api_compat"},
+    "masks": {"numpy"},
     "moments": {"numpy"},
     "engine": {"numpy", "numba", "llvmlite", "ml_dtypes"},
     "layer": {"numpy", "ml_dtypes", "safetensors", "rich", "tqdm"},

@@ -861,6 +861,20 @@ def test_adapt_levels(folder):
         np.testing.assert_array_equal(np.load("y.npy"), layer.initialize(x)(x))
 
 
+def test_adapt_nan(folder):
+    x = np.array([[1.0, 2.0], [3.0, np.nan]])
+    np.save("x.npy", x)
+    result = run("adapt", "x.npy", "layer.npz")
+    assert "1 of 2 variances are not finite" in result.stdout.replace("\n", " ")
+    run("adapt", "x.npy", "layer.npz", "--nan", "omit")
+    assert gn.load("layer.npz").moments == gn.Moments.of(x, axes=0, mask=~np.isnan(x))
+    assert failure("adapt", "x.npy", "other.npz", "--nan", "raise").startswith(
+        "x.npy: batch 1 of the data has NaN at (1, 1)"
+    )
+    assert not Path("other.npz").exists()
+    assert "did you mean" in failure("adapt", "x.npy", "other.npz", "--nan", "omitt")
+
+
 def test_adapt_failures(folder):
     np.save("x.npy", random((6, 3)))
     np.save("w.npy", random((6, 4)))

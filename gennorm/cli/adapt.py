@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ def adapt_files(
     level: str | None,
     dtype: np.dtype[Any] | None,
     report: Report,
+    nan: str = "propagate",
 ) -> list[str]:
     """Make a layer whose moments are those of the arrays of files, and save it.
 
@@ -46,12 +48,14 @@ def adapt_files(
     dtype : dtype, optional
         What the arrays are converted to first.
     report : callable
-        Is told of progress, in bytes.
+        Called with the progress, in bytes.
+    nan : {"propagate", "omit", "raise"}
+        What NaN in the data does.
 
     Returns
     -------
     list of str
-        What was written.
+        What was written, and the warnings.
 
     Raises
     ------
@@ -65,7 +69,9 @@ def adapt_files(
     data = _Data(sources, dtype, report)
     layer = _layer(options, level, data.shape())
     try:
-        layer.adapt(data.batches(layer), reset=options.layer is None, progress=False)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            layer.adapt(data.batches(layer), reset=options.layer is None, nan=nan, progress=False)
     except GennormError as error:
         raise located(error, str(data.current)) if data.current else error from None
     layer.save(target)
@@ -73,7 +79,8 @@ def adapt_files(
     assert moments is not None
     least, most = (f"{count:,.15g}" for count in (moments.count.min(initial=np.inf), moments.count.max(initial=0)))
     counted = least if least == most else f"{least} to {most}"
-    return [f"{target}: moments {moments.shape}, each of {counted} elements"]
+    lines = [f"{target}: moments {moments.shape}, each of {counted} elements"]
+    return lines + [f"warning: {warning.message}" for warning in found]
 
 
 class _Data:

@@ -184,7 +184,7 @@ def apply(
 [cyan]gennorm apply x.npy z.npy --layer layer.npz[/cyan]
 
 An array in a .npy file is mapped into memory and worked on in pieces along axis 0, in one pass, so it may be larger
-than memory. Moments of pieces and of files add up exactly.
+than memory. Pieces and files merge as exactly as if they were one array.
 
 OUT appears when it is complete. Until then, and if anything fails, what was there before stays.""")
 )
@@ -206,13 +206,20 @@ def adapt(
     dtype: Annotated[
         str | None, typer.Option(help="Convert the data to this dtype first, as in apply.", metavar="DTYPE")
     ] = None,
+    nan: Annotated[
+        str,
+        typer.Option(
+            help="What NaN in the data does: propagate into the moments, omit (leave it out) or raise (an error).",
+            metavar="WORD",
+        ),
+    ] = "propagate",
 ) -> None:
     """Take the moments of files into a layer."""
     from gennorm.cli.adapt import adapt_files
 
     wanted = None if dtype is None else dtype_named(dtype)
     with progress(", ".join(path.name for path in sources)) as report:
-        lines = adapt_files(sources, target, options, level, wanted, report)
+        lines = adapt_files(sources, target, options, level, wanted, report, nan)
     for line in lines:
         typer.echo(line)
 

@@ -294,13 +294,6 @@ class NormalizationLayer:
             state = self._state
             self._state = State(state.config, state.parameters, state.moments)
 
-    def _answer(self, asked: Request) -> Array:
-        """Compute the output of a request, and learn from the input if that was requested."""
-        rows = run(asked)
-        if asked.learns:
-            self._learn(asked, rows)
-        return asked.y[0] if asked.single else asked.y
-
     @with_fallback
     def vjp(
         self,
@@ -806,44 +799,60 @@ class NormalizationLayer:
         mask: Any = None,
         weights: Any = None,
         reset: bool = True,
+        nan: str = "propagate",
         progress: bool | None = None,
     ) -> NormalizationLayer:
         """Take the moments of a data set, in one pass and in chunks of a few MB.
 
-        The moments of the chunks are merged exactly, in float64, whatever the size of the chunks. If anything fails,
-        or is interrupted, the layer holds what it held before.
+        Chunks are measured and merged in float64, whatever the type of the data and the size of the chunks, and are
+        as exact as NumPy in one piece: `Moments` says how exact. If anything fails, or is interrupted, the layer keeps
+        the moments it had.
 
         Parameters
         ----------
         data : ndarray, or iterable of ndarray
-            A batch of everything, which may be mapped from a file (``np.load(path, mmap_mode="r")``), or batches of
-            any sizes, from a list or a generator.
+            All examples as one batch, which may be mapped from a file (``np.load(path, mmap_mode="r")``), or batches
+            of any sizes, from a list or a generator.
         mask : ndarray of bool, or iterable of them, optional
-            True counts. Broadcastable to the data, or to each batch, or one for each batch.
-        weights : ndarray, or iterable of them, optional
+            True counts. One mask for the data, or for every batch, or an iterable with one for each batch. Its axes
+            are the last ones of the data; where it has fewer axes and fits the first axes too, it is an error: write
+            ``mask[:, None]`` for ``(N,)`` beside ``(N, F)``.
+        weights : array_like, or iterable of them, optional
             How much an element counts, finite and at least 0; broadcast like `mask`.
         reset : bool, default True
             False adds the data to the moments that the layer holds.
+        nan : {"propagate", "omit", "raise"}
+            What NaN in the data does. By default, as in NumPy and Keras, the moments of its slice are NaN; a warning
+            says so. "omit" leaves it out, as a mask would. "raise" is an error that says where it is.
         progress : bool, optional
-            Whether to show a bar on standard error; if not given, where that is a terminal and it takes a while.
+            Whether to show a bar on standard error; by default on a terminal, after a second.
 
         Returns
         -------
         NormalizationLayer
             The layer itself.
 
+        Warns
+        -----
+        RuntimeWarning
+            A variance is not finite: the data have NaN or an infinity, or numbers whose squares are too large.
+        UserWarning
+            The data are one example, and each slice has one value: ``feature_norm().adapt(np.arange(1000.0))`` is one
+            example of 1000 features, as in Keras, where ``x[:, None]`` is 1000 examples of one.
+
         Raises
         ------
         ConfigError
             The layer's moments are not those of a data set.
         InputError, DtypeError
-            The data are no arrays of real numbers, or pairs of inputs and targets.
+            The data are not arrays of real numbers, or are pairs of inputs and targets; a mask is not one of bool.
         ShapeError
-            A batch has slices of another shape than the ones before.
+            A batch has slices of another shape than the ones before; a mask or weights do not fit.
         InitializationError
             There was nothing in the data.
         ParameterError
-            A mask or weights do not fit.
+            There are more or fewer masks or weights than batches; a weight is negative or not finite; NaN where `nan`
+            is "raise"; with ``reset=False``, the layer holds moments of another shape.
 
         Examples
         --------
@@ -856,22 +865,39 @@ class NormalizationLayer:
         >>> gn.feature_norm().adapt(data[start : start + 3] for start in (0, 3)).moments.mean
         array([1., 8., 5.])
         """
-        from gennorm.layer.adapting import moments_of
+        from gennorm.layer.adapting import NAN, added, extended, moments_of
 
         state = self._state
         require_dataset(state.config)
-        found = moments_of(data, state.config, mask=mask, weights=weights, progress=progress, measure=self._measure_all)
+        if not reset and mask is None and weights is None and nan in NAN and not progress:
+            with changing:
+                found = extended(self._state.moments, data, state.config)
+                if found is not None:
+                    self._state = self._state.holding(found)
+                    return self
+        found = moments_of(
+            data,
+            state.config,
+            mask=mask,
+            weights=weights,
+            nan=nan,
+            reset=reset,
+            progress=progress,
+            measure=self._measure_all,
+        )
         with changing:
             held = self._state.moments
             if not reset and held is not None:
-                found = checked(held, state.config, found.shape) + found
-            self._state = self._state.holding(checked(found, state.config, configs.kept_shape(state.config)))
+                found = added(held, found)
+            self._state = self._state.holding(found)
         return self
 
-    def _measure_all(self, x: Array, weights: Array | None) -> tuple[Moments, tuple[int, ...]]:
-        """Return the moments of the slices of an array, without groups of the batch, and the shape of held ones."""
+    def _measure_all(self, x: Array, weights: Array | None) -> Moments:
+        """Return the moments of an array as the layer holds them: those of all examples together."""
         call = self._state.calls.find(x, True)
-        return measured(call, call.measure(x, weights)), held_shape(call.plan.resolved)
+        with np.errstate(all="ignore"):
+            moments = measured(call, call.measure(x, weights))
+        return moments if moments.shape == held_shape(call.plan.resolved) else moments.pooled()
 
     def _learn(self, asked: Request, rows: Array | None) -> None:
         """Fold the moments of an array into the moving ones: one assignment of a new state, or no change at all."""
