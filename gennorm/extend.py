@@ -1,8 +1,8 @@
 """For fronts: what a layer computes as a function of arrays, without a layer that holds parameters or moments.
 
 A front is a package that brings the layer to a framework. It stores parameters and moments itself, passes them to each
-call, and stores for the backward pass what the forward pass returns. `Computation` is made from a config and does no more
-than that; its arguments are checked like those of a layer. The other functions that a front needs are named here too.
+call, and stores for the backward pass what the forward pass returns. `Computation` is made from a config and does only
+that; its arguments are checked like those of a layer. The other functions that a front needs are named here too.
 
 >>> import numpy as np
 >>> import gennorm as gn
@@ -75,9 +75,9 @@ class Computation:
 
     Notes
     -----
-    All methods take `scaling` and `biases` as arrays of the parameters' shape, or None where one is absent, and a `mask`
-    of booleans that broadcasts to the input. `moments` are `Moments`, or `Given` arrays of mean and variance, to normalize
-    by in place of the input's; they are constants unless they are `shared`: those of this array and of others together.
+    All methods take `scaling` and `biases` as arrays of the parameters' shape, or None where one is absent, and a
+    `mask` of booleans that broadcasts to the input. `moments` are `Moments`, or `Given` arrays of mean and variance, to
+    normalize by in place of the input's; they are constants unless they are `shared`: those of this array and others.
 
     Examples
     --------

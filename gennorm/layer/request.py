@@ -1,8 +1,8 @@
 """A request: one call of a layer, checked. `run` makes the kernels answer it.
 
 Every call of a layer takes this road: `request` checks what was passed, decides by which moments the array is
-normalized, and finds the prepared call; `run` computes; what follows (an answer, a pullback, an update of moving moments)
-is made of the request and the rows that `run` returns. Everything is checked before anything is written or changed.
+normalized, and finds the prepared call; `run` computes; what follows (an answer, a pullback, an update of moving
+moments) is made of the request and the rows that `run` returns. All checks come before anything is written or changed.
 """
 
 from __future__ import annotations
