@@ -213,7 +213,7 @@ def test_a_file_is_mapped_and_not_read_whole(tmp_path, monkeypatch, mode):
     mapped = np.load(tmp_path / "x.npy", mmap_mode=mode)
     if mode == "c":
         mapped[123] = x[123] = 99
-    gn.feature_norm().adapt(x[:100])  # what is compiled and imported is not counted
+    gn.feature_norm().adapt(x)  # what is compiled and imported is not counted
     tracemalloc.start()
     layer = gn.feature_norm().adapt(mapped)
     peak = tracemalloc.get_traced_memory()[1]
@@ -273,7 +273,6 @@ def numbers(dtype, rows, center, seed=0):
     return x.astype(pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
 
 
-@pytest.mark.parametrize("chunk", [1 << 14, 1 << 23])
 @pytest.mark.parametrize("extras", ["nothing", "mask", "weights"])
 @pytest.mark.parametrize(
     ("dtype", "center"),
@@ -282,9 +281,11 @@ def numbers(dtype, rows, center, seed=0):
     + [("float64", center) for center in (0, 3, 1e6, 1e12)]
     + [("int8", 3), ("uint16", 60000), ("int64", 2**40)],
 )
-def test_chunks_are_as_exact_as_numpy_in_one_piece(monkeypatch, dtype, center, extras, chunk):
-    monkeypatch.setattr(adapting, "CHUNK", chunk)
-    x = numbers(dtype, 6000, center)
+def test_chunks_are_as_exact_as_numpy_in_one_piece(monkeypatch, dtype, center, extras):
+    monkeypatch.setattr(adapting, "CHUNK", 1 << 12)
+    monkeypatch.setattr(adapting, "RUN", 1)
+    monkeypatch.setattr(adapting, "SMALL", 64)
+    x = numbers(dtype, 1000, center)
     rng = np.random.default_rng(1)
     weights = rng.integers(1, 2**25, (len(x), 1)).astype(float) if extras == "weights" else np.ones((len(x), 1))
     mask = rng.random((len(x), 1)) < 0.5 if extras == "mask" else np.ones((len(x), 1), bool)
@@ -323,8 +324,8 @@ def test_extreme_values_are_right_or_not_finite(rows, values, error):
                 layer.adapt(x[:2])
             with nullcontext() if finite else pytest.warns(RuntimeWarning, match="1 of 2 variances are not finite"):
                 layer.adapt(x, reset=reset)
-            np.testing.assert_allclose(layer.moments.mean, mean, rtol=1e-14)
-            np.testing.assert_allclose(layer.moments.variance(), variance, rtol=1e-14)
+            np.testing.assert_allclose(layer.moments.mean, mean, rtol=1e-12)  # NumPy adds one after another
+            np.testing.assert_allclose(layer.moments.variance(), variance, rtol=1e-11)
 
 
 @pytest.mark.parametrize("weight", [1e39, 1e-46, 16777217.0, 0.1])
@@ -499,8 +500,8 @@ def resident(path):
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("key", [np.s_[:], np.s_[::3], np.s_[::-1], np.s_[:, ::2]])
 def test_pages_of_a_mapped_file_are_released(tmp_path, monkeypatch, order, key):
-    monkeypatch.setattr(adapting, "CHUNK", 1 << 18)
-    x = np.asarray(np.random.default_rng(5).normal(size=(200_000, 8)).astype(np.float32), order=order)
+    monkeypatch.setattr(adapting, "CHUNK", 1 << 20)
+    x = np.asarray(np.random.default_rng(5).normal(size=(1_000_000, 8)).astype(np.float32), order=order)
     np.save(tmp_path / "x.npy", x)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     layer = gn.feature_norm().adapt(mapped[key])

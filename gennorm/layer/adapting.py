@@ -36,6 +36,7 @@ SMALL = 1 << 13
 # pass up to 1024, where 10 of 53 bits cancel.
 FAR = 16.0
 MOST_RUNS = 1 << 12  # pieces of memory of a chunk whose pages are released one by one; more are released as one
+AROUND = 1 << 16  # bytes that Linux maps around a page that is read, before and behind a part
 PATIENCE = 1.0  # seconds until progress is shown on a terminal by default
 NAN = ("propagate", "omit", "raise")
 
@@ -384,8 +385,8 @@ def _release(part: Array) -> None:
         for axis, at in zip(outer, index, strict=True):
             key[axis] = at
         first, last = np.lib.array_utils.byte_bounds(part[tuple(key)])
-        lo = (first - begin) // mmap.PAGESIZE * mmap.PAGESIZE
-        hi = min(-(-(last - begin) // mmap.PAGESIZE) * mmap.PAGESIZE, len(base))
+        lo = max((first - begin) // mmap.PAGESIZE * mmap.PAGESIZE - AROUND, 0)
+        hi = min(-(-(last - begin) // mmap.PAGESIZE) * mmap.PAGESIZE + AROUND, len(base))
         if hi > lo:
             base.madvise(mmap.MADV_DONTNEED, lo, hi - lo)
 
