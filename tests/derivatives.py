@@ -87,13 +87,18 @@ def bounds(x, dy, settings, scaling=None, biases=None, mask=None, result="float6
 
 
 def close(found, exact, bound, what, stored=None):
-    """Assert that a derivative is within its bound, once it has been rounded to the type it is kept in."""
+    """Assert that a derivative is within its bound, once it has been rounded to its dtype.
+
+    Rounding keeps the order of numbers, and what is too large for the dtype becomes infinite: a derivative within its
+    bound lies between the rounded ends of the bound.
+    """
     assert found.shape == exact.shape, what
     stored = stored or ("bfloat16" if found.dtype.kind == "V" else found.dtype.name)
-    found = found.astype(np.float64)
     with np.errstate(all="ignore"):
         room = bound + 2 * STORED[stored] * np.abs(exact) + 2 * LEAST[stored]
-        right = (np.abs(found - exact) <= room) | (np.isnan(exact) & np.isnan(found)) | (exact == found)
+        low, high = ((exact + side).astype(found.dtype).astype(np.float64) for side in (-room, room))
+        found = found.astype(np.float64)
+        right = ((low <= found) & (found <= high)) | (np.isnan(exact) & np.isnan(found)) | (exact == found)
     if not np.all(right):
         off = np.where(right, 0.0, np.nan_to_num(np.abs(found - exact) / room, nan=np.inf))
         worst = tuple(int(i) for i in np.unravel_index(np.argmax(off), off.shape))

@@ -157,7 +157,7 @@ def test_the_front_for_torch_leaves_torch_s_compiler_alone():
 def loaded(module, names):
     """Which of these a new process has loaded with a module."""
     script = f"import {module}, sys; print(*[name for name in {names!r} if name in sys.modules])"
-    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
     return answer.stdout.split()
 
 

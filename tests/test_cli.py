@@ -54,7 +54,13 @@ def process(*arguments, before="", **keywords):
     script = f"import sys\n{before}\nfrom gennorm.cli import main\nmain()"
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}, **keywords
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=300,
+        **keywords,
     )
 
 
@@ -118,14 +124,15 @@ def test_the_door_is_light():
     script = (
         "import sys, gennorm.cli; print(*[name for name in ('typer', 'rich', 'PIL', 'numba') if name in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=300)
     assert result.stdout == "\n"
 
 
 def test_version_and_module():
     assert run("--version").stdout == f"gennorm {gn.__version__}\n"
     command = [sys.executable, "-m", "gennorm", "--version"]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=300)
     assert result.stdout == f"gennorm {gn.__version__}\n"
 
 
@@ -536,7 +543,13 @@ print((peak() - before) >> 20)
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True, env=environment
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+        timeout=300,
     )
     assert int(result.stdout.splitlines()[-1]) < 48
 
@@ -609,16 +622,20 @@ def test_programming_errors_are_not_hidden(occupied, folder, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "status", "text"), [("SIGINT", 130, "gennorm: interrupted\n"), ("SIGTERM", 143, ""), ("SIGHUP", 129, "")]
 )
-def test_signals(name, status, text, occupied, folder):
+def test_a_signal_ends_a_command_and_leaves_no_file(name, status, text, occupied, folder):
+    """The command starts with the default handlers; behind `nohup` or `&` it would inherit ignored signals."""
     script = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from gennorm.cli import apply, files, main
 apply.CHUNK = 1 << 12
 rows = files.NpyFile.rows
 def slow(self, lo, hi, mode="r"):
     if lo > 50:
         print("begun", flush=True)
-        time.sleep(60)
+        time.sleep(300)
     return rows(self, lo, hi, mode)
 files.NpyFile.rows = slow
 main()
@@ -627,10 +644,13 @@ main()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as child:
-        assert child.stdout.readline() == "begun\n"
-        assert len(directory(folder)) == 3
-        child.send_signal(getattr(signal, name))
-        assert (child.stderr.read(), child.wait(30)) == (text, status)
+        try:
+            assert child.stdout.readline() == "begun\n"
+            assert len(directory(folder)) == 3
+            child.send_signal(getattr(signal, name))
+            assert (child.communicate(timeout=120)[1], child.returncode) == (text, status)
+        finally:
+            child.kill()
     assert directory(folder) == occupied
 
 

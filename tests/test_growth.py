@@ -44,7 +44,7 @@ HELD = 12 << 20  # bytes for moments, threads, and what the allocator rounds up
 def grown(layer, shape, dtype="float32", call=OUTPUT, view=""):
     """Bytes of the input, and how much memory a call needs beyond it at the most."""
     program = MEMORY.format(layer=layer, shape=shape, dtype=dtype, call=call, view=view)
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=600)
     return json.loads(done.stdout)
 
 

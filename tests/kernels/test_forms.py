@@ -456,6 +456,7 @@ def test_without_numba():
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,
     )
     assert answer.returncode == 0, answer.stdout[-3000:]
 
