@@ -13,10 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 import gennorm as gn
+from gennorm.bench import cases, charts, growth, measuring, models, peers, report, startup, timing, values
+from gennorm.bench.cases import Case, Size, Work
+from gennorm.bench.measuring import Result
+from gennorm.cli import bench as command
 from gennorm.cli.app import app
-from gennorm.cli.bench import cases, charts, command, growth, models, peers, report, running, startup, timing, values
-from gennorm.cli.bench.cases import Case, Size, Work
-from gennorm.cli.bench.running import Result
 
 MATRIX = cases.matrix()
 
@@ -129,7 +130,7 @@ def test_what_must_move(case, span, arrays):
 
 
 def test_cache_of_a_core():
-    assert 1 << 15 <= running.cache() <= 1 << 27
+    assert 1 << 15 <= measuring.cache_bytes() <= 1 << 27
 
 
 # ------------------------------------------------------------------------------------------------ who computes the same
@@ -173,7 +174,7 @@ def test_everybody_computes_the_definition(case, peer):
     if competitor is None:
         assert BEYOND[peer](case)
         return
-    with here.during(case):
+    with here.context(case):
         found = competitor.values(competitor.call())
     assert values.distance(case, found, values.expected(case, arrays)) <= peer.slack
 
@@ -187,7 +188,7 @@ def test_compiled_torch_computes_the_definition(work):
         pytest.skip(lacks)
     arrays, here = case.arrays(), peers.Compiled(1)
     competitor = here.competitor(case, arrays)
-    with here.during(case):
+    with here.context(case):
         found = competitor.values(competitor.call())
     assert values.distance(case, found, values.expected(case, arrays)) <= here.slack
 
@@ -240,16 +241,18 @@ def test_everybody_takes_turns_and_the_least_counts(clock):
         turns.append(name)
         clock(seconds)
 
-    found = timing.best({"slow": lambda: call("slow", next(slow)), "fast": lambda: call("fast", 1e-3)}, seconds=0.02)
+    found = timing.best_times(
+        {"slow": lambda: call("slow", next(slow)), "fast": lambda: call("fast", 1e-3)}, seconds=0.02
+    )
     assert found == {"slow": pytest.approx(2e-3), "fast": pytest.approx(1e-3)}
     rounds = [(name, len(list(some))) for name, some in itertools.groupby(turns[4:])]  # after two calls of each
     assert rounds[:3] == [("slow", 3), ("fast", 6), ("slow", 3)]  # the order is reversed each round
 
 
 def test_short_calls_are_timed_together(clock):
-    found = timing.best({"short": lambda: clock(1e-6)}, seconds=0)
+    found = timing.best_times({"short": lambda: clock(1e-6)}, seconds=0)
     assert found["short"] == pytest.approx(1e-6)
-    assert timing._number(lambda: clock(1e-6)) == 200
+    assert timing._calls_per_sample(lambda: clock(1e-6)) == 200
 
 
 def test_each_has_its_own_time(clock):
@@ -259,13 +262,13 @@ def test_each_has_its_own_time(clock):
         spent[name] += 1
         clock(seconds)
 
-    timing.best({"slow": lambda: call("slow", 0.5), "fast": lambda: call("fast", 0.01)}, seconds=0.29)
+    timing.best_times({"slow": lambda: call("slow", 0.5), "fast": lambda: call("fast", 0.01)}, seconds=0.29)
     assert spent == {"slow": 2 + 3, "fast": 2 + 30}
 
 
 def test_threads_are_processors():
     before = gn.get_num_threads(), os.sched_getaffinity(0)
-    with running.threads(1):
+    with measuring.limited_to(1):
         assert gn.get_num_threads() == len(os.sched_getaffinity(0)) == 1
     assert (gn.get_num_threads(), os.sched_getaffinity(0)) == before
 
@@ -283,8 +286,8 @@ def test_a_run(tmp_path):
     text = bench(*arguments, *QUICK, "--json", data, "--chart", picture)
     lines = text.splitlines()
     assert lines[1].startswith(f"gennorm {gn.__version__}, torch ")
-    at = next(i for i, line in enumerate(lines) if line.startswith("Forward, the output allocated"))
-    assert re.fullmatch(r" +gennorm +of the floor +torch +JAX +ONNX Runtime +NumPy *", lines[at + 1])
+    at = next(i for i, line in enumerate(lines) if line.startswith("Forward, with the allocation of the output"))
+    assert re.fullmatch(r" +gennorm +over the floor +torch +JAX +ONNX Runtime +NumPy *", lines[at + 1])
     assert re.fullmatch(r"group norm 1×64×8×8, 32 groups +[\d.]+ µs( +[\d.]+×){5} *", lines[at + 2])
     assert re.search(r"Forward and backward.* +torch +1( +[\d.]+×){2} +group norm 1×64×8×8, 32 groups", text)
     run = json.loads(data.read_text(encoding="utf-8"))
@@ -328,7 +331,7 @@ def test_a_wrong_peer_is_marked_and_the_status_is_1(monkeypatch):
     monkeypatch.setattr(peers.Numpy, "competitor", liar)
     text = bench("layer norm 1x768", "--work", "forward", "--peers", "numpy", *QUICK, status=1)
     assert re.search(r"layer norm 1×768 .* ≠ [\d.]+×", text)
-    assert re.search(r"≠ layer norm 1×768, forward: NumPy is off by [\d.]+ times what is allowed", text)
+    assert re.search(r"≠ layer norm 1×768, forward: the error of NumPy is [\d.]+ times the allowed one", text)
 
 
 def test_who_is_absent_is_named(monkeypatch):
@@ -343,7 +346,7 @@ def test_who_is_absent_is_named(monkeypatch):
 def test_without_torch_there_are_no_modules(monkeypatch):
     monkeypatch.setattr(peers, "find_spec", lambda name: None if name == "torch" else object())
     text = bench("layer norm 1x768", "--work", "forward,module,evaluation", "--peers", "numpy", *QUICK)
-    assert "Forward, the output allocated" in text
+    assert "Forward, with the allocation of the output" in text
     assert "Modules" not in text
 
 
@@ -351,7 +354,7 @@ def test_modules_beside_torch_s():
     pytest.importorskip("torch")
     text = bench("layer norm 1x768", "--work", "module,evaluation", "--peers", "torch,torch.compile", *QUICK)
     for title in ("Modules of torch, forward and backward", "Modules of torch in evaluation"):
-        assert re.search(rf"{title} *\n +gennorm +of the floor +torch *\n", text)
+        assert re.search(rf"{title} *\n +gennorm +over the floor +torch *\n", text)
         assert re.search(rf"{title} +torch +1( +[\d.]+×){{2}} +layer norm 1×768", text)
 
 
@@ -381,7 +384,7 @@ def test_the_list():
         (["--threads", 4096], "Invalid value for '--threads': 4096 are more than the"),
         (
             ["--chart", "a.gif"],
-            "Invalid value for '--chart': \"a.gif\" is no picture; write a name that ends with .svg",
+            "Invalid value for '--chart': \"a.gif\" is not a picture; write a name that ends with .svg",
         ),
         (["--json", "no/a.json"], "Invalid value for '--json': there is no folder \"no\""),
     ],
@@ -431,11 +434,11 @@ def test_models(tmp_path, monkeypatch):
 
 
 def test_a_model_that_is_not_the_same_is_seen(monkeypatch):
-    monkeypatch.setattr(models, "NEAR", 1e-12)
+    monkeypatch.setattr(models, "TOLERANCE", 1e-12)
     monkeypatch.setattr(
         models, "MODELS", {"BERT": (*models.MODELS["BERT"][:2], {"num_hidden_layers": 1}, models._words)}
     )
-    assert "≠ BERT: off by " in bench("--measure", "models", *QUICK, status=1)
+    assert "≠ BERT: the error is " in bench("--measure", "models", *QUICK, status=1)
 
 
 def test_startup(monkeypatch):

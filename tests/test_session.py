@@ -38,7 +38,7 @@ def session(folder, suite=SUITE, arguments=(), ini="[pytest]\n", **environment):
     )
 
 
-# -------------------------------------------------------------------------------------------------- frameworks and skips
+# ------------------------------------------------------------------------------------------------ frameworks and skips
 
 
 @pytest.mark.parametrize("environment", [{}, {"CI": "true"}])

@@ -125,7 +125,9 @@ def test_a_read_only_install_and_nowhere_to_write(tmp_path):
     command = [sys.executable, "-B", "-m", "tests.survival.scenes", "no_cache"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "HOME": NOWHERE}
     environment = {name: value for name, value in environment.items() if name not in CACHES}
-    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    answer = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=240
+    )
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "judged 1\n", "")
     assert {path: path.stat().st_mtime_ns for path in installed.rglob("*")} == before
 

@@ -1,4 +1,4 @@
-"""The matrix: which norm, of which array, does what."""
+"""The cases that `gennorm bench` measures: which norm, of which array, and what is computed."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ __all__ = ["Arrays", "Case", "Size", "Work", "matching", "matrix"]
 Array = npt.NDArray[Any]
 
 EPSILON = 1e-3
-LINE = 64  # bytes that memory moves at a time
+LINE = 64  # bytes of a cache line
 
 
 class Work(StrEnum):
-    """What is timed."""
+    """The computation that is timed."""
 
     FORWARD = "forward"  # the output, allocated in the call
     BACKWARD = "backward"  # the output and the gradients of the input and of every parameter
-    OUT = "out"  # the output, into an array that is there
-    INFERENCE = "inference"  # the output by moments that are given
-    ADAPT = "adapt"  # the moments of a data set, for later
+    OUT = "out"  # the output, written into an existing array
+    INFERENCE = "inference"  # the output with given moments
+    ADAPT = "adapt"  # the moments of a data set
     MODULE = "module"  # forward and backward of a module of torch
-    EVALUATION = "evaluation"  # a module's output in evaluation, by running statistics where it has them
+    EVALUATION = "evaluation"  # the output of a module in evaluation, with running statistics where it has them
 
 
 class Size(StrEnum):
-    """How large the array is: of one example, in the cache of a core, of 4 to 20 MB, of 100 MB and more."""
+    """The size of the array: one example, within the cache of a core, 4 to 20 MB, 100 MB and more."""
 
     TINY = "tiny"
     SMALL = "small"
@@ -47,23 +47,23 @@ class Size(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One row of the table.
+    """One row of the tables.
 
     Attributes
     ----------
     norm : str
         "layer", "RMS", "channel-wise layer", "group", "instance", "batch" or "feature".
     shape : tuple of int
-        Of the array, in the order of its memory.
+        Of the array; the last axis is the innermost in memory.
     size : Size
     work : Work
     dtype : str
     channel : int
-        Axis of the channels, 1 or -1, for all but layer and RMS norm.
+        Axis of the channels, 1 or -1, of every norm except layer and RMS norm.
     trailing : int
-        How many axes layer and RMS norm aggregate.
+        The number of trailing axes that layer and RMS norm aggregate.
     groups : tuple of (int, int)
-        Axes that are split, and into how many groups.
+        Axes that are split into groups, with their numbers of groups.
     padding : int
         Elements between the end of a row and the next row.
     """
@@ -80,7 +80,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What the table calls it, and what patterns are compared with."""
+        """The name in the tables, which patterns are matched with."""
         words = [f"{self.norm} norm {'×'.join(map(str, self.shape))}"]
         words += ["channels last"] if self.channel == -1 and len(self.shape) > 2 else []
         words += [f"over {self.trailing} levels"] if self.trailing > 1 else []
@@ -91,44 +91,44 @@ class Case:
 
     @property
     def epsilon(self) -> float:
-        """What is added to the variance."""
+        """The epsilon that is added to the variance."""
         return 1e-7 if self.norm == "feature" else EPSILON
 
     @property
     def biased(self) -> bool:
-        """Whether there are biases."""
+        """Whether the layer has biases."""
         return self.norm not in {"RMS", "feature"}
 
     @property
     def derived(self) -> bool:
-        """Whether gradients are asked for."""
+        """Whether gradients are computed."""
         return self.work in {Work.BACKWARD, Work.MODULE}
 
     @property
     def given(self) -> bool:
-        """Whether the moments are given."""
+        """Whether the layer uses given moments instead of those of the input."""
         return self.work is Work.INFERENCE or (self.work is Work.EVALUATION and self.norm == "batch")
 
     @property
     def aggregated(self) -> tuple[int, ...]:
-        """The axes that are aggregated."""
+        """The aggregated axes."""
         rank = len(self.shape)
         axes = set(range(rank))
         if self.norm in {"layer", "RMS"}:
             return tuple(range(rank - self.trailing, rank))
         if self.norm == "channel-wise layer":
             return (self.channel % rank,)
-        return tuple(sorted(axes - {"group": {0}, "instance": {0, self.channel % rank}}.get(self.norm, self.kept)))
+        return tuple(sorted(axes - {"group": {0}, "instance": {0, self.channel % rank}}.get(self.norm, self.channels)))
 
     @property
-    def kept(self) -> set[int]:
-        """The axis of the channels."""
+    def channels(self) -> set[int]:
+        """The axis of the channels, as a set."""
         return {self.channel % len(self.shape)}
 
     @property
     def scaled(self) -> tuple[int, ...]:
-        """The axes that the parameters vary along."""
-        return self.aggregated if self.norm in {"layer", "RMS"} else tuple(self.kept)
+        """The axes along which the parameters vary."""
+        return self.aggregated if self.norm in {"layer", "RMS"} else tuple(self.channels)
 
     @property
     def parameters(self) -> tuple[int, ...]:
@@ -137,12 +137,12 @@ class Case:
 
     @property
     def broadcast(self) -> tuple[int, ...]:
-        """The same, with an axis for each of the array's."""
+        """The shape of the parameters, with size 1 on every other axis of the array."""
         return tuple(size if axis in self.scaled else 1 for axis, size in enumerate(self.shape))
 
     @property
     def split(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The shape with its groups on axes of their own, and which axes of that are aggregated."""
+        """The shape with a separate axis for groups, and the aggregated axes of that shape."""
         sizes: list[int] = []
         axes: list[int] = []
         groups = dict(self.groups)
@@ -156,15 +156,15 @@ class Case:
 
     @property
     def bytes(self) -> int:
-        """Of the array."""
+        """The size of the array in bytes."""
         return math.prod(self.shape) * ITEMSIZE[self.dtype]
 
     def moved(self, cache: int) -> int:
-        """Bytes that must move: every array once for each time it is read or written.
+        """The bytes that must move between memory and a cache of so many bytes.
 
-        Forward reads the input and writes the output; backward reads the input and the output's gradient, and writes
-        the input's. Where a slice, in whole lines of memory, is larger than the cache, what is reduced over it has to
-        be read again before it can be used. Moments alone are read for.
+        Forward reads the input and writes the output. Backward reads the input and the gradient of the output, and
+        writes the gradient of the input. Where a slice, in whole cache lines, is larger than the cache, the arrays that
+        are reduced over it have to be read again. Computing moments only reads the input.
         """
         if self.work is Work.ADAPT:
             return self.bytes
@@ -174,7 +174,7 @@ class Case:
 
     @property
     def span(self) -> int:
-        """Bytes of the lines of memory in which a slice lies."""
+        """The bytes of all cache lines that contain elements of a slice."""
         sizes, axes = self.split
         within, strides = 1, []
         for size in reversed(sizes):
@@ -182,7 +182,7 @@ class Case:
             within *= size
         strides.reverse()
         item = ITEMSIZE[self.dtype]
-        run = 1  # elements that lie side by side
+        run = 1  # neighbouring elements of the slice
         for axis in reversed(axes):
             if strides[axis] != run:
                 break
@@ -191,7 +191,7 @@ class Case:
         return count // run * -(-run * item // LINE) * LINE
 
     def arrays(self) -> Arrays:
-        """The data: a mean of half a deviation."""
+        """Random arrays with a mean of half a standard deviation."""
         whole, dy = _drawn(self.shape, self.padding, self.dtype)
         generator = np.random.default_rng(1)
         scaling, biases, mean, variance = (
@@ -203,16 +203,16 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Arrays:
-    """What a case computes with.
+    """The arrays of a case.
 
     Attributes
     ----------
     whole, x : ndarray
-        The input, and the array of which it is the beginning of every row.
+        The input `x`, and the array `whole` whose rows begin with those of `x`: the rows with their padding.
     dy : ndarray
         Gradient of the output.
     scaling, biases, mean, variance : ndarray
-        Of the shape of the parameters; the last two for inference.
+        Of the shape of the parameters; `mean` and `variance` are for inference.
     """
 
     whole: Array
@@ -224,11 +224,11 @@ class Arrays:
     variance: Array
 
     def examples(self, lo: int, hi: int) -> Arrays:
-        """The positions `lo` to `hi` of axis 0, with the same parameters."""
+        """The examples `lo` to `hi`, with the same parameters."""
         return replace(self, whole=self.whole[lo:hi], x=self.x[lo:hi], dy=self.dy[lo:hi])
 
 
-@functools.lru_cache(maxsize=1)  # cases of one shape follow each other, and drawing takes longer than they do
+@functools.lru_cache(maxsize=1)  # consecutive cases have the same shape, and random numbers take longer than they do
 def _drawn(shape: tuple[int, ...], padding: int, dtype: str) -> tuple[Array, Array]:
     generator = np.random.default_rng(0)
     whole = _normal(generator, (*shape[:-1], shape[-1] + padding), 1, 2, dtype)
@@ -259,7 +259,7 @@ def matrix() -> list[Case]:
 def matching(
     cases: Sequence[Case], patterns: Sequence[str] = (), sizes: Sequence[str] = (), works: Sequence[str] = ()
 ) -> list[Case]:
-    """The cases of these sizes and this work whose name has one of the patterns in it; `*` stands for anything.
+    """The cases of these sizes and kinds of work whose names contain one of the patterns; `*` matches any text.
 
     Examples
     --------
@@ -277,7 +277,7 @@ def matching(
 
 
 def _sizes(pattern: str) -> bool:
-    """Whether a pattern writes × as x: between digits only."""
+    """Whether a pattern contains an `x` between digits, which stands for ×."""
     return any(left.isdigit() and right.isdigit() for left, right in zip(pattern, pattern[2:], strict=False))
 
 
@@ -313,7 +313,7 @@ def _trained() -> Iterator[Case]:
 
 
 def _images(shape: tuple[int, ...], size: Size, groups: int) -> Iterator[Case]:
-    """Every norm of images, with their channels first and last."""
+    """Every norm of images, with channels first and channels last."""
     last = (shape[0], *shape[2:], shape[1])
     for array, channel in ((shape, 1), (last, -1)):
         axis = channel % len(shape)
@@ -340,7 +340,7 @@ def _inference() -> Iterator[Case]:
 
 
 def _modules() -> Iterator[Case]:
-    """What torch has a module for."""
+    """The norms for which torch has a module."""
     tiny, small, middle, large = Size
     work = Work.MODULE
     for shape, size in (((1, 768), tiny), ((128, 768), small), ((512, 768), middle)):

@@ -1,4 +1,4 @@
-"""What an element costs as arrays grow: the same, if nothing is quadratic and nothing is left to one thread."""
+"""The time per element as arrays grow. It stays the same if no step is quadratic or runs on one thread only."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 import gennorm as gn
-from gennorm.cli.bench.cases import Array
-from gennorm.cli.bench.timing import best
-from gennorm.cli.bench.values import NEAR
+from gennorm.bench.cases import Array
+from gennorm.bench.timing import best_times
+from gennorm.bench.values import TOLERANCE
 from gennorm.layer.arrays import dtype_named
 from gennorm.plan import ITEMSIZE
 
@@ -19,21 +19,21 @@ __all__ = ["SERIES", "Grown", "grown", "growth"]
 
 LEAST = 1 << 20  # bytes of the smallest array
 STEP = 4
-BLOCK = 1 << 18  # elements that are drawn; the array repeats them, and its slices have their moments
+BLOCK = 1 << 18  # random elements; the array repeats them, so that its slices have the moments of the block
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """An array that grows: how, and what normalizes it.
+    """An array that grows, and the axis that is aggregated.
 
     Attributes
     ----------
     name : str
     dtype : str
     shape : callable
-        From a number of elements, a multiple of `BLOCK`, to the shape.
+        From the number of elements, a multiple of `BLOCK`, to the shape.
     axis : int
-        Which one is aggregated.
+        The aggregated axis.
     """
 
     name: str
@@ -44,18 +44,18 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Grown:
-    """What was measured of one array.
+    """The measurement of one array.
 
     Attributes
     ----------
     name : str
     elements, bytes : int
     seconds : float
-        A call, with the allocation of its output, in memory that an output before it had.
+        The time of a call. Its output is allocated from the buffer pool.
     nanoseconds : float
-        For each element.
+        The same per element.
     wrong : float
-        The largest error over what is allowed; the output is compared where the array begins and where it ends.
+        The largest error over the allowed error, in the first and the last block of the output.
     """
 
     name: str
@@ -75,9 +75,9 @@ SERIES = (
 
 
 def growth(gigabytes: float, seconds: float, report: Callable[..., None]) -> Iterator[Grown]:
-    """Every series from a megabyte on, four times as much each time, with room in the reserve for every output.
+    """Measure every series, from one megabyte on, four times as large each time.
 
-    Where there is none, the system clears new memory at each call, which is not what an element costs.
+    The buffer pool has room for every output. Otherwise the system would have to clear new memory at each call.
     """
     sizes = [LEAST * STEP**i for i in range(1 + int(math.log(gigabytes * 2**30 / LEAST, STEP) + 1e-9))]
     before = gn.get_reserve()
@@ -104,8 +104,8 @@ def grown(series: Series, elements: int, seconds: float) -> Grown:
     ends = (y[: part[0]], y[-part[0] :])
     worst = max(float(np.abs(end.astype(np.float64) - right).max()) for end in ends)
     del y, ends
-    taken = best({"": lambda: layer(x)}, seconds)[""]
-    allowed = NEAR[series.dtype] * float(np.abs(right).max())
+    taken = best_times({"": lambda: layer(x)}, seconds)[""]
+    allowed = TOLERANCE[series.dtype] * float(np.abs(right).max())
     return Grown(series.name, elements, x.nbytes, taken, taken / elements * 1e9, worst / allowed)
 
 

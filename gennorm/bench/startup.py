@@ -1,4 +1,4 @@
-"""What a new process waits for: the import, and the first call with and without kernels in the cache."""
+"""Times in a new process: the import, and the first call with and without kernels in the cache."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tempfile import TemporaryDirectory
 
 import gennorm as gn
 
-__all__ = ["FIRST", "Waited", "startup"]
+__all__ = ["FIRST", "Startup", "startup"]
 
-# The first use of each preset, from its construction to the values; the last is a whole step of training.
+# The first use of each preset, from its construction to its output; the last one is a whole training step.
 FIRST = {
     "batch norm": "gn.batch_norm(64)(images, training=True)",
     "layer norm": "gn.layer_norm(768)(rows)",
@@ -49,14 +49,14 @@ assert y.dtype == np.float32 and np.isfinite(y).all()
 
 
 @dataclass(frozen=True, slots=True)
-class Waited:
-    """What was waited for, and how long: the least of several new processes.
+class Startup:
+    """The best time of several new processes.
 
     Attributes
     ----------
     name : str
     seconds : float
-        With kernels in the cache, or for what needs none.
+        With kernels in the cache, or without any kernel.
     compiling : float or None
         With an empty cache.
     """
@@ -66,8 +66,8 @@ class Waited:
     compiling: float | None = None
 
 
-def startup(processes: int, report: Callable[..., None]) -> list[Waited]:
-    """Start so many processes for each."""
+def startup(processes: int, report: Callable[..., None]) -> list[Startup]:
+    """Take the times of so many new processes for the import and for each first call."""
     found = []
     for done, name in enumerate(["import gennorm, with NumPy", *FIRST]):
         report(done, len(FIRST) + 1, name)
@@ -78,13 +78,13 @@ def startup(processes: int, report: Callable[..., None]) -> list[Waited]:
                 cold.append(_seconds(program, cache))
                 warm.append(_seconds(program, cache))
         found.append(
-            Waited(f"first call, {name}", min(warm), min(cold)) if name in FIRST else Waited(name, min(cold + warm))
+            Startup(f"first call, {name}", min(warm), min(cold)) if name in FIRST else Startup(name, min(cold + warm))
         )
     return found
 
 
 def _seconds(program: str, cache: str) -> float:
-    """What one new process prints, with this folder for its kernels and this package to import."""
+    """The time that one new process prints. Its kernels are in `cache`, and it imports this package."""
     here = str(Path(gn.__file__).parents[1])
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "GENNORM_CACHE_DIR": cache, "PYTHONPATH": path}

@@ -1,35 +1,36 @@
-"""Whole models before and after `gennorm.torch.accelerate`: what their norms take, and what is gained."""
+"""Whole models before and after `gennorm.torch.accelerate`: the time of the model and of its norms."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
-from gennorm.cli.bench.timing import best
+from gennorm.bench.timing import best_times
 
-__all__ = ["MODELS", "Accelerated", "accelerated", "models"]
+__all__ = ["MODELS", "Accelerated", "accelerated", "available", "models"]
 
-NEAR = 1e-3  # how far two float32 computations of a whole model may be apart, relative to the largest value
+TOLERANCE = 1e-3  # between two float32 computations of a whole model, relative to the largest value
 
 
 @dataclass(frozen=True, slots=True)
 class Accelerated:
-    """What was measured of one model.
+    """The measurement of one model.
 
     Attributes
     ----------
     name, work : str
         The model; "inference", or "training": forward and backward.
     layers : int
-        How many were replaced.
+        The number of replaced layers.
     before, after : float
         Seconds of the whole model.
     norms_before, norms_after : float
-        Seconds of the replaced layers, each called by itself on an input like that which it gets.
+        Seconds of the replaced layers, each called alone with an input like that in the model.
     wrong : float
-        How far the outputs are apart, over what is allowed.
+        The difference of the outputs over the allowed difference.
     """
 
     name: str
@@ -52,7 +53,7 @@ def _pictures(size: int) -> Callable[[Any], dict[str, Any]]:
 
 _TEXT = {"vocab_size": 1000, "hidden_size": 768, "num_hidden_layers": 4, "num_attention_heads": 12}
 
-# The class, the config and what it is called with: the widths of the published models, with fewer layers.
+# The class, the config and the inputs: the widths of the published models, with fewer layers.
 MODELS: dict[str, tuple[str, str, dict[str, Any], Callable[[Any], dict[str, Any]]]] = {
     "GPT-2": ("GPT2LMHeadModel", "GPT2Config", {"vocab_size": 1000, "n_layer": 4}, _words),
     "Llama": ("LlamaForCausalLM", "LlamaConfig", {**_TEXT, "intermediate_size": 2048}, _words),
@@ -68,15 +69,20 @@ MODELS: dict[str, tuple[str, str, dict[str, Any], Callable[[Any], dict[str, Any]
 }
 
 
+def available() -> bool:
+    """Whether the packages that models need are installed."""
+    return all(find_spec(name) is not None for name in ("torch", "transformers"))
+
+
 def models(seconds: float, report: Callable[..., None]) -> Iterator[Accelerated]:
-    """Every model, in inference and in training."""
+    """Measure every model, in inference and in training."""
     for place, name in enumerate(MODELS):
         report(place, len(MODELS), name)
         yield from accelerated(name, seconds)
 
 
 def accelerated(name: str, seconds: float) -> Iterator[Accelerated]:
-    """Measure one model, before and after in turns."""
+    """Measure one model; the calls before and after take turns."""
     import torch
     import transformers
 
@@ -90,25 +96,25 @@ def accelerated(name: str, seconds: float) -> Iterator[Accelerated]:
     pair, given = {"before": before, "after": after}, inputs(torch)
     with torch.no_grad():
         expected, found = (model(**given).logits for model in pair.values())
-    wrong = ((found - expected).abs().max() / expected.abs().max()).item() / NEAR
+    wrong = ((found - expected).abs().max() / expected.abs().max()).item() / TOLERANCE
     for work in ("inference", "training"):
         for model in pair.values():
             model.train(work == "training")
         call = _inferring if work == "inference" else _training
-        whole = best({side: call(torch, model, **given) for side, model in pair.items()}, seconds)
+        whole = best_times({side: call(torch, model, **given) for side, model in pair.items()}, seconds)
         norms = dict.fromkeys(pair, 0.0)
-        for layer, shape, strides in _seen(torch, before, replaced, given):
+        for layer, shape, strides in _called_layers(torch, before, replaced, given):
             x = torch.empty_strided(shape, strides).normal_()
             calls = {side: call(torch, model.get_submodule(layer), x) for side, model in pair.items()}
-            for side, taken in best(calls, seconds / len(replaced)).items():
+            for side, taken in best_times(calls, seconds / len(replaced)).items():
                 norms[side] += taken
         yield Accelerated(
             name, work, len(replaced), whole["before"], whole["after"], norms["before"], norms["after"], wrong
         )
 
 
-def _seen(torch: Any, model: Any, names: list[str], given: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """The layers in the order of their calls, with the shape and the strides of their inputs."""
+def _called_layers(torch: Any, model: Any, names: list[str], given: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The names of the layers in the order of their calls, with the shape and the strides of their inputs."""
     seen: list[tuple[str, Any, Any]] = []
     hooks = [
         model.get_submodule(name).register_forward_pre_hook(
@@ -132,7 +138,7 @@ def _inferring(torch: Any, module: Any, *args: Any, **named: Any) -> Callable[[]
 
 
 def _training(torch: Any, module: Any, *args: Any, **named: Any) -> Callable[[], object]:
-    """Forward and backward, of the parameters and of an input that is given by itself, as one inside a model is."""
+    """Forward and backward: the gradients of the parameters, and of a positional input as that of an inner layer."""
     inputs = [arg.requires_grad_() for arg in args]
     wanted = [*inputs, *(parameter for parameter in module.parameters() if parameter.requires_grad)]
 

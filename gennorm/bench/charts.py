@@ -1,4 +1,4 @@
-"""The picture: every case a dot, how many times as long as gennorm each peer takes."""
+"""The chart: a dot for the speed-up over each library in each case."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gennorm.cli.bench.cases import Work
-from gennorm.cli.bench.report import TITLES, geometric_mean
-from gennorm.cli.bench.running import Result
-from gennorm.cli.files import replacing
+from gennorm.bench.cases import Work
+from gennorm.bench.measuring import Result
+from gennorm.bench.report import TITLES, geometric_mean
+from gennorm.layer.files import replacing
 
 __all__ = ["FORMATS", "draw"]
 
 FORMATS = (".svg", ".png", ".pdf")
-# Okabe and Ito's colours, which everybody can tell apart.
+# The colours of Okabe and Ito, which colour-blind readers can tell apart.
 COLOURS = {
     "torch": "#D55E00",
     "torch.compile": "#E69F00",
@@ -28,20 +28,20 @@ SETTINGS: Any = {"font.family": "sans-serif", "svg.fonttype": "path", "svg.hashs
 
 
 def draw(results: Sequence[Result], peers: Sequence[str], subtitle: str, path: Path) -> None:
-    """Draw one panel for each kind of work: norms down, ratios across, a bar where the geometric mean is."""
+    """Draw one panel for each kind of work: a line for each norm, speed-ups across, a bar at the geometric mean."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    works = [work for work in Work if work is not Work.OUT and _ratios(results, work, peers)]
+    works = [work for work in Work if work is not Work.OUT and _speedups(results, work, peers)]
     norms = list(dict.fromkeys(result.case.norm for result in results if result.case.work in works))
     with mpl.rc_context(SETTINGS):
-        rows = {work: [norm for norm in norms if _ratios(results, work, peers, norm)] for work in works}
+        rows = {work: [norm for norm in norms if _speedups(results, work, peers, norm)] for work in works}
         heights = [len(rows[work]) + 0.8 for work in works]
         figure = Figure(figsize=(8.5, 0.52 * sum(heights) + 1.5), layout="constrained")
         panels = figure.subplots(len(works), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for work, panel in zip(works, panels, strict=True):
             _panel(panel, results, work, rows[work], peers)
-        panels[-1].set_xlabel("times as long as gennorm takes (longer to the right; left of 1× gennorm is slower)")
+        panels[-1].set_xlabel("speed-up over the other library (left of 1× gennorm is slower)")
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(peers), frameon=False, handletextpad=0.2)
         figure.suptitle(subtitle, x=0.01, ha="left", fontsize=10, color=INK)
@@ -55,13 +55,15 @@ def _panel(panel: Any, results: Sequence[Result], work: Work, norms: Sequence[st
     for place, peer in enumerate(peers):
         shift = (place - (len(peers) - 1) / 2) * lanes
         dots = [
-            (ratio, row + shift) for row, norm in enumerate(norms) for ratio in _ratios(results, work, [peer], norm)
+            (speedup, row + shift)
+            for row, norm in enumerate(norms)
+            for speedup in _speedups(results, work, [peer], norm)
         ]
         colour, (across, down) = COLOURS[peer], zip(*dots, strict=True) if dots else ((), ())
         panel.scatter(across, down, s=14, color=colour, alpha=0.55, linewidths=0, label=peer)
         for row, norm in enumerate(norms):
-            if ratios := _ratios(results, work, [peer], norm):
-                mean = geometric_mean(ratios)
+            if speedups := _speedups(results, work, [peer], norm):
+                mean = geometric_mean(speedups)
                 panel.vlines(mean, row + shift - lanes / 2, row + shift + lanes / 2, color=colour, linewidth=2.4)
     panel.axvline(1, color=INK, linewidth=1)
     panel.set_xscale("log")
@@ -79,11 +81,11 @@ def _panel(panel: Any, results: Sequence[Result], work: Work, norms: Sequence[st
         side.set_visible(False)
 
 
-def _ratios(results: Sequence[Result], work: Work, peers: Sequence[str], norm: str | None = None) -> list[float]:
+def _speedups(results: Sequence[Result], work: Work, peers: Sequence[str], norm: str | None = None) -> list[float]:
     return [
-        ratio
+        speedup
         for result in results
         if result.case.work is work and norm in {None, result.case.norm}
         for peer in peers
-        if (ratio := result.ratio(peer)) is not None
+        if (speedup := result.speedup(peer)) is not None
     ]

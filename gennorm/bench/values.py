@@ -1,4 +1,4 @@
-"""What is right: the definition in NumPy, which is a peer as well, and the comparison with it."""
+"""The right values: the definition in NumPy, and how far other values are from it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gennorm.cli.bench.cases import Array, Arrays, Case, Work
+from gennorm.bench.cases import Array, Arrays, Case, Work
 
-__all__ = ["NEAR", "compute", "distance", "expected"]
+__all__ = ["TOLERANCE", "compute", "distance", "expected"]
 
-# Of the largest value. Everybody rounds to the dtype, and most also add up in it, hundreds of thousands of elements.
-NEAR = {"float64": 1e-9, "float32": 2e-4, "float16": 1e-2, "bfloat16": 5e-2}
+# The allowed error, relative to the largest value. All libraries round to the dtype, and most also add up hundreds of
+# thousands of elements in it.
+TOLERANCE = {"float64": 1e-9, "float32": 2e-4, "float16": 1e-2, "bfloat16": 5e-2}
 SUMS = ("gradient of scaling", "gradient of biases")
-BLOCK = 1 << 18  # elements that NumPy's temporaries hold without leaving the cache
+BLOCK = 1 << 18  # elements: NumPy's temporary arrays of this size stay in the cache
 
 
 def compute(case: Case, arrays: Arrays, arithmetic: npt.DTypeLike) -> dict[str, Array]:
-    """The output, and in training its gradients, as anybody writes them in NumPy."""
+    """The output, and in training its gradients, in plain NumPy."""
     sizes, axes = case.split
     x = arrays.x.astype(arithmetic, copy=False).reshape(sizes)
     scaling, biases, mean, variance = (
@@ -53,7 +54,7 @@ def compute(case: Case, arrays: Arrays, arithmetic: npt.DTypeLike) -> dict[str, 
 
 
 def expected(case: Case, arrays: Arrays) -> dict[str, Array]:
-    """The right values, in float64; a few examples at a time where one does not depend on another."""
+    """The right values in float64, computed a few examples at a time where examples do not depend on each other."""
     step = len(arrays.x) if 0 in case.aggregated else max(1, BLOCK * len(arrays.x) // arrays.x.size)
     starts = range(0, len(arrays.x), step)
     parts = []
@@ -65,13 +66,13 @@ def expected(case: Case, arrays: Arrays) -> dict[str, Array]:
 
 
 def distance(case: Case, found: Mapping[str, Any], right: Mapping[str, Array]) -> float:
-    """The largest error of any of the values, over what is allowed; infinite where one is missing or misshapen."""
+    """The largest error over the allowed error; infinite where a value is missing or has another shape."""
     worst = 0.0
     for name, value in right.items():
         other = np.asarray(found.get(name))
         if other.shape != value.shape:
             return math.inf
         error = float(np.max(np.abs(other.astype(np.float64, copy=False) - value), initial=0.0))
-        share = error / (NEAR[case.dtype] * float(np.max(np.abs(value), initial=1e-300)))
+        share = error / (TOLERANCE[case.dtype] * float(np.max(np.abs(value), initial=1e-300)))
         worst = max(worst, share if math.isfinite(share) else math.inf)
     return worst

@@ -1,4 +1,4 @@
-"""Who takes part: gennorm, and each of its peers as its users would call it."""
+"""gennorm and the libraries that it is compared with, called as their users call them."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from typing import Any, ClassVar
 import numpy as np
 
 import gennorm as gn
-from gennorm.cli.bench.cases import Array, Arrays, Case, Work
-from gennorm.cli.bench.values import compute
+from gennorm.bench.cases import Array, Arrays, Case, Work
+from gennorm.bench.values import compute
 from gennorm.layer.arrays import dtype_named
 
 __all__ = ["COPY", "MODULES", "PEERS", "Competitor", "Gennorm", "Peer", "copies", "found"]
 
 COPY = "np.copyto"
-CHUNK = 8 << 20  # bytes of a data set that are taken at a time
+CHUNK = 8 << 20  # bytes of a data set that one step reads
 MODULES = {Work.MODULE, Work.EVALUATION}
 
 
 @dataclass(frozen=True, slots=True)
 class Competitor:
-    """What one of them does for one case.
+    """The call of one library for one case.
 
     Attributes
     ----------
     call : callable
-        What is timed.
+        The function that is timed.
     values : callable
-        What it returned, as NumPy arrays by the names of `values.compute`.
+        Converts what `call` returned into NumPy arrays by the names of `values.compute`.
     """
 
     call: Callable[[], Any]
@@ -45,43 +45,43 @@ class Competitor:
 
 
 class Peer:
-    """One of those that are compared: what it is called, what it needs, and how it is made to use so many threads."""
+    """A library: its name, the modules it needs, and how it is limited to a number of threads."""
 
     name: ClassVar[str]
     modules: ClassVar[tuple[str, ...]]
-    slack: ClassVar[float] = 16  # times the error that is allowed to gennorm: torch adds up bfloat16 in bfloat16
+    slack: ClassVar[float] = 16  # allowed error over that of gennorm: torch adds up bfloat16 in bfloat16
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
 
     @classmethod
     def absence(cls) -> str | None:
-        """What it lacks here, in words; None where it can take part."""
+        """Why the library cannot be used here; None where it can."""
         for module in cls.modules:
             if find_spec(module) is None:
                 return f"{module} is not installed"
             try:
                 import_module(module)
-            except ImportError as error:  # half an installation
+            except ImportError as error:  # an incomplete installation
                 return f"{module} cannot be imported: {error}"
         return None
 
     @property
     def version(self) -> str:
-        """Of its package."""
+        """The version of the library."""
         return version(self.modules[0]).partition("+")[0]
 
     def competitor(self, case: Case, arrays: Arrays) -> Competitor | None:
-        """What it does for a case; None where it has no such function."""
+        """The call for a case; None where the library has no such function."""
         raise NotImplementedError
 
-    def during(self, case: Case) -> AbstractContextManager[Any]:  # noqa: ARG002
-        """What surrounds its calls for a case."""
+    def context(self, case: Case) -> AbstractContextManager[Any]:  # noqa: ARG002
+        """The context in which the calls for a case are made."""
         return nullcontext()
 
 
 def found(names: Mapping[str, type[Peer]], threads: int) -> tuple[list[Peer], dict[str, str]]:
-    """Those that can take part, and what the others lack."""
+    """The libraries that can be used, and the reasons why the others cannot."""
     present, absent = [], {}
     for name, peer in names.items():
         lacks = peer.absence()
@@ -96,14 +96,14 @@ def found(names: Mapping[str, type[Peer]], threads: int) -> tuple[list[Peer], di
 
 
 class Gennorm(Peer):
-    """The package itself."""
+    """gennorm itself."""
 
     name = "gennorm"
     modules = ("gennorm",)
     slack = 1
 
     def competitor(self, case: Case, arrays: Arrays) -> Competitor:
-        """A layer, called; or its module of torch."""
+        """The call of a layer, or of its module for torch."""
         if case.work in MODULES:
             import gennorm.torch
 
@@ -115,7 +115,7 @@ class Gennorm(Peer):
                 y, pullback = layer.vjp(x)
                 return y, pullback(dy)
 
-            return Competitor(both, _ours)
+            return Competitor(both, _gradients_of)
         if case.work is Work.ADAPT:
             adapted = gn.feature_norm(case.channel)
             return Competitor(
@@ -127,13 +127,13 @@ class Gennorm(Peer):
             return Competitor(lambda: layer(x, out=out), _output)
         return Competitor(lambda: layer(x), _output)
 
-    def during(self, case: Case) -> AbstractContextManager[Any]:
-        """As torch's own module has it."""
-        return Torch.tape(case) if case.work in MODULES else nullcontext()
+    def context(self, case: Case) -> AbstractContextManager[Any]:
+        """The same context as for the modules of torch."""
+        return Torch.gradient_mode(case) if case.work in MODULES else nullcontext()
 
     @staticmethod
     def layer(case: Case, arrays: Arrays) -> gn.NormalizationLayer:
-        """The layer of a case."""
+        """The layer for a case."""
         if case.norm == "feature":
             return gn.feature_norm(mean=arrays.mean, variance=arrays.variance, epsilon=case.epsilon)
         channels = case.shape[case.channel]
@@ -168,7 +168,7 @@ def _moments(mean: Any, variance: Any) -> dict[str, Any]:
     return {"mean": np.asarray(mean), "variance": np.asarray(variance)}
 
 
-def _ours(returned: Any) -> dict[str, Any]:
+def _gradients_of(returned: Any) -> dict[str, Any]:
     y, gradients = returned
     return {
         "output": y,
@@ -182,7 +182,7 @@ def _ours(returned: Any) -> dict[str, Any]:
 
 
 class Torch(Peer):
-    """Torch's own functions, called one after the other; gradients by its autograd."""
+    """The functions of torch, called eagerly; gradients by its autograd."""
 
     name = "torch"
     modules = ("torch",)
@@ -193,19 +193,19 @@ class Torch(Peer):
 
         torch.set_num_threads(threads)
 
-    def during(self, case: Case) -> AbstractContextManager[Any]:
-        """Without the tape, where nothing is derived."""
-        return self.tape(case)
+    def context(self, case: Case) -> AbstractContextManager[Any]:
+        """Inference mode, where no gradient is computed."""
+        return self.gradient_mode(case)
 
     @staticmethod
-    def tape(case: Case) -> AbstractContextManager[Any]:
-        """Whether calls are recorded for a gradient."""
+    def gradient_mode(case: Case) -> AbstractContextManager[Any]:
+        """Inference mode, where no gradient is computed."""
         import torch
 
         return nullcontext() if case.derived else torch.inference_mode()
 
     def competitor(self, case: Case, arrays: Arrays) -> Competitor | None:
-        """The function of the case's name, or the module."""
+        """The function or the module of the case's norm."""
         if case.work is Work.OUT:
             return None
         import torch
@@ -222,7 +222,7 @@ class Torch(Peer):
         x, back = _channels_first(case, _tensor(arrays.x))
         if case.work is not Work.BACKWARD:
             return Competitor(lambda: function(x, *parameters, *moments), lambda y: _output(_array(back(y))))
-        dy = _slopes(case, arrays)
+        dy = _output_gradient(case, arrays)
         wanted = [tensor.requires_grad_() for tensor in (x.detach(), *parameters)]
 
         def both() -> Any:
@@ -237,7 +237,7 @@ class Torch(Peer):
         return Competitor(both, values)
 
     def prepared(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function as it is."""
+        """The function itself."""
         return function
 
 
@@ -248,21 +248,21 @@ class Compiled(Torch):
 
     @classmethod
     def absence(cls) -> str | None:
-        """What `torch.compile` needs besides torch."""
+        """Why `torch.compile` cannot be used: it needs a C++ compiler besides torch."""
         compiler = os.environ.get("CXX", "g++")
         lacks = super().absence()
         return lacks or (None if shutil.which(compiler) else f"there is no C++ compiler ({compiler})")
 
     def prepared(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, compiled for the shapes it will see."""
+        """The function, compiled for static shapes."""
         import torch
 
-        torch.compiler.reset()  # it compiles one function a few times only
+        torch.compiler.reset()  # it stops compiling a function after a few times
         return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 def _torch_function(case: Case) -> Callable[..., Any]:
-    """What torch's users write; channels come first."""
+    """The function of torch for a case, for arrays with channels first."""
     import torch
     from torch.nn import functional
 
@@ -276,7 +276,7 @@ def _torch_function(case: Case) -> Callable[..., Any]:
     if case.norm == "instance":
         return lambda x, scaling, biases: functional.instance_norm(x, weight=scaling, bias=biases, eps=eps)
     if case.norm == "channel-wise layer":
-        # To the end, there, and back, as ConvNeXt does.
+        # The channels are moved to the end and back, as in ConvNeXt.
         return lambda x, scaling, biases: functional.layer_norm(
             x.permute(0, 2, 3, 1), shape, scaling, biases, eps
         ).permute(0, 3, 1, 2)
@@ -289,7 +289,7 @@ def _torch_function(case: Case) -> Callable[..., Any]:
         back = [[*kept, *axes].index(axis) for axis in range(len(sizes))]
 
         def grouped(x: Any, scaling: Any, biases: Any) -> Any:
-            """Every group to the end, which is a copy, and back."""
+            """Move the axes of the groups to the end, which is a copy, and back."""
             moved = x.reshape(sizes).permute(*kept, *axes)
             z = functional.layer_norm(moved, moved.shape[len(kept) :], eps=eps).permute(*back).reshape(x.shape)
             return torch.addcmul(biases.reshape(case.broadcast), z, scaling.reshape(case.broadcast))
@@ -303,7 +303,7 @@ def _torch_function(case: Case) -> Callable[..., Any]:
 
 
 def _module(library: Any, case: Case, arrays: Arrays) -> Competitor:
-    """A module of torch's classes, in training with its gradients or in evaluation."""
+    """The call of a module, in training with its gradients or in evaluation."""
     channels = case.shape[case.channel]
     settings = {"eps": case.epsilon, "dtype": _tensor(arrays.x).dtype}
     if case.norm in {"layer", "RMS"}:
@@ -326,7 +326,7 @@ def _module(library: Any, case: Case, arrays: Arrays) -> Competitor:
     if case.work is Work.EVALUATION:
         module.eval()
         return Competitor(lambda: module(x), lambda y: _output(_array(back(y))))
-    dy, x = _slopes(case, arrays), x.detach().requires_grad_()
+    dy, x = _output_gradient(case, arrays), x.detach().requires_grad_()
     wanted = [x, *module.parameters()]
 
     def both() -> Any:
@@ -345,16 +345,16 @@ def _module(library: Any, case: Case, arrays: Arrays) -> Competitor:
     return Competitor(both, values)
 
 
-def _slopes(case: Case, arrays: Arrays) -> Any:
-    """The gradient of the output as torch takes it."""
+def _output_gradient(case: Case, arrays: Arrays) -> Any:
+    """The gradient of the output as a tensor with channels first."""
     dy, _ = _channels_first(case, _tensor(arrays.dy))
     if case.norm == "instance" and case.shape[0] == 1:
-        dy = dy.contiguous()  # its gradient of the input is wrong for one image whose channels are last
+        dy = dy.contiguous()  # torch's gradient is wrong for one image with channels last
     return dy
 
 
 def _tensor(array: Array) -> Any:
-    """The same memory."""
+    """A tensor in the memory of an array."""
     import torch
 
     if array.dtype.name == "bfloat16":
@@ -363,7 +363,7 @@ def _tensor(array: Array) -> Any:
 
 
 def _array(tensor: Any) -> Array:
-    """The way back."""
+    """An array in the memory of a tensor."""
     import torch
 
     tensor = tensor.detach()
@@ -375,7 +375,7 @@ def _array(tensor: Any) -> Array:
 
 
 def _channels_first(case: Case, tensor: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """Torch's own view of channels that are last, and the way back."""
+    """A view with channels first of a tensor with channels last, and the inverse."""
     if case.channel == -1 and len(case.shape) > 2:
         return tensor.movedim(-1, 1), lambda y: y.movedim(1, -1)
     return tensor, lambda y: y
@@ -385,7 +385,7 @@ def _channels_first(case: Case, tensor: Any) -> tuple[Any, Callable[[Any], Any]]
 
 
 class Jax(Peer):
-    """Formulas in `jax.numpy` as Flax has them, through `jax.jit`; gradients by `jax.vjp` inside of it."""
+    """Formulas of Flax in `jax.numpy`, compiled by `jax.jit`; gradients by `jax.vjp` inside it."""
 
     name = "JAX"
     modules = ("jax",)
@@ -395,11 +395,11 @@ class Jax(Peer):
         import jax
 
         config: Any = jax.config
-        config.update("jax_enable_x64", True)  # otherwise float64 is float32
+        config.update("jax_enable_x64", True)  # without it, float64 becomes float32
         config.update("jax_platforms", "cpu")
 
     def competitor(self, case: Case, arrays: Arrays) -> Competitor | None:
-        """The formula, compiled."""
+        """The compiled formula."""
         if case.work in {Work.OUT, *MODULES}:
             return None
         import jax
@@ -409,7 +409,7 @@ class Jax(Peer):
         ready: Callable[[Any], Any] = jax.block_until_ready
         names = ("scaling", "biases") if case.biased else ("scaling",)
         inference = case.work is Work.INFERENCE
-        # A row that is padded is the beginning of another array's: JAX has no views.
+        # JAX has no views: it gets the rows with their padding, and slices them in the compiled function.
         given = [jnp.asarray(array) for array in (arrays.whole, *(getattr(arrays, name) for name in names))]
         if case.work is Work.ADAPT:
             measured = jax.jit(lambda x: (x.mean(case.aggregated), x.var(case.aggregated)))
@@ -435,7 +435,7 @@ class Jax(Peer):
 
 
 def _jax_function(case: Case) -> Callable[..., Any]:
-    """Flax's own: moments in one pass, in float32 at least, and the parameters folded into one factor."""
+    """The formula of Flax: moments in one pass, in float32 at least."""
     import jax
     import jax.numpy as jnp
 
@@ -466,13 +466,13 @@ def _jax_function(case: Case) -> Callable[..., Any]:
 
 
 class OnnxRuntime(Peer):
-    """The operator of ONNX in a graph of its own; what has no operator, and gradients, are beyond it."""
+    """The operator of ONNX in a graph with that operator only. It has no gradients."""
 
     name = "ONNX Runtime"
     modules = ("onnxruntime", "onnx")
 
     def competitor(self, case: Case, arrays: Arrays) -> Competitor | None:
-        """A session with one operator."""
+        """A session for a graph with one operator."""
         import onnxruntime as ort
         from onnxruntime.capi import onnxruntime_pybind11_state as state
 
@@ -483,7 +483,7 @@ class OnnxRuntime(Peer):
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
-        options.add_session_config_entry("session.force_spinning_stop", "1")  # its threads end with their call
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # its threads do not spin after a call
         try:
             session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except (state.NotImplemented, state.Fail, state.InvalidGraph):
@@ -493,7 +493,7 @@ class OnnxRuntime(Peer):
 
 
 def _onnx_model(case: Case, arrays: Arrays) -> bytes | None:
-    """A graph of one operator; None where there is none for the case."""
+    """A graph with one operator; None where ONNX has no operator for the case."""
     from onnx import TensorProto, helper, numpy_helper
 
     training = case.work is Work.BACKWARD or (case.norm == "batch" and case.work is Work.FORWARD)
@@ -545,13 +545,13 @@ def _onnx_model(case: Case, arrays: Arrays) -> bytes | None:
 
 
 class Numpy(Peer):
-    """The definition, written down in NumPy; half precision in float32."""
+    """The definition in NumPy; 16-bit floats are computed in float32."""
 
     name = "NumPy"
     modules = ("numpy",)
 
     def competitor(self, case: Case, arrays: Arrays) -> Competitor | None:
-        """The formula, and the way back to the dtype."""
+        """The formula, and the conversion to the dtype of the input."""
         if case.work in {Work.OUT, *MODULES}:
             return None
         half = case.dtype in {"float16", "bfloat16"}
@@ -565,18 +565,18 @@ class Numpy(Peer):
 
 
 class Sklearn(Peer):
-    """`StandardScaler`, a few megabytes at a time, as for data that is larger than memory."""
+    """`StandardScaler`, fed a few megabytes at a time, as with data larger than memory."""
 
     name = "scikit-learn"
     modules = ("sklearn",)
 
     @property
     def version(self) -> str:
-        """Of the package that its module is in."""
+        """The version of the package; the module has another name."""
         return version(self.name)
 
     def competitor(self, case: Case, arrays: Arrays) -> Competitor | None:
-        """The moments of a data set, which is what it has."""
+        """The moments of a data set; it has no other function."""
         if case.work is not Work.ADAPT:
             return None
         from sklearn.preprocessing import StandardScaler
@@ -593,9 +593,9 @@ class Sklearn(Peer):
 
 
 def copies(arrays: Arrays, threads: int) -> dict[str, Callable[[], Any]]:
-    """`np.copyto` of the input into an array that is there, by one thread and by all of them."""
+    """`np.copyto` of the input into an existing array, by one thread and by all threads."""
     x, y = arrays.x, np.empty(arrays.x.shape, arrays.x.dtype)
-    y.fill(0)  # its pages are there
+    y.fill(0)  # the system maps its pages now
     found: dict[str, Callable[[], Any]] = {COPY: lambda: np.copyto(y, x)}
     if threads > 1 and len(x) >= threads:
         pool = ThreadPoolExecutor(threads)

@@ -1,4 +1,4 @@
-"""How far outputs are from the exact ones, ours and everybody else's, on the same data."""
+"""Errors of the outputs of gennorm and of other libraries on the same data."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 import gennorm as gn
-from gennorm.cli.bench.cases import Array
-from gennorm.cli.bench.peers import Jax, Numpy, Peer, Torch
+from gennorm.bench.cases import Array
+from gennorm.bench.peers import Jax, Numpy, Peer, Torch
 
 __all__ = ["FORMULAS", "LENGTHS", "OFFSETS", "SCALES", "Error", "bound", "errors", "exactly", "ulps"]
 
-OFFSETS = (0.0, 1.0, 1e2, 1e4, 1e6, 1e8)  # of the mean from zero, in deviations
-SCALES = (1e-30, 1e-10, 1.0, 1e10, 1e30)  # the deviation
+OFFSETS = (0.0, 1.0, 1e2, 1e4, 1e6, 1e8)  # of the mean, in standard deviations
+SCALES = (1e-30, 1e-10, 1.0, 1e10, 1e30)  # the standard deviation
 LENGTHS = (1, 2, 8, 100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000)
-SLICES = 1_000_000  # elements of all slices of a length, as long as there are no more than 64 of them
+ELEMENTS = 1_000_000  # of all slices of one length together; there are at most 64 slices
 BLOCK = 1 << 16
 
 DIGITS = {"float32": 24, "float64": 53}
@@ -34,17 +34,17 @@ class Error:
     ----------
     dtype : str
     layout : {"rows", "columns"}
-        Whether the elements of a slice lie side by side.
+        Whether the elements of a slice are neighbours in memory.
     length : int
         Elements of a slice.
     offset, scale : float
-        The mean, in deviations, and the deviation, that elements were drawn with.
+        Mean, in standard deviations, and standard deviation of the distribution of the elements.
     far : float
-        How many deviations the mean of a slice is from zero at the most.
+        The largest distance of a slice's mean from zero, in its standard deviations.
     ulps : dict
-        The largest error by who made it; None where it is not a number.
+        The largest error by the name of the library; None where the output is NaN.
     bound : float
-        What the engine guarantees.
+        The error that the engine guarantees not to exceed.
     """
 
     dtype: str
@@ -63,7 +63,7 @@ def errors(
     lengths: Sequence[int] = LENGTHS,
     dtypes: Sequence[str] = tuple(DIGITS),
 ) -> Iterator[Error]:
-    """Every length far from zero, and every length very small and very large, near to zero and far from it."""
+    """Measure slices of every length, near to zero and far from it, with very small and very large scales."""
     kinds = [*((offset, 1.0) for offset in OFFSETS), *product((0.0, 1e4), (scale for scale in SCALES if scale != 1))]
     combinations = [*product(dtypes, lengths, kinds)]
     for done, (dtype, length, (offset, scale)) in enumerate(combinations):
@@ -72,7 +72,7 @@ def errors(
 
 
 def exactly(values: Array) -> tuple[float, Array]:
-    """Mean and standardized elements of one slice: the mean to 106 bits, what follows in the widest arithmetic."""
+    """Mean and standardized elements of one slice: the mean to 106 bits, the elements in the widest floating dtype."""
     values = values.astype(np.float64)
     plain = values.tolist()
     total = math.fsum(plain)
@@ -86,7 +86,7 @@ def exactly(values: Array) -> tuple[float, Array]:
 
 
 def ulps(found: Array, right: Array, dtype: str) -> float | None:
-    """The largest error, in units in the last place of the right value or of 1, the deviation, where that is larger.
+    """The largest error in units in the last place of the right value, or of 1, the deviation, if that is larger.
 
     Examples
     --------
@@ -95,7 +95,7 @@ def ulps(found: Array, right: Array, dtype: str) -> float | None:
     2.0
     """
     axis = int(np.argmax(right.shape))
-    pieces = right.size // BLOCK + 1  # whose temporaries stay in the cache
+    pieces = right.size // BLOCK + 1  # whose temporary arrays stay in the cache
     worst = 0.0
     for y, z in zip(np.array_split(found, pieces, axis), np.array_split(right, pieces, axis), strict=True):
         unit = np.spacing(np.maximum(np.abs(z), 1).astype(np.float64)) * 2.0 ** (DIGITS["float64"] - DIGITS[dtype])
@@ -106,18 +106,18 @@ def ulps(found: Array, right: Array, dtype: str) -> float | None:
 
 
 def bound(length: int, far: float, dtype: str) -> float:
-    """What an error may be at the most, in the same units, for a mean so many deviations from zero.
+    """The guaranteed bound of the error, in the same units, for a mean that is `far` deviations from zero.
 
     docs/explanation/numerics.md derives it.
     """
-    terms = min(length + 8, 2 * math.sqrt(min(length, 1 << 22)) + 300)  # one after another, in a sum
-    m = terms * 2.0 ** (DIGITS[dtype] - 54)  # that it may be off by, in float64
+    terms = min(length + 8, 2 * math.sqrt(min(length, 1 << 22)) + 300)  # that are added one after another
+    m = terms * 2.0 ** (DIGITS[dtype] - 54)  # error of a sum in float64
     mean = far * 2.0 ** (DIGITS[dtype] - 53)
     return 10 + (2 * 512 + 33 if dtype == "float32" else 6.5) * m + mean
 
 
 def _errors(peers: Sequence[Peer], dtype: str, length: int, offset: float, scale: float) -> Iterator[Error]:
-    number = max(2, min(64, SLICES // length))  # one column is a row
+    number = max(2, min(64, ELEMENTS // length))  # a single column would be a row
     drawn = np.random.default_rng(length).standard_normal((number, length))
     x = ((drawn + offset) * scale).astype(dtype)
     right, far = np.empty(x.shape, np.longdouble), 0.0
@@ -141,19 +141,19 @@ def _torch(x: Array, axis: int) -> Array | None:
     from torch.nn import functional
 
     if axis == 0 and len(x) == 1:
-        return None  # batch norm wants two
+        return None  # batch norm needs two rows
     data = torch.from_numpy(x)
     with torch.inference_mode():
         if axis:
             found = functional.layer_norm(data, x.shape[1:], eps=0)
         else:
-            found = functional.batch_norm(data, None, None, training=True, eps=1e-300)  # it refuses 0
+            found = functional.batch_norm(data, None, None, training=True, eps=1e-300)  # batch norm refuses 0
     y: Array = found.numpy()
     return y
 
 
 def _jax(x: Array, axis: int) -> Array:
-    """As Flax: the variance from the mean square."""
+    """As in Flax: the variance from the mean square."""
     import jax
     import jax.numpy as jnp
 

@@ -1,4 +1,4 @@
-"""The command: what is asked for, and what is done with what comes out."""
+"""``gennorm bench``: check the options, run the measurements, print and write the results."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 from rich.console import Console
 
 import gennorm as gn
-from gennorm.cli.bench import charts, report
-from gennorm.cli.bench.accuracy import FORMULAS, Error, errors
-from gennorm.cli.bench.cases import Case, Size, Work, matching, matrix
-from gennorm.cli.bench.growth import Grown, growth
-from gennorm.cli.bench.models import Accelerated, models
-from gennorm.cli.bench.peers import COPY, MODULES, PEERS, Peer, Torch, found
-from gennorm.cli.bench.running import Result, measure, threads
-from gennorm.cli.bench.startup import Waited, startup
+from gennorm.bench import charts, report
+from gennorm.bench.accuracy import FORMULAS, Error, errors
+from gennorm.bench.cases import Case, Size, Work, matching, matrix
+from gennorm.bench.growth import Grown, growth
+from gennorm.bench.measuring import Result, limited_to, measure
+from gennorm.bench.models import Accelerated, available, models
+from gennorm.bench.peers import COPY, MODULES, PEERS, Peer, Torch, found
+from gennorm.bench.startup import Startup, startup
 from gennorm.cli.console import console, progress
 from gennorm.cli.options import refuse
 from gennorm.errors import suggest
@@ -26,12 +26,12 @@ from gennorm.errors import suggest
 __all__ = ["Measure", "Request", "listed", "run"]
 
 SIZES = [*Size]
-PROCESSES = 3  # that are started for each time of starting up
+PROCESSES = 3  # new processes for each startup time
 ALIASES = {"onnxruntime": "ONNX Runtime", "sklearn": "scikit-learn"}
 
 
 class Measure(StrEnum):
-    """What there is to measure."""
+    """The kinds of measurement."""
 
     SPEED = "speed"
     STARTUP = "startup"
@@ -42,13 +42,13 @@ class Measure(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A command line, as it was written; None is what was not.
+    """The options of the command line; None where an option was not given.
 
     Attributes
     ----------
     patterns : tuple of str
     measure, size, work, peers : str or None
-        Words with commas between them.
+        Words separated by commas.
     threads : int or None
     seconds, gigabytes : float
     json, chart : Path or None
@@ -66,7 +66,7 @@ class Request:
     chart: Path | None = None
 
     def cases(self) -> list[Case]:
-        """The cases that are asked for."""
+        """The chosen cases."""
         sizes, works = _some("--size", self.size, [*Size]), _some("--work", self.work, [*Work])
         chosen = matching(matrix(), self.patterns, sizes, works)
         if not chosen:
@@ -74,25 +74,27 @@ class Request:
         return chosen
 
     def measures(self) -> list[str]:
-        """What is to be measured."""
+        """The chosen measurements."""
         return _some("--measure", self.measure, [*Measure]) or [Measure.SPEED]
 
     def wanted(self) -> dict[str, type[Peer]]:
-        """The peers that are asked for."""
+        """The chosen libraries."""
         spelled = {_spelling(name): name for name in PEERS} | ALIASES
         names = [spelled[name] for name in _some("--peers", self.peers, list(spelled))]
         return {name: PEERS[name] for name in names or PEERS}
 
     def check(self) -> None:
-        """End where the files cannot be what they are called, or would be in no folder."""
+        """End the command if a file has the wrong suffix or its folder does not exist."""
         if self.chart is not None and self.chart.suffix.lower() not in charts.FORMATS:
-            refuse("--chart", f'"{self.chart}" is no picture; write a name that ends with {", ".join(charts.FORMATS)}')
+            refuse(
+                "--chart", f'"{self.chart}" is not a picture; write a name that ends with {", ".join(charts.FORMATS)}'
+            )
         for option, path in (("--json", self.json), ("--chart", self.chart)):
             if path is not None and not path.parent.is_dir():
                 refuse(option, f'there is no folder "{path.parent}"')
 
     def number(self) -> int:
-        """How many threads everybody has."""
+        """The number of threads for gennorm and for every library."""
         available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         number = min(gn.get_num_threads(), available) if self.threads is None else self.threads
         if number > available:
@@ -101,11 +103,11 @@ class Request:
 
 
 def run(request: Request) -> int:
-    """Measure, print and write; the status is 1 where values disagree."""
+    """Measure, print and write; the status is 1 where values are wrong."""
     cases, measures, wanted, number = request.cases(), request.measures(), request.wanted(), request.number()
-    request.check()  # before minutes are spent
+    request.check()  # before minutes of measuring
     screen = console()
-    with threads(number):
+    with limited_to(number):
         present, absent = found(wanted, number)
         if Torch.absence() is not None:
             cases = [case for case in cases if case.work not in MODULES]
@@ -119,15 +121,15 @@ def run(request: Request) -> int:
         exact = _accuracy(present, screen) if Measure.ACCURACY in measures else []
         grown = _growth(request, screen) if Measure.GROWTH in measures else []
         whole = _models(request, screen) if Measure.MODELS in measures else []
-        waited = _startup(screen) if Measure.STARTUP in measures else []
+        startups = _startup(screen) if Measure.STARTUP in measures else []
     if request.json is not None:
-        report.write(report.record(results, versions, absent, number, waited, exact, grown, whole), request.json)
+        report.write(report.record(results, versions, absent, number, startups, exact, grown, whole), request.json)
     if request.chart is not None and results:
         charts.draw(results, [name for name in PEERS if name in versions], f"gennorm bench, {machine}", request.chart)
     wrong = [
         *report.disagreements(results),
         *(f"{one.name}, {one.bytes:,} bytes" for one in grown if one.wrong > 1),
-        *(f"{one.name}: off by {one.wrong:.3g} times what is allowed" for one in whole if not one.wrong <= 1),
+        *(f"{one.name}: the error is {one.wrong:.3g} times the allowed one" for one in whole if not one.wrong <= 1),
     ]
     for line in wrong:
         screen.print(f"≠ {line}", style="bold red")
@@ -135,27 +137,27 @@ def run(request: Request) -> int:
 
 
 def listed(request: Request) -> None:
-    """Print the cases that are asked for."""
+    """Print the chosen cases."""
     for case in request.cases():
         console().print(f"{case.work:10} {case.size:7} {case.name}")
 
 
 def _speed(cases: Sequence[Case], peers: Sequence[Peer], request: Request, screen: Console) -> list[Result]:
-    """The results in the order of the cases, taken with those of one array after each other."""
+    """The results in the order of the cases; cases with the same array are measured one after another."""
     measured: dict[Case, Result] = {}
     try:
         with progress("", counted=True) as bar:
             for case in sorted(cases, key=lambda case: (SIZES.index(case.size), case.shape, case.dtype, case.padding)):
                 bar(len(measured), len(cases), f"{case.name}, {case.work}")
                 measured[case] = measure(case, peers, request.number(), request.seconds)
-    finally:  # what has been measured is not lost where the rest is interrupted
+    finally:  # an interrupted run prints the results that it has
         results = [measured[case] for case in cases if case in measured]
         _print(results, [*(peer.name for peer in peers), COPY], screen)
     return results
 
 
 def _print(results: Sequence[Result], columns: Sequence[str], screen: Console) -> None:
-    screen.print("A ratio is how many times as long as gennorm somebody takes; below 1 gennorm is slower.")
+    screen.print("Under the name of a library: the speed-up over it. Below 1×, gennorm is slower.")
     for kind in Work:
         rows = [result for result in results if result.case.work is kind]
         if rows:
@@ -180,9 +182,7 @@ def _growth(request: Request, screen: Console) -> list[Grown]:
 
 
 def _models(request: Request, screen: Console) -> list[Accelerated]:
-    try:
-        import transformers  # noqa: F401
-    except ImportError:
+    if not available():
         refuse("--measure", "models need the packages torch and transformers")
     with progress("", counted=True) as bar:
         measured = list(models(request.seconds, bar))
@@ -190,7 +190,7 @@ def _models(request: Request, screen: Console) -> list[Accelerated]:
     return measured
 
 
-def _startup(screen: Console) -> list[Waited]:
+def _startup(screen: Console) -> list[Startup]:
     with progress("", counted=True) as bar:
         measured = startup(PROCESSES, bar)
     screen.print("", report.startup_table(measured))
@@ -198,7 +198,7 @@ def _startup(screen: Console) -> list[Waited]:
 
 
 def _some(option: str, text: str | None, allowed: Sequence[str]) -> list[str]:
-    """The words of a text with commas, each one of those that are allowed."""
+    """The words of a text with commas; each has to be one of `allowed`."""
     words = [] if text is None else [_spelling(word.strip()) for word in text.split(",")]
     for word in words:
         if word not in allowed:

@@ -1,4 +1,4 @@
-"""What came out: a table, JSON, and a chart."""
+"""Tables of the results, and the JSON record of a run."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 import gennorm as gn
-from gennorm.cli.bench.accuracy import Error
-from gennorm.cli.bench.cases import Work
-from gennorm.cli.bench.growth import Grown
-from gennorm.cli.bench.models import Accelerated
-from gennorm.cli.bench.peers import COPY
-from gennorm.cli.bench.running import Result
-from gennorm.cli.bench.startup import Waited
-from gennorm.cli.files import replacing
+from gennorm.bench.accuracy import Error
+from gennorm.bench.cases import Work
+from gennorm.bench.growth import Grown
+from gennorm.bench.measuring import Result
+from gennorm.bench.models import Accelerated
+from gennorm.bench.peers import COPY
+from gennorm.bench.startup import Startup
+from gennorm.layer.files import replacing
 
 __all__ = [
     "TITLES",
@@ -38,11 +38,11 @@ __all__ = [
 ]
 
 TITLES = {
-    Work.FORWARD: "Forward, the output allocated",
-    Work.BACKWARD: "Forward and backward, the gradients of everything",
+    Work.FORWARD: "Forward, with the allocation of the output",
+    Work.BACKWARD: "Forward and backward, all gradients",
     Work.OUT: "Forward into out=",
-    Work.INFERENCE: "By moments that are given",
-    Work.ADAPT: "The moments of a data set",
+    Work.INFERENCE: "Forward with given moments",
+    Work.ADAPT: "Moments of a data set",
     Work.MODULE: "Modules of torch, forward and backward",
     Work.EVALUATION: "Modules of torch in evaluation",
 }
@@ -53,10 +53,10 @@ UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
 def table(work: Work, results: Sequence[Result], peers: Sequence[str]) -> Table:
-    """The cases of one kind of work: how long, how far from the floor, and how many times as long everybody else."""
+    """The cases of one kind of work: the time, its ratio to the floor, and the speed-up over each library."""
     found = _table(TITLES[work])
     found.add_column("", no_wrap=True)
-    for heading in ("gennorm", "of the floor", *peers):
+    for heading in ("gennorm", "over the floor", *peers):
         found.add_column(heading, justify="right", no_wrap=True)
     for result in results:
         own = result.seconds["gennorm"]
@@ -68,10 +68,10 @@ def table(work: Work, results: Sequence[Result], peers: Sequence[str]) -> Table:
 
 
 def summary(results: Sequence[Result], peers: Sequence[str]) -> Table:
-    """The geometric mean and the worst case against each peer, for each kind of work."""
-    found = _table("Together")
-    for heading in ("", "against", "cases", "geometric mean", "the least", "in the case"):
-        found.add_column(heading, justify="right" if heading in {"cases", "geometric mean", "the least"} else "left")
+    """The geometric mean and the least speed-up over each library, for each kind of work."""
+    found = _table("Summary")
+    for heading in ("", "speed-up over", "cases", "geometric mean", "least", "in the case"):
+        found.add_column(heading, justify="right" if heading in {"cases", "geometric mean", "least"} else "left")
     before = ""
     for row in summarized(results, peers):
         title = TITLES[Work(row["work"])]
@@ -82,37 +82,37 @@ def summary(results: Sequence[Result], peers: Sequence[str]) -> Table:
 
 
 def summarized(results: Sequence[Result], peers: Sequence[str]) -> list[dict[str, Any]]:
-    """The same, as numbers."""
+    """The rows of `summary` as numbers."""
     rows: list[dict[str, Any]] = []
     for work in Work:
         for peer in peers:
-            ratios = {
-                result.case.name: ratio
+            speedups = {
+                result.case.name: speedup
                 for result in results
-                if result.case.work is work and (ratio := result.ratio(peer)) is not None
+                if result.case.work is work and (speedup := result.speedup(peer)) is not None
             }
-            if ratios:
-                least = min(ratios, key=ratios.__getitem__)
-                mean = geometric_mean(ratios.values())
-                row = {"work": work, "peer": peer, "cases": len(ratios), "geometric_mean": mean}
-                rows.append({**row, "least": ratios[least], "least_in": least})
+            if speedups:
+                least = min(speedups, key=speedups.__getitem__)
+                mean = geometric_mean(speedups.values())
+                row = {"work": work, "peer": peer, "cases": len(speedups), "geometric_mean": mean}
+                rows.append({**row, "least": speedups[least], "least_in": least})
     return rows
 
 
-def startup_table(waited: Sequence[Waited]) -> Table:
-    """What a new process waits for."""
+def startup_table(startups: Sequence[Startup]) -> Table:
+    """The times of new processes."""
     found = _table("New processes")
-    for heading in ("", "", "nothing cached"):
+    for heading in ("", "", "empty cache"):
         found.add_column(heading, justify="right" if heading else "left")
-    for wait in waited:
-        found.add_row(wait.name, duration(wait.seconds), "" if wait.compiling is None else duration(wait.compiling))
+    for one in startups:
+        found.add_row(one.name, duration(one.seconds), "" if one.compiling is None else duration(one.compiling))
     return found
 
 
 def growth_table(grown: Sequence[Grown]) -> Table:
-    """Nanoseconds for each element, arrays growing to the right."""
+    """Nanoseconds per element; arrays grow to the right."""
     sizes = list(dict.fromkeys(one.bytes for one in grown))
-    found = _table("Nanoseconds for an element")
+    found = _table("Nanoseconds per element")
     found.add_column("")
     for size in sizes:
         found.add_column(f"{size >> 20:,} MB", justify="right")
@@ -125,7 +125,7 @@ def growth_table(grown: Sequence[Grown]) -> Table:
 
 
 def models_table(measured: Sequence[Accelerated]) -> Table:
-    """Whole models before and after, with the part of the time that their norms take."""
+    """The times of whole models before and after, with the share of their norms."""
     found = _table("Models, before and after gennorm.torch.accelerate")
     for heading in ("", "", "norms", "before", "in norms", "after", "in norms", "speed-up", "of the norms"):
         found.add_column(heading, justify="right" if heading else "left")
@@ -145,9 +145,9 @@ def models_table(measured: Sequence[Accelerated]) -> Table:
 
 
 def accuracy_table(errors: Sequence[Error], peers: Sequence[str]) -> Table:
-    """The largest error for each length, over all that it was measured for."""
-    found = _table("The largest error, in units in the last place")
-    for heading in ("", "gennorm", "the bound", *peers):
+    """The largest error for each length of a slice."""
+    found = _table("Largest error in units in the last place")
+    for heading in ("", "gennorm", "bound", *peers):
         found.add_column(heading, justify="right" if heading else "left")
     rows: dict[tuple[str, str, int], list[Error]] = {}
     for error in errors:
@@ -163,13 +163,13 @@ def accuracy_table(errors: Sequence[Error], peers: Sequence[str]) -> Table:
 
 
 def worst(values: Iterable[float | None]) -> float | None:
-    """The largest; None, which is not a number, is larger than all."""
+    """The largest value; None, which means NaN, is larger than every number."""
     found = list(values)
     return None if None in found else max(value for value in found if value is not None)
 
 
 def unit(value: float | None) -> str:
-    """An error in so many digits as matter.
+    """An error with the digits that matter.
 
     Examples
     --------
@@ -182,16 +182,16 @@ def unit(value: float | None) -> str:
 
 
 def disagreements(results: Iterable[Result]) -> list[str]:
-    """A line for everybody whose values are wrong."""
+    """A line for each library whose values are wrong."""
     return [
-        f"{result.case.name}, {result.case.work}: {name} is off by {error:.3g} times what is allowed"
+        f"{result.case.name}, {result.case.work}: the error of {name} is {error:.3g} times the allowed one"
         for result in results
         for name, error in result.wrong.items()
     ]
 
 
 def duration(seconds: float) -> str:
-    """Three digits and a unit.
+    """A time with three digits and a unit.
 
     Examples
     --------
@@ -204,7 +204,7 @@ def duration(seconds: float) -> str:
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """The mean of ratios."""
+    """The geometric mean."""
     logarithms = [math.log(value) for value in values]
     return math.exp(math.fsum(logarithms) / len(logarithms))
 
@@ -214,10 +214,10 @@ def _table(title: str) -> Table:
 
 
 def _cell(result: Result, peer: str) -> Text:
-    ratio = result.ratio(peer)
-    if ratio is None:
+    speedup = result.speedup(peer)
+    if speedup is None:
         return Text("–", "dim")
-    return Text("≠ ", "red") + _ratio(ratio) if peer in result.wrong else _ratio(ratio)
+    return Text("≠ ", "red") + _ratio(speedup) if peer in result.wrong else _ratio(speedup)
 
 
 def _ratio(ratio: float) -> Text:
@@ -232,12 +232,12 @@ def record(
     versions: Mapping[str, str],
     absent: Mapping[str, str],
     threads: int,
-    waited: Sequence[Waited],
+    startups: Sequence[Startup],
     accuracy: Sequence[Error],
     grown: Sequence[Grown],
     models: Sequence[Accelerated],
 ) -> dict[str, Any]:
-    """A run: the format of docs/benchmarks/README.md, and of the machine nothing but its kind."""
+    """The record of a run in the format of docs/benchmarks/README.md. Of the machine it says the kind only."""
     return {
         "format": "gennorm/bench",
         "version": 1,
@@ -255,7 +255,7 @@ def record(
         "absent": dict(absent),
         "cases": [_case(result) for result in results],
         "summary": [_rounded(row) for row in summarized(results, [*versions, COPY])],
-        "startup": [_rounded(asdict(wait)) for wait in waited],
+        "startup": [_rounded(asdict(one)) for one in startups],
         "accuracy": [_rounded(asdict(error)) for error in accuracy],
         "growth": [_rounded(asdict(one)) for one in grown],
         "models": [_rounded(asdict(one)) for one in models],
@@ -271,20 +271,20 @@ def _case(result: Result) -> dict[str, Any]:
 
 
 def _rounded(values: Any) -> Any:
-    """The same with four digits, which is more than a measurement has."""
+    """The values with four significant digits."""
     if isinstance(values, Mapping):
         return {name: _rounded(value) for name, value in values.items()}
     return float(f"{values:.4g}") if isinstance(values, float) else values
 
 
 def write(result: Mapping[str, Any], path: Path) -> None:
-    """Write a record, a line for each thing that was measured."""
+    """Write a record with one line for each measurement."""
     with replacing(path) as part:
         part.write_text(text_of(result), encoding="utf-8")
 
 
 def text_of(result: Mapping[str, Any]) -> str:
-    """JSON with a line for each item of the lists.
+    """JSON with one line for each item of a list.
 
     Examples
     --------
@@ -306,7 +306,7 @@ def text_of(result: Mapping[str, Any]) -> str:
 
 
 def processor() -> str:
-    """The kind of processor, as the system calls it."""
+    """The name of the processor, as the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
