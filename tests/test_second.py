@@ -8,10 +8,9 @@ import pytest
 import gennorm as gn
 from gennorm.layer.derivatives import Gradients
 from spec import reference
+from tests.frameworks import functional, torch
 from tests.kernels.test_forms import FORMS, ONE_EACH, made
 from tests.strategies import LAYOUTS, dtype_of, named_layouts, sample
-
-torch = pytest.importorskip("torch")
 
 SMALL = [name for name in FORMS if "three tiles" not in name]
 ABOUT = {"float16": 4e-3, "bfloat16": 3e-2, "float32": 2e-5, "float64": 1e-11}
@@ -241,17 +240,16 @@ def torch_second(function, x, dy, t):
     return [one.numpy() for one in torch.autograd.grad(dx, [dy, x], torch.from_numpy(t))]
 
 
-F = torch.nn.functional
 PEERS = [
-    (gn.layer_norm(5, epsilon=1e-5, dtype="float64"), lambda x: F.layer_norm(x, (5,), eps=1e-5), (3, 5)),
-    (gn.group_norm(2, 4, epsilon=1e-5, dtype="float64"), lambda x: F.group_norm(x, 2, eps=1e-5), (3, 4, 6)),
-    (gn.instance_norm(4, epsilon=1e-5, dtype="float64"), lambda x: F.instance_norm(x, eps=1e-5), (3, 4, 6)),
+    (gn.layer_norm(5, epsilon=1e-5, dtype="float64"), lambda x: functional.layer_norm(x, (5,), eps=1e-5), (3, 5)),
+    (gn.group_norm(2, 4, epsilon=1e-5, dtype="float64"), lambda x: functional.group_norm(x, 2, eps=1e-5), (3, 4, 6)),
+    (gn.instance_norm(4, epsilon=1e-5, dtype="float64"), lambda x: functional.instance_norm(x, eps=1e-5), (3, 4, 6)),
     (
         gn.batch_norm(4, epsilon=1e-5, dtype="float64", statistics="input"),
-        lambda x: F.batch_norm(x, None, None, training=True, eps=1e-5),
+        lambda x: functional.batch_norm(x, None, None, training=True, eps=1e-5),
         (3, 4, 6),
     ),
-    (gn.rms_norm(5, epsilon=1e-5, dtype="float64"), lambda x: F.rms_norm(x, (5,), eps=1e-5), (3, 5)),
+    (gn.rms_norm(5, epsilon=1e-5, dtype="float64"), lambda x: functional.rms_norm(x, (5,), eps=1e-5), (3, 5)),
 ]
 
 

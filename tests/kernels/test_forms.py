@@ -446,6 +446,7 @@ def test_any_layer_on_any_dtype_in_plain_python(case, dtype, data):
         check(layer, layout.hold(sample(case.shape, dtype)), case.settings)
 
 
+@pytest.mark.slow
 def test_without_numba():
     """The same tests in a process in which Numba is switched off."""
     chosen = "test_form and plain and (float32 or bfloat16 or int64) or test_in_place and C-float16 or test_absent"
@@ -496,9 +497,15 @@ WHOLE = {
 COLUMNS = {name: form for name, form in FORMS.items() if form.family == "columns"}
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"), [*((name, "float32") for name in COLUMNS), *((name, dtype) for name in WHOLE for dtype in MAIN)]
-)
+# Each compiles four kernels.
+STREAMS = [
+    *((name, "float32") for name in WHOLE),
+    *(pytest.param(name, "float32", marks=pytest.mark.slow) for name in COLUMNS),
+    *(pytest.param(name, dtype, marks=pytest.mark.slow) for name in WHOLE for dtype in ("float16", "float64")),
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), STREAMS)
 def test_streamed_columns_have_the_bits_of_others(name, dtype, monkeypatch):
     """Wherever they begin, and whatever lies between their lines."""
     form = {**COLUMNS, **WHOLE}[name]

@@ -10,6 +10,8 @@ from pathlib import Path
 import llvmlite.binding as llvm
 import pytest
 
+pytestmark = pytest.mark.slow  # each instruction set compiles all kernels in a process of its own
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Names of processors as LLVM has them; what their machine code shows, and what a processor needs to run it.

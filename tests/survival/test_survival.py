@@ -12,6 +12,8 @@ import pytest
 
 import gennorm as gn
 
+pytestmark = pytest.mark.survival
+
 ROOT = Path(__file__).resolve().parents[2]
 CACHES = ("GENNORM_CACHE_DIR", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME")
 NOWHERE = "/dev/null/nowhere"  # a folder that nobody can make, the superuser included
