@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -17,6 +18,11 @@ RESULTS = {
     **dict.fromkeys(("bool", "int8", "uint8", "int16", "uint16"), "float32"),
     **dict.fromkeys(("int32", "uint32", "int64", "uint64"), "float64"),
 }
+
+
+def slow(*values):
+    """Parameters of a test that is slow for them only, mostly because they compile more kernels."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def dtype_of(name):

@@ -19,7 +19,7 @@ from spec import reference
 from tests import strategies
 from tests.accuracy import V, assert_within, judge
 from tests.engines import SMALL, cut_small, in_plain_python
-from tests.strategies import DTYPES, LAYOUTS, RESULTS, WRITABLE, buffer_of, dtype_of, named_layouts, sample
+from tests.strategies import DTYPES, LAYOUTS, RESULTS, WRITABLE, buffer_of, dtype_of, named_layouts, sample, slow
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,9 +68,14 @@ MAIN = ("float16", "float32", "float64")
 
 
 def with_dtypes(names, every, others):
-    """The forms with these dtypes, and a few of them with the others."""
+    """The forms with these dtypes, and a few of them with the others; most but float32 are slow."""
     pairs = [(name, dtype) for dtype in (*every, *others) for name in names if dtype in every or name in ONE_EACH]
-    return pytest.mark.parametrize(("name", "dtype"), pairs)
+    return pytest.mark.parametrize(("name", "dtype"), [pair if is_fast(*pair) else slow(*pair) for pair in pairs])
+
+
+def is_fast(name, dtype):
+    """Float32 always, one form of each family with the other main dtypes, and one form with all dtypes."""
+    return dtype == "float32" or (dtype in MAIN and name in ONE_EACH) or name == ONE_EACH[0]
 
 
 @pytest.fixture
@@ -172,7 +177,7 @@ def test_compiled_and_plain_python_give_the_same_bits(name, dtype, monkeypatch):
 
 
 @forms
-@pytest.mark.parametrize(("scaling", "biases"), [(True, False), (False, True), (False, False)])
+@pytest.mark.parametrize(("scaling", "biases"), [(True, False), slow(False, True), slow(False, False)])
 def test_absent_parameters(name, scaling, biases, engine):
     form = FORMS[name]
     layer = made(form.settings, form.shape, scaling=scaling, biases=biases)
@@ -205,7 +210,7 @@ def test_settings(name, others, engine):
 
 
 @forms
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("dtype", ["float16", slow("bfloat16"), slow("float64")])
 def test_parameters_of_other_dtypes(name, dtype):
     form = FORMS[name]
     layer = made(form.settings, form.shape, dtype=dtype)
@@ -500,8 +505,8 @@ COLUMNS = {name: form for name, form in FORMS.items() if form.family == "columns
 # Each compiles four kernels.
 STREAMS = [
     *((name, "float32") for name in WHOLE),
-    *(pytest.param(name, "float32", marks=pytest.mark.slow) for name in COLUMNS),
-    *(pytest.param(name, dtype, marks=pytest.mark.slow) for name in WHOLE for dtype in ("float16", "float64")),
+    *(slow(name, "float32") for name in COLUMNS),
+    *(slow(name, dtype) for name in WHOLE for dtype in ("float16", "float64")),
 ]
 
 
