@@ -456,7 +456,7 @@ def test_without_numba():
     """The same tests in a process in which Numba is switched off."""
     chosen = "test_form and plain and (float32 or bfloat16 or int64) or test_in_place and C-float16 or test_absent"
     answer = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-m", "", "-k", chosen],
         cwd=ROOT,
         env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
         capture_output=True,
