@@ -24,8 +24,8 @@ from gennorm.layer import files
 from tests import derivatives, strategies
 from tests.accuracy import judge
 from tests.engines import in_plain_python
+from tests.spec.test_levels import PIECES, check_against_grammar
 from tests.strategies import DTYPES, sample
-from tests.test_levels import PIECES, check_against_grammar
 
 # ---------------------------------------------------------------------------------------------------------- level specs
 

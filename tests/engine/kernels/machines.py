@@ -1,7 +1,8 @@
 """Kernels for the machine that the environment names: what is in their machine code, and what they give.
 
-A process of its own, since Numba reads NUMBA_CPU_NAME and NUMBA_CPU_FEATURES once: ``python -m tests.kernels.machines``
-with "run" or "compile", and what to do: layers, or conversions of a dtype. Prints a line of JSON.
+A process of its own, since Numba reads NUMBA_CPU_NAME and NUMBA_CPU_FEATURES once: ``python -m
+tests.engine.kernels.machines`` with "run" or "compile", and what to do: layers, or conversions of a dtype. Prints a
+line of JSON.
 """
 
 import hashlib

@@ -21,7 +21,7 @@ from tests.accuracy import V, assert_within, judge
 from tests.engines import SMALL, cut_small, in_plain_python
 from tests.strategies import DTYPES, LAYOUTS, RESULTS, WRITABLE, buffer_of, dtype_of, named_layouts, sample, slow
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Form(NamedTuple):

@@ -16,9 +16,9 @@ from gennorm.engine import bound
 from spec import reference
 from tests import accuracy, strategies
 from tests.derivatives import bounds, judge, judge_tangent
+from tests.engine.kernels.test_forms import FORMS, ONE_EACH, SPLIT, made, steps
 from tests.engines import cut_small, in_pieces, in_plain_python
 from tests.frameworks import functional, torch
-from tests.kernels.test_forms import FORMS, ONE_EACH, SPLIT, made, steps
 from tests.strategies import LAYOUTS, RESULTS, buffer_of, dtype_of, named_layouts, sample, slow, some
 
 forms = pytest.mark.parametrize("name", FORMS)

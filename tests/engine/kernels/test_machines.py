@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.slow  # each instruction set compiles all kernels in a process of its own
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 # Names of processors as LLVM has them; what their machine code shows, and what a processor needs to run it.
 MACHINES = {
@@ -36,7 +36,7 @@ def start(machine, way, what, **environment):
     # A name alone keeps the features of the host.
     named = {} if machine == HOST else {"NUMBA_CPU_NAME": machine, "NUMBA_CPU_FEATURES": ""}
     given = {**os.environ, "PYTHONPATH": str(ROOT), "GENNORM_CACHE_DIR": "/dev/null/nowhere", **named, **environment}
-    command = [sys.executable, "-m", "tests.kernels.machines", way, what]
+    command = [sys.executable, "-m", "tests.engine.kernels.machines", way, what]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=given)
 
 

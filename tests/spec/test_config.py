@@ -28,7 +28,7 @@ from gennorm.spec.config import GroupMapping, LayerConfig, Resolved, parameter_s
 from gennorm.spec.levels import Level, Listing, Span, Word
 
 make = LayerConfig.make
-SCHEMA = json.loads((Path(__file__).parent.parent / "spec" / "layer.schema.json").read_text(encoding="utf-8"))
+SCHEMA = json.loads((Path(__file__).parents[2] / "spec" / "layer.schema.json").read_text(encoding="utf-8"))
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 

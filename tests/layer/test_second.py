@@ -8,8 +8,8 @@ import pytest
 import gennorm as gn
 from gennorm.layer.derivatives import Gradients
 from spec import reference
+from tests.engine.kernels.test_forms import FORMS, ONE_EACH, made
 from tests.frameworks import functional, torch
-from tests.kernels.test_forms import FORMS, ONE_EACH, made
 from tests.strategies import LAYOUTS, dtype_of, named_layouts, sample
 
 SMALL = [name for name in FORMS if "three tiles" not in name]

@@ -12,8 +12,8 @@ import gennorm as gn
 from spec import reference
 from tests import strategies
 from tests.accuracy import judge
+from tests.engine.kernels.test_forms import FORMS, ONE_EACH, SPLIT, made
 from tests.engines import cut_small, in_plain_python
-from tests.kernels.test_forms import FORMS, ONE_EACH, SPLIT, made
 from tests.strategies import LAYOUTS, buffer_of, named_layouts, sample, some
 
 forms = pytest.mark.parametrize("name", FORMS)

@@ -26,7 +26,7 @@ from tests import strategies
 from tests.accuracy import judge
 from tests.strategies import dtype_of, sample
 
-SCHEMA = json.loads((Path(__file__).parent.parent / "spec" / "layer.schema.json").read_text(encoding="utf-8"))
+SCHEMA = json.loads((Path(__file__).parents[2] / "spec" / "layer.schema.json").read_text(encoding="utf-8"))
 
 
 def standardized(x, axes, epsilon=1e-3, correction=0):

@@ -27,9 +27,9 @@ from gennorm.spec.levels import (
     uses_batch,
 )
 from spec import level_vectors, reference
-from tests.grammar import regex
+from tests.spec.grammar import regex
 
-SPEC = Path(__file__).parent.parent / "spec"
+SPEC = Path(__file__).parents[2] / "spec"
 ARGUMENTS = ("aggregation_levels", "scaling_levels")
 
 
