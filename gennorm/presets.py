@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 from gennorm.errors import ConfigError, LevelConflictError, ParameterError, shown, suggest
-from gennorm.layer.layer import DEFAULTS, NormalizationLayer
+from gennorm.layer import NormalizationLayer
+from gennorm.layer.texts import DEFAULTS
 from gennorm.moments import Moments
 from gennorm.spec.config import MOST_LEVELS, integer
 

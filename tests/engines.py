@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from gennorm.engine import bound
+from gennorm.engine import call as engine_call
 from gennorm.engine.compiler import jit
 from gennorm.engine.kernels import columns, rows
 from gennorm.plan import planner as plan
@@ -16,14 +16,14 @@ SMALL = {"CACHED": 8, "CACHED_TILE": 8, "UNIT": 8, "BLOCK": 8}
 def in_plain_python(patch):
     """Kernels as they stand: Numba is not asked."""
     patch.setattr(jit, "JIT", False)
-    patch.setattr(bound, "kernel_of", functools.cache(bound.kernel_of.__wrapped__))
+    patch.setattr(engine_call, "kernel_of", functools.cache(engine_call.kernel_of.__wrapped__))
 
 
 def cut_small(patch, **sizes):
     """Slices and tiles of more than a few elements are cut; `sizes` are others than those of `SMALL`."""
     for name, value in {**SMALL, **sizes}.items():
         patch.setattr(plan, name, value)
-    patch.setattr(bound, "NEAR", 300)
+    patch.setattr(engine_call, "NEAR", 300)
 
 
 def in_pieces(patch):

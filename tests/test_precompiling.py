@@ -8,7 +8,8 @@ import pytest
 
 import gennorm as gn
 from gennorm import engine
-from gennorm.engine import bound, sharing, threads
+from gennorm.engine import call as engine_call
+from gennorm.engine import sharing, threads
 from gennorm.engine.compiler import jit
 from tests.strategies import named_layouts, sample
 
@@ -31,7 +32,7 @@ def fresh(monkeypatch):
     """A process of one thread in which no kernel is there yet."""
     monkeypatch.setattr(threads, "_threads", 1)
     monkeypatch.setattr(sharing, "_teams", [])
-    monkeypatch.setattr(bound, "kernel_of", functools.cache(bound.kernel_of.__wrapped__))
+    monkeypatch.setattr(engine_call, "kernel_of", functools.cache(engine_call.kernel_of.__wrapped__))
     monkeypatch.setattr(jit, "_kept", {})
     monkeypatch.setattr(jit, "built", [])
 
@@ -124,7 +125,7 @@ def test_what_threads_need_is_ready_too(fresh):
 def test_it_tells_what_it_did(fresh):
     gn.precompile(gn.layer_norm(20), (9, 20))
     jit._kept.clear()
-    bound.kernel_of.cache_clear()
+    engine_call.kernel_of.cache_clear()
     jit.built.clear()
     told = str(gn.precompile(gn.layer_norm(20), (9, 20))).splitlines()
     assert len(told) == 2

@@ -1,4 +1,4 @@
-"""The door to the kernels. It opens when something is first computed: behind it is Numba, which takes a while."""
+"""The engine. Importing it is light: Numba is imported when something is first computed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from gennorm.engine.threads import get_num_threads, hold_in_forks, unbroken
 
 if TYPE_CHECKING:
-    from gennorm.engine.bound import Bound
+    from gennorm.engine.call import PreparedCall
     from gennorm.engine.compiler.jit import Built
 
-__all__ = ["assemble", "bind", "built"]
+__all__ = ["assemble", "built", "prepare"]
 
 _importing = threading.RLock()  # a child cannot import what another thread of its parent was importing
 hold_in_forks(_importing)
@@ -20,10 +20,10 @@ hold_in_forks(_importing)
 _kernels: Any = None
 
 
-def bind(*layout: Any, **others: Any) -> Bound:
-    """Plan a layer for arrays of one shape, dtype and layout, and give the plan its kernels: `kernels.bind`."""
-    bound: Bound = _opened().bind(*layout, **others)
-    return bound
+def prepare(*layout: Any, **others: Any) -> PreparedCall:
+    """Return a prepared call for arrays of one shape, dtype and layout; see `gennorm.engine.call.prepare`."""
+    prepared: PreparedCall = _opened().prepare(*layout, **others)
+    return prepared
 
 
 def assemble() -> None:
@@ -47,6 +47,6 @@ def _opened() -> Any:
 
 def _imported() -> ModuleType:
     with _importing:
-        from gennorm.engine import bound
+        from gennorm.engine import call
 
-        return bound
+        return call

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -12,7 +13,7 @@ from gennorm.plan import Plan
 
 from .compiler import jit
 
-__all__ = ["Layout", "deliver", "dense", "flat", "stored"]
+__all__ = ["Layout", "deliver", "dense", "flat", "stored_empty"]
 
 Array = npt.NDArray[Any]
 
@@ -99,13 +100,24 @@ class Layout:
         return tuple(split), order, aligned, spread
 
     def parameter(self, array: Array | None) -> Array | None:
-        """Return parameters as one contiguous run in the kernel's order and type, copied only if they are not."""
+        """Return a parameter as one contiguous run in the kernel's order and type, copied only if it is not one."""
         if array is None:
             return None
         if self._parameter_steps is not None:
             split, order, aligned, spread = self._parameter_steps
             array = np.broadcast_to(array.reshape(split).transpose(order).reshape(aligned), spread)
-        return np.ascontiguousarray(array, self.compute).reshape(-1)
+        with np.errstate(all="ignore"):
+            return np.ascontiguousarray(array, self.compute).reshape(-1)
+
+    def views_of(self, *arrays: Array | None) -> tuple[Array | None, ...] | None:
+        """Return parameters as `parameter` does, if these are views that show what is written into the arrays later."""
+        laid = tuple(map(self.parameter, arrays))
+        shown = all(
+            array is None or np.may_share_memory(array, view)
+            for array, view in zip(arrays, laid, strict=True)
+            if view is not None
+        )
+        return laid if shown else None
 
     def gradient(self, array: Array) -> Array:
         """From the kernel's order of the parameters to their shape; what was spread is summed up again."""
@@ -132,9 +144,10 @@ def dense(plan: Plan, dtype: np.dtype[Any]) -> Array:
     return np.empty([shape[axis] for axis in order], dtype).transpose(inverse)
 
 
-def stored(dtype: str) -> np.dtype[Any]:
-    """What a kernel sees of an array of this dtype."""
-    return (VIEWED.get(dtype) if jit.JIT else None) or np.dtype(dtype)
+@functools.cache
+def stored_empty(dtype: str) -> Array:
+    """Return an empty array of the type in which a kernel sees elements of this dtype."""
+    return np.empty(0, (VIEWED.get(dtype) if jit.JIT else None) or np.dtype(dtype))
 
 
 def flat(array: Array, dtype: str) -> Array:

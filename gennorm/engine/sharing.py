@@ -1,8 +1,8 @@
 """Calls of kernels, and which threads share them.
 
 The ranges that a call is cut into never decide what is computed, only who computes it, so the results are the same for
-any number of threads. The threads are Python's own, and wait in ``compiler.team.serve``: a team is made when it is
-first worth it, made anew after a fork, and done without wherever it cannot be had.
+any number of threads. The threads are Python's own, and wait in ``compiler.pool.work_until_idle``: a team is made when
+it is first worth it, made anew after a fork, and done without wherever it cannot be had.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ import numpy.typing as npt
 from gennorm.engine.memory import address
 from gennorm.engine.threads import WORTH_SHARING, get_num_threads, shared
 
-from .compiler import jit
-from .compiler import team as shared_team
+from .compiler import jit, pool
 
 __all__ = ["alone", "assembled", "run"]
 
@@ -98,20 +97,20 @@ class Team:
 
     def __init__(self) -> None:
         integers = "int64", "int64", "int64"
-        memory = np.zeros(shared_team.TAKEN + (MOST + 1) * shared_team.LINE, np.int64)
-        self.control = control = memory[-address(memory) // 8 % shared_team.LINE :]
+        memory = np.zeros(pool.TAKEN + (MOST + 1) * pool.LINE, np.int64)
+        self.control = control = memory[-address(memory) // 8 % pool.LINE :]
         self.address = address(control)
-        self.lead = jit.address(shared_team.lead, {}, integers, (), 5)
-        self.serve = jit.build(shared_team.serve, {}, integers, (), 2)
+        self.share = jit.address(pool.share, {}, integers, pool.SHARE_SIGNATURE)
+        self.work_until_idle = jit.build(pool.work_until_idle, {}, integers, pool.WORK_SIGNATURE)
         self.members: list[Member] = []
         self._growing = threading.Lock()
         self.requests: dict[tuple[int, int], tuple[int, npt.NDArray[np.int64]]] = {}
         self.ended = 0.0  # when the last call did
-        control[shared_team.GIVE_WAY] = _give_way()
-        control[shared_team.PATIENCE] = LOOKS
+        control[pool.YIELD] = _give_way()
+        control[pool.POLLS] = LOOKS
         begin = time.perf_counter()
-        self.serve(0, self.address)  # there is nothing to do yet
-        control[shared_team.PATIENCE] = 1 + round(LOOKS * WAIT / (time.perf_counter() - begin))
+        self.work_until_idle(0, self.address)  # there is nothing to do yet
+        control[pool.POLLS] = 1 + round(LOOKS * WAIT / (time.perf_counter() - begin))
 
     def gather(self, threads: int, parts: int) -> int:
         """The request that so many threads share a call, the caller's own included, or as many as can be had."""
@@ -122,7 +121,7 @@ class Team:
                 self._growing.release()
         found = self.requests.get((threads, parts))
         if found is None:
-            request = np.array([self.address, self.lead, threads, RANGES_EACH, parts], np.int64)
+            request = np.array([self.address, self.share, threads, RANGES_EACH, parts], np.int64)
             found = self.requests.setdefault((threads, parts), (address(request), request))
         return found[0]
 
@@ -159,8 +158,8 @@ class Member(threading.Thread):
         """Live."""
         team, control, number = self._team, self._team.control, self._number
         while True:
-            team.serve(number, team.address)
-            if control[shared_team.STATE] & shared_team.OPEN and number < control[shared_team.THREADS]:
+            team.work_until_idle(number, team.address)
+            if control[pool.STATE] & pool.OPEN and number < control[pool.THREADS]:
                 continue
             self.asleep = True
             self.calls.get()

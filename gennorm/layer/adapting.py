@@ -12,10 +12,9 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from gennorm.engine import bind
 from gennorm.errors import InitializationError, InputError, ParameterError, ShapeError
 from gennorm.layer.arrays import dtype_name, real
-from gennorm.layer.statistics import held_shape, is_one_example, measured, pooled, ungrouped
+from gennorm.layer.statistics import is_one_example, pooled, ungrouped
 from gennorm.moments import Moments, weights_for
 from gennorm.spec.config import LayerConfig, resolve_config
 
@@ -23,6 +22,7 @@ __all__ = ["Progress", "moments_of"]
 
 Array = npt.NDArray[Any]
 Chunk = tuple[Array, Array | None]  # and what its elements weigh
+Measure = Callable[[Array, Array | None], tuple[Moments, tuple[int, ...]]]
 
 CHUNK = 1 << 23  # bytes of an array that are worked on at a time
 PATIENCE = 1.0  # seconds until progress is shown to who has not asked for it
@@ -35,6 +35,7 @@ def moments_of(
     mask: Any = None,
     weights: Any = None,
     progress: bool | None = None,
+    measure: Measure,
 ) -> Moments:
     """The moments of a data set that a layer of this config holds, in one pass.
 
@@ -57,7 +58,6 @@ def moments_of(
     GennormError
         As `NormalizationLayer.adapt`.
     """
-    measure = _Measure(config)
     # Sums of 1, 2, 4, 8, ... chunks, as in a binary counter: every chunk takes part in few additions and roundings.
     sums: list[tuple[int, Moments]] = []
     seen = 0
@@ -65,7 +65,9 @@ def moments_of(
     with Progress(progress, total) as report:
         for number, chunk, weight, amount in _batches(data, mask, weights, config):
             for part, share in _chunks(chunk, weight, config):
-                found = measure(part, share)
+                found, shape = measure(part, share)
+                if found.shape != shape:
+                    found = pooled(found)
                 if sums and found.shape != sums[0][1].shape:
                     msg = f"batch {number} of the data has slices of shape {found.shape}, and those before "
                     msg += f"{sums[0][1].shape}\nthe levels that are kept have one size in all batches"
@@ -84,26 +86,6 @@ def moments_of(
         msg += "pass an array, or an iterable of batches; a generator that was used up gives none again"
         raise InitializationError(msg, code="I011")
     return whole
-
-
-class _Measure:
-    """The moments of chunks, with a plan for each of their layouts."""
-
-    def __init__(self, config: LayerConfig) -> None:
-        self.config = config
-        self.bounds: dict[Any, Any] = {}
-
-    def __call__(self, x: Array, weights: Array | None) -> Moments:
-        """The moments of all examples of a chunk together."""
-        key = (x.shape, x.strides, x.dtype)
-        if key not in self.bounds:
-            config = ungrouped(self.config, x.shape)
-            if len(self.bounds) >= 64:
-                self.bounds.clear()
-            self.bounds[key] = bind(config, x.shape, x.dtype.name, x.strides, np.empty_like(x).strides)
-        bound = self.bounds[key]
-        moments = measured(bound, bound.measure(x, weights))
-        return pooled(moments) if moments.shape != held_shape(bound.plan.resolved) else moments
 
 
 # ---------------------------------------------------------------------------------------------------------- what comes

@@ -1,4 +1,4 @@
-"""Derivatives of a layer's output: what a call keeps for them, and what they are given back as."""
+"""Derivatives of a layer's output: what a call keeps for them, and what they return."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gennorm.engine.memory import empty_like
 from gennorm.layer.arrays import like_output
 from gennorm.layer.parameters import Parameter
+from gennorm.layer.request import Request, laid
+from gennorm.layer.state import State
 from gennorm.layer.statistics import measured
 from gennorm.moments import Moments
 
 if TYPE_CHECKING:
-    from gennorm.engine.bound import Bound
-    from gennorm.engine.shortcut import Shortcut
+    from gennorm.engine.call import PreparedCall
 
-__all__ = ["Gradients", "Kept", "Merge", "Pullback", "Settled"]
+__all__ = ["Gradients", "Kept", "Merge", "Pullback", "directions_of", "pull_back", "push_forward"]
 
 Array = npt.NDArray[Any]
 Merge = Callable[[Array], Array]
@@ -27,7 +27,7 @@ Merge = Callable[[Array], Array]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gradients:
-    """What a pullback gives: the gradient of the input, and those of the parameters that there are.
+    """The gradients that a pullback returns: that of the input, and those of the parameters that are present.
 
     Attributes
     ----------
@@ -53,87 +53,129 @@ class Gradients:
     biases: Array | None
 
 
-class Settled(NamedTuple):
-    """What plain calls of a layer on arrays of one shape, dtype and layout have in common; see `Shortcut`.
-
-    Examples
-    --------
-    >>> Settled._fields
-    ('shortcut', 'parameters')
-    """
-
-    shortcut: Shortcut
-    parameters: tuple[Parameter, Parameter]
-
-    def pull(
-        self, x: Array, dy: Array, factors: Array, scaling: Array | None
-    ) -> tuple[Array, Array | None, Array | None]:
-        """The gradients of the input, the scaling and the biases, for a scaling that lies as the layer's own."""
-        dx, to_scaling, to_biases = self.shortcut.backward(x, dy, factors, scaling)
-        gains, shifts = self.parameters
-        return dx, gains.gradient(to_scaling), shifts.gradient(to_biases)
-
-
 class Kept(NamedTuple):
-    """What the derivatives of a call need of it; nobody else changes what it refers to, the input excepted.
+    """What the derivatives of a call need of it. Nothing else writes to these arrays, except to the input.
 
-    The plan `bound` is that of a new output. `found` is what it measured: rows in its order, or moments it was given.
+    Attributes
+    ----------
+    x : ndarray
+        The input.
+    call : PreparedCall
+        For a new output.
+    parameters : tuple of Parameter
+    gains : ndarray or None
+        The scaling as the call takes it.
+    weights : ndarray or None
+        The mask, broadcast to the input.
+    rows : ndarray
+        Of the moments, in the order of the call; see `gennorm.layer.request.run`.
+    through : bool
+        Whether gradients go through the statistics.
+    given : bool
+        Whether the moments are not those of the input alone.
 
     Examples
     --------
     >>> Kept._fields[:2]
-    ('x', 'bound')
+    ('x', 'call')
     """
 
     x: Array
-    bound: Bound
+    call: PreparedCall
     parameters: tuple[Parameter, Parameter]
-    scaling: Array | None
-    biases: Array | None
+    gains: Array | None
     weights: Array | None
-    factors: Array
-    found: Any
-    settled: Settled | None = None  # of the call, where it was a plain one
+    rows: Array
+    through: bool
+    given: bool
 
-    @property
-    def grouped(self) -> bool:
-        """Whether groups of the batch had a part in the moments."""
-        return self.bound.plan.config.statistics != "dataset"
+    @classmethod
+    def of(cls, asked: Request, rows: Array) -> Kept:
+        """Keep a request; the gains are those of a new output."""
+        gains = asked.gains
+        if asked.call is not asked.new:
+            gains = asked.new.parameter(asked.parameters[0].array)
+        given = asked.rows is not None
+        return cls(asked.x, asked.new, asked.parameters, gains, asked.weights, rows, asked.through, given)
 
-    def own(self) -> Kept:
-        """The same with a scaling and a mask of its own."""
+    def copied(self) -> Kept:
+        """Return the same with copies of the scaling and the mask, which the caller may write to."""
         weights = self.weights
-        if weights is not None:  # what broadcasts to the input is copied before it is broadcast
+        if weights is not None:  # an axis that was broadcast is copied once
             once = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in weights.strides)
             weights = np.broadcast_to(weights[once].copy(), weights.shape)
-        scaling = None if self.scaling is None else self.scaling.copy()
-        return self._replace(scaling=scaling, weights=weights)
+        gains = None if self.gains is None else self.gains.copy()
+        return self._replace(gains=gains, weights=weights)
 
-    def pull(self, dy: Array, merge: Merge | None) -> Gradients:
-        """The gradients for one of the output."""
-        if self.settled is not None and merge is None:
-            return Gradients(*self.settled.pull(self.x, dy, self.factors, self.scaling))
-        dx = empty_like(self.x, dy.dtype)
-        to_scaling, to_biases = self.bound.backward(
-            self.x, dy, dx, self.factors, self.scaling, self.biases, self.weights, merge=merge
-        )
-        scaling, biases = self.parameters
-        return Gradients(dx, scaling.gradient(to_scaling), biases.gradient(to_biases))
 
-    def push(self, dx: Array, merge: Merge | None) -> Array:
-        """The derivative of the output along a direction of the input."""
-        dy = empty_like(self.x, dx.dtype)
-        self.bound.backward(
-            self.x, dx, dy, self.factors, self.scaling, self.biases, self.weights, tangent=True, merge=merge
+def pull_back(kept: Kept, dy: Array, merge: Merge | None = None) -> Gradients:
+    """Return the gradients for a gradient of the output."""
+    call = kept.call
+    scaling, biases = kept.parameters
+    dx = call.output(kept.x)
+    to_scaling, to_biases = call.backward(
+        kept.x,
+        dy,
+        dx,
+        kept.rows,
+        kept.gains,
+        through=kept.through,
+        biased=biases.array is not None,
+        weights=kept.weights,
+        merge=merge,
+    )
+    return Gradients(dx, scaling.gradient(to_scaling), biases.gradient(to_biases))
+
+
+def directions_of(
+    state: State, x: Array, given: bool, dscaling: Any, dbiases: Any
+) -> tuple[Parameter, Parameter] | None:
+    """Check directions of the parameters; return None where there are none."""
+    if dscaling is None and dbiases is None:
+        return None
+    resolved = state.calls.find(x, given).plan.resolved
+    biases = Parameter(None, False) if dbiases is None else Parameter.checked("dbiases", dbiases, resolved)
+    if dscaling is not None:
+        return Parameter.checked("dscaling", dscaling, resolved), biases
+    return Parameter(np.zeros_like(biases.array), biases.per_example), biases
+
+
+def push_forward(
+    state: State,
+    kept: Kept,
+    dx: Array | None,
+    directions: tuple[Parameter, Parameter] | None = None,
+    merge: Merge | None = None,
+) -> Array:
+    """Return the derivative of the output along directions of the input and of the parameters."""
+    x, call = kept.x, kept.call
+    dy = call.output(x)
+    if dx is None and merge is None:
+        dy[...] = 0
+    else:
+        dx = np.zeros_like(dy) if dx is None else dx
+        call.backward(
+            x, dx, dy, kept.rows, kept.gains, through=kept.through, weights=kept.weights, tangent=True, merge=merge
         )
-        return dy
+    if directions is not None:
+        # The output is linear in the parameters: what their directions add is the output that they would give.
+        per_example = directions[0].per_example or directions[1].per_example
+        other = state.calls.find(x, kept.given, per_example=per_example)
+        statistics = call.statistics(kept.rows) if kept.through else kept.rows
+        if other is not call:
+            statistics = other.ordered(call.shaped(statistics))
+        added = other.output(x)
+        other.apply(x, added, statistics, *laid(other, directions, per_example))
+        with np.errstate(all="ignore"):
+            dy += added
+    return dy
 
 
 class Pullback:
-    """From the gradient of an output to the gradients of what it was made of.
+    """A function from the gradient of an output to the gradients of the input and the parameters.
 
-    Keeps the input itself, not a copy of it, and four numbers for each slice; no normalized copy. It can be called any
-    number of times and from any thread, as long as nobody writes into the input.
+    It keeps the input itself, not a copy of it, and two or three numbers for each slice; no normalized copy. It can be
+    called any number of times and from any thread, as long as the input is not written to.
 
     Parameters
     ----------
@@ -141,6 +183,8 @@ class Pullback:
         The call.
     shape, dtype
         Of the output.
+    moments : Moments, optional
+        Those that were passed to the call.
 
     Examples
     --------
@@ -152,21 +196,19 @@ class Pullback:
     array(3., dtype=float32)
     """
 
-    __slots__ = ("_dtype", "_kept", "_shape")
+    __slots__ = ("_dtype", "_given", "_kept", "_shape")
 
-    def __init__(self, kept: Kept, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self._kept, self._shape, self._dtype = kept, shape, dtype
-
-    @property
-    def factors(self) -> Array:
-        """All that it keeps of the slices: what `NormalizationLayer.pullback` makes it anew from."""
-        return self._kept.factors
+    def __init__(
+        self, kept: Kept, shape: tuple[int, ...], dtype: np.dtype[Any], moments: Moments | None = None
+    ) -> None:
+        self._kept, self._shape, self._dtype, self._given = kept, shape, dtype, moments
 
     @property
     def moments(self) -> Moments | None:
-        """What the input was normalized by, unless that was held by the layer."""
-        found = self._kept.found
-        return measured(self._kept.bound, found) if isinstance(found, np.ndarray) else found
+        """The moments that the input was normalized by; None where the layer holds them."""
+        if self._given is not None or not self._kept.through:
+            return self._given
+        return measured(self._kept.call, self._kept.rows.copy())
 
     def __call__(self, dy: Any, *, merge: Merge | None = None) -> Gradients:
         """Return the gradients for the gradient ``dy`` of the output.
@@ -176,8 +218,8 @@ class Pullback:
         dy : ndarray
             Of the output's shape.
         merge : callable, optional
-            Where moments are shared with other arrays: from an array of this one's sums to that of everybody's. Called
-            once, with two sums for each slice, of shape ``(2, *shape of the moments)``, in float64.
+            Where moments are shared with other arrays: takes two sums for each slice of this array, of shape
+            ``(2, *shape of the moments)``, in float64, and returns those over all arrays. It is called once.
 
         Returns
         -------
@@ -190,6 +232,6 @@ class Pullback:
         """
         dy = like_output(dy, "the gradient of the output", self._shape, self._dtype)
         if len(self._shape) == self._kept.x.ndim:
-            return self._kept.pull(dy, merge)
-        found = self._kept.pull(dy[None], merge)  # one example was a batch of one
+            return pull_back(self._kept, dy, merge)
+        found = pull_back(self._kept, dy[None], merge)  # one example was a batch of one
         return Gradients(found.input[0], found.scaling, found.biases)

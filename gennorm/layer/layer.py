@@ -1,29 +1,23 @@
-"""The layer: settings and parameters, and the calls that bring arrays to the engine and back."""
+"""The layer: its settings, its parameters, and the calls that normalize arrays.
+
+Here are the public methods and their documentation. The work is done elsewhere: `request` checks a call and runs it,
+`state` is what a layer is at one moment, `derivatives` has pullbacks, `statistics` the held moments, `files` saves.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gennorm.engine import bind
-from gennorm.engine.memory import copied, empty_like
+from gennorm.engine.memory import copied
 from gennorm.engine.threads import changing
-from gennorm.errors import (
-    ConfigError,
-    InitializationError,
-    OutputError,
-    ParameterError,
-    ShapeError,
-    shown,
-    suggest,
-)
+from gennorm.errors import ConfigError, InitializationError, OutputError, ParameterError, shown, suggest
 from gennorm.layer import files
 from gennorm.layer.arrays import (
     dtype_given,
@@ -34,17 +28,16 @@ from gennorm.layer.arrays import (
     mask_for,
     parameter_values,
     real,
-    result_dtype,
     shape_of,
     writable,
 )
-from gennorm.layer.derivatives import Gradients, Kept, Merge, Pullback, Settled
-from gennorm.layer.parameters import Parameter, together
+from gennorm.layer.derivatives import Kept, Merge, Pullback, directions_of, push_forward
+from gennorm.layer.parameters import NAMES, Parameters
+from gennorm.layer.request import Request, given_rows, laid, parameters_of, request, run
+from gennorm.layer.state import State
 from gennorm.layer.statistics import (
-    applicable,
     checked,
-    folded,
-    held,
+    folded_rows,
     held_shape,
     initial,
     is_one_example,
@@ -53,26 +46,17 @@ from gennorm.layer.statistics import (
     require_held,
     require_inverse,
     required,
-    ungrouped,
-    used,
 )
+from gennorm.layer.texts import INITIAL, Information, represent
 from gennorm.moments import Moments
 from gennorm.plan import Plan, make_plan
 from gennorm.spec import config as configs
 from gennorm.spec import levels
-from gennorm.spec.config import LayerConfig, Resolved, resolve_config
+from gennorm.spec.config import LayerConfig, resolve_config
 
-if TYPE_CHECKING:
-    from gennorm.engine.bound import Bound
-
-
-__all__ = ["Information", "NormalizationLayer", "load"]
+__all__ = ["NormalizationLayer", "load"]
 
 Array = npt.NDArray[Any]
-
-REMEMBERED = 256  # layouts a layer keeps a plan for
-PARAMETERS = ("scaling", "biases")
-INITIAL = {"scaling": 1, "biases": 0}
 
 
 class NormalizationLayer:
@@ -149,6 +133,8 @@ class NormalizationLayer:
     True
     """
 
+    __slots__ = ("__weakref__", "_state")
+
     def __init__(
         self,
         aggregation_levels: Any = "2;;All",
@@ -176,8 +162,8 @@ class NormalizationLayer:
             method,
             unbiased,
             epsilon,
-            scaling=_mode("scaling", scaling),
-            biases=_mode("biases", biases),
+            scaling=parameter_mode("scaling", scaling),
+            biases=parameter_mode("biases", biases),
             input_shape=input_shape,
             batched=batched,
             dtype=dtype,
@@ -187,19 +173,14 @@ class NormalizationLayer:
             epsilon_placement=epsilon_placement,
             learning_rate_multipliers=learning_rate_multipliers,
         )
-        self._begin(config, {"scaling": scaling, "biases": biases})
+        self._begin(config, scaling, biases)
 
-    def _begin(self, config: LayerConfig, given: Mapping[str, Any]) -> None:
-        self._config = config
-        self._bound: dict[Any, Bound] = {}
-        self._shortcuts: dict[Any, Settled | None] = {}
-        self._parameters: dict[str, Array | None] = dict.fromkeys(PARAMETERS)
-        self._held = initial(config, configs.kept_shape(config))
-        for name in PARAMETERS:
+    def _begin(self, config: LayerConfig, scaling: Any, biases: Any) -> None:
+        parameters = Parameters(None, None)
+        for name, value in zip(NAMES, (scaling, biases), strict=True):
             if getattr(config, name) == "explicit":
-                self._parameters[name] = self._checked(name, given[name])
-        with suppress(InitializationError):  # a size that is not known yet: a call will say which
-            self._fill(self._known_shape())
+                parameters = parameters._replace(**{name: checked_parameter(config, parameters, name, value)})
+        self._state = State(config, filled(config, parameters), initial(config, configs.kept_shape(config)))
 
     # Calling it ------------------------------------------------------------------------------------------------------
 
@@ -260,32 +241,31 @@ class NormalizationLayer:
         >>> layer(np.array([1.0, 2.0, 3.0]), mask=np.array([True, False, True]))
         array([-1.,  0.,  1.])
         """
-        plain = mask is None and scaling is None and biases is None and out is None
-        own = moments is None
-        if plain and type(x) is np.ndarray and not (training and self._learns(training)):
-            try:
-                found = self._shortcuts[x.shape, x.strides, x.dtype, own]
-            except KeyError:
-                found = None
-            if found is not None:
-                if own:
-                    return found.shortcut.normalize(x)
-                applied = found.shortcut.apply(x, *used(moments, self._config))
-                if applied is not None:
-                    return applied[0]
+        plain = mask is None and scaling is None and biases is None and moments is None and out is None
+        if plain and not training and type(x) is np.ndarray:
+            state = self._state
+            call = state.calls.found.get((x.shape, x.strides, x.dtype, False))
+            if call is not None and call.views is not None and state.of_input:
+                y = call.output(x)
+                call.normalize(x, y, *call.views)
+                return y
         if isinstance(x, (list, tuple)) and all(isinstance(example, np.ndarray) for example in x):
-            if not (plain and own):
+            if not plain:
                 msg = "out, mask, scaling, biases and moments cannot be given for a list of arrays\n"
                 msg += "call the layer on one array at a time"
                 raise OutputError(msg, code="O001")
-            return [self(example, training=training) for example in x]
-        if self._is_one(x):
-            y = self(x[None], mask=mask, scaling=scaling, biases=biases, moments=moments, out=_of_one(out))
-            return y[0] if out is None else out
-        y, _ = self._forward(x, training, mask, scaling, biases, out, moments=moments)
-        if plain and not (own and self._learns(training)):
-            self._remember(x, own=own)
+            asked = [request(self._state, example, training=training) for example in x]
+            return [self._answer(one) for one in asked]
+        asked_for = {"mask": mask, "scaling": scaling, "biases": biases, "moments": moments, "out": out}
+        y = self._answer(request(self._state, x, training=training, **asked_for))
         return y if out is None else out
+
+    def _answer(self, asked: Request) -> Array:
+        """Compute the output of a request, and learn from the input if that was requested."""
+        rows = run(asked)
+        if asked.learns:
+            self._learn(asked, rows)
+        return asked.y[0] if asked.single else asked.y
 
     def vjp(
         self,
@@ -335,86 +315,19 @@ class NormalizationLayer:
         >>> gradients.biases
         array([1., 0., 0., 0.], dtype=float32)
         """
-        plain = mask is None and scaling is None and biases is None and not shared and type(x) is np.ndarray
-        found = self.settled(x, given=moments is not None) if plain else None
-        if found is not None:
-            if moments is None:
-                y, rows, factors = found.shortcut.keep(x)
-                return y, Pullback(_kept(x, found, factors, rows, own=True), y.shape, y.dtype)
-            applied = found.shortcut.apply(x, *used(moments, self._config))
-            if applied is not None:
-                y, factors = applied
-                return y, Pullback(_kept(x, found, factors, moments, own=True), y.shape, y.dtype)
-        one = self._is_one(x)
-        y, kept = self._forward(
-            x[None] if one else x, training, mask, scaling, biases, None, keep=True, moments=moments, shared=shared
+        asked = request(
+            self._state, x, training=training, mask=mask, scaling=scaling, biases=biases, moments=moments, shared=shared
         )
-        if plain and not one and (moments is not None or self._config.statistics == "input"):
-            self._remember(x, own=moments is None)
-        y = y[0] if one else y
-        return y, Pullback(kept.own(), y.shape, y.dtype)
+        y, kept = self._keep(asked)
+        return y, Pullback(kept.copied(), y.shape, y.dtype, moments)
 
-    def pullback(
-        self, x: Any, factors: Array, *, mask: Array | None = None, scaling: Any = None, biases: Any = None
-    ) -> Pullback:
-        """Return the pullback of an earlier `vjp` on the same array again, from what it kept of the slices.
-
-        For those who keep inputs themselves, or let go of them and make them anew, as frameworks do.
-
-        Parameters
-        ----------
-        x : ndarray
-            What `vjp` was called on.
-        factors : ndarray
-            The `factors` of the pullback that it returned.
-        mask, scaling, biases
-            What it was given; kept as they are, not copied.
-
-        Returns
-        -------
-        Pullback
-
-        Raises
-        ------
-        ShapeError
-            The factors are not those of such an array.
-        GennormError
-            As in a call.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> import gennorm as gn
-        >>> layer, x = gn.layer_norm(4), np.array([[1.0, 2.0, 4.0, 8.0]])
-        >>> y, pullback = layer.vjp(x)
-        >>> again = layer.pullback(x.copy(), pullback.factors)
-        >>> bool(np.array_equal(again(y).input, pullback(y).input))
-        True
-        """
-        plain = mask is None and scaling is None and biases is None and type(x) is type(factors) is np.ndarray
-        found = self.settled(x) or self.settled(x, given=True) if plain else None
-        if found is not None and found.shortcut.fits(factors):
-            return Pullback(_kept(x, found, factors), x.shape, result_dtype(x.dtype))
-        x = real(x, "the input")
-        weights = None if mask is None else mask_for(mask, x)
-        bound = self._bind(x, None)
-        # Where they have another shape, groups of the batch had no part in the moments.
-        shape = getattr(factors, "shape", None)
-        grouped = shape == (4, *bound.plan.resolved.moments_shape)
-        if not grouped:
-            bound = self._bind(x, None, grouped=False)
-        expected = (4, *bound.plan.resolved.moments_shape)
-        if not isinstance(factors, np.ndarray) or factors.dtype != np.float64 or shape != expected:
-            kind = f"{factors.dtype} of shape {shape}" if isinstance(factors, np.ndarray) else type(factors).__name__
-            msg = f"the factors are {kind}, and those of an input of shape {x.shape} are float64 of shape {expected}\n"
-            msg += "pass the factors of the pullback that vjp returned for this input"
-            raise ShapeError(msg, code="S023")
-        parameters = self._ready(bound.plan.resolved, scaling, biases)
-        per_example, scaling, biases = together(parameters, bound.plan.resolved)
-        if per_example:
-            bound = self._bind(x, None, grouped=grouped, per_example=True)
-        kept = Kept(x, bound, parameters, scaling, biases, weights, factors, None)
-        return Pullback(kept, x.shape, result_dtype(x.dtype))
+    def _keep(self, asked: Request) -> tuple[Array, Kept]:
+        """Compute the output of a request, and keep what its derivatives need."""
+        rows = run(asked, keep=True)
+        assert rows is not None
+        if asked.learns:
+            self._learn(asked, rows)
+        return asked.y[0] if asked.single else asked.y, Kept.of(asked, rows)
 
     def jvp(
         self,
@@ -464,193 +377,17 @@ class NormalizationLayer:
         >>> bool(abs(dy).max() < 1e-12)  # scaling the input does not change the output
         True
         """
-        one = self._is_one(x)
-        y, kept = self._forward(
-            x[None] if one else x, training, mask, scaling, biases, None, keep=True, moments=moments, shared=shared
+        asked = request(
+            self._state, x, training=training, mask=mask, scaling=scaling, biases=biases, moments=moments, shared=shared
         )
-        direction = np.zeros_like(y) if dx is None else like_output(dx, "the direction", x.shape, y.dtype)
-        dy = kept.push(direction[None] if one and dx is not None else direction, merge)
-        if dscaling is not None or dbiases is not None:
-            dy += self._along_parameters(kept, dscaling, dbiases, y.dtype)
-        return (y[0], dy[0]) if one else (y, dy)
-
-    def _along_parameters(self, kept: Kept, dscaling: Any, dbiases: Any, dtype: np.dtype[Any]) -> Array:
-        """What directions of the parameters add to the output's: it is linear in them, so the output that they give."""
-        x = kept.x
-        resolved = self._bind(x, None, grouped=kept.grouped).plan.resolved  # not that of parameters for each example
-        given = [
-            Parameter.given("dscaling", np.zeros(np.shape(dbiases)) if dscaling is None else dscaling, resolved),
-            Parameter(None, False) if dbiases is None else Parameter.given("dbiases", dbiases, resolved),
-        ]
-        per_example, gains, shifts = together(given, resolved)
-        added = empty_like(x, dtype)
-        bound = self._bind(x, None, grouped=kept.grouped, per_example=per_example)
-        bound.apply(x, added, bound.ordered(kept.factors[:2]), gains, shifts)
-        return added
-
-    def second(
-        self,
-        x: Any,
-        dy: Any,
-        along: Gradients,
-        *,
-        training: bool = False,
-        mask: Array | None = None,
-        scaling: Any = None,
-        biases: Any = None,
-        moments: Moments | None = None,
-        shared: bool = False,
-        merge: Merge | None = None,
-    ) -> tuple[Array, Gradients]:
-        """Differentiate what a pullback gives: a second derivative, as a penalty on a gradient needs it.
-
-        Parameters
-        ----------
-        x, dy : ndarray
-            What `vjp` is called on, and the gradient its pullback is.
-        along : Gradients
-            The gradient of whatever is differentiated by the three gradients of the pullback; None for one that has no
-            part in it.
-        training, mask, scaling, biases, moments, shared
-            As in `vjp`; nothing is learned from the input once more.
-        merge : callable, optional
-            As for a pullback; here it is given seven sums for each slice.
-
-        Returns
-        -------
-        ddy : ndarray
-            The gradient by `dy`.
-        gradients : Gradients
-            Those by the input and the scaling; the biases have no part in it, and theirs is None.
-
-        Raises
-        ------
-        GennormError
-            As in a call.
-
-        Examples
-        --------
-        How the squared length of a gradient changes with the input, beside a small step:
-
-        >>> import numpy as np
-        >>> import gennorm as gn
-        >>> layer, x, dy = gn.layer_norm(3), np.array([1.0, 2.0, 4.0]), np.array([1.0, 0.0, 0.0])
-        >>> def length(x):
-        ...     return (layer.vjp(x)[1](dy).input ** 2).sum()
-        >>> found = layer.vjp(x)[1](dy)
-        >>> _, gradients = layer.second(x, dy, gn.layer.Gradients(2 * found.input, None, None))
-        >>> step = np.array([0.0, 1e-6, 0.0])
-        >>> bool(abs((length(x + step) - length(x - step)) / 2e-6 - gradients.input[1]) < 1e-8)
-        True
-        """
-        from gennorm.layer.second import second
-
-        if self._is_one(x):
-            along = along if along.input is None else replace(along, input=along.input[None])
-            ddy, found = self.second(
-                x[None], dy[None], along, mask=mask, scaling=scaling, biases=biases, moments=moments
-            )
-            return ddy[0], replace(found, input=found.input[0])
-        x = real(x, "the input")
-        result = result_dtype(x.dtype)
-        dy = like_output(dy, "the gradient of the output", x.shape, result)
-        if along.input is not None:
-            along = replace(along, input=like_output(along.input, "the direction", x.shape, result))
-        weights = None if mask is None else mask_for(mask, x)
-        through = shared or self._measures(training, moments)
-        resolved = self._bind(x, None, grouped=through and not shared).plan.resolved
-        own, _ = self._ready(resolved, scaling, biases)
-        config = self._config
-        if not through:
-            given = self._applied(moments, resolved)
-            config, moments = replace(config, unbiased=False), Moments.from_variance(*given)
-        elif moments is None:
-            moments = self.measure(x, mask)
-        ddy, dx, to_scaling = second(
-            config, resolved, moments, x, dy, along, own.own, weights, through=through, merge=merge
-        )
-        ddy, dx = (np.asarray(array, result) for array in (ddy, dx))
-        return ddy, Gradients(dx, own.gradient(to_scaling), None)
-
-    def _forward(
-        self,
-        x: Any,
-        training: bool,
-        mask: Array | None,
-        scaling: Any,
-        biases: Any,
-        out: Array | None,
-        *,
-        keep: bool = False,
-        moments: Any = None,
-        shared: bool = False,
-    ) -> tuple[Array, Any]:
-        """Compute the output, and what its derivatives need if that is to be kept."""
-        x = real(x, "the input")
-        weights = None if mask is None else mask_for(mask, x)
-        learns = moments is None and self._learns(training)
-        grouped = self._measures(training, moments)
-        # Weights and gradients are laid out as a new output would be.
-        bound = back = self._bind(x, None, grouped=grouped)
-        resolved = back.plan.resolved
-        if learns:
-            self._require_learnable(resolved)
-        given = None if grouped else self._instead(moments, back)
-        parameters = self._ready(resolved, scaling, biases)
-        per_example, scaling, biases = together(parameters, resolved)
-        if per_example:
-            bound = back = self._bind(x, None, grouped=grouped, per_example=True)
-        if out is None:
-            y = empty_like(x, result_dtype(x.dtype))
-        else:
-            y = writable(out, x, {"scaling": scaling, "biases": biases})
-            bound = self._bind(x, y, grouped=grouped, per_example=per_example)
-
-        rows: Array
-        if given is not None:
-            rows = given
-            bound.apply(x, y, rows if bound is back else bound.ordered(back.shaped(rows)), scaling, biases)
-        elif weights is None:
-            rows = bound.normalize(x, y, scaling, biases, keep=keep or learns)
-        else:
-            rows = back.measure(x, weights)
-            given = np.stack(applicable(measured(back, rows), resolved, self._config))
-            bound.apply(x, y, bound.ordered(given), scaling, biases)
-        kept = None
-        if keep:
-            if shared and moments is not None:
-                mean = np.zeros(moments.shape) if moments.mean is None else moments.mean
-                shape = (3, *resolved.moments_shape)
-                factors = back.factors(
-                    back.ordered(np.broadcast_to(np.stack([mean, moments.m2, moments.count]), shape))
-                )
-            else:
-                factors = back.factors(rows, given=not grouped)
-            found = rows if grouped else moments
-            kept = Kept(x, back, parameters, scaling, biases, weights, factors, found)
-        if learns:
-            self._learn(measured(bound if weights is None else back, rows), resolved)
-        return y, kept
-
-    def _measures(self, training: bool, moments: Any) -> bool:
-        """Whether a call normalizes by the moments of its input."""
-        return moments is None and (self._config.statistics == "input" or self._learns(training))
-
-    def _applied(self, moments: Any, resolved: Resolved) -> tuple[Array, Array]:
-        """Mean and variance of every slice that are applied instead of the input's: those given, else those held."""
-        if moments is None:
-            return held(self._held, resolved)
-        return applicable(moments, resolved, self._config)
-
-    def _instead(self, moments: Any, bound: Bound) -> Array:
-        """The same as rows, in the order of a plan."""
-        return bound.ordered(np.stack(self._applied(moments, bound.plan.resolved)))
-
-    def _is_one(self, x: Any) -> bool:
-        """Whether this is one example to a layer that knows the moments of batches: a batch of one."""
-        if self._config.statistics != "dataset" or not isinstance(x, np.ndarray):
-            return False
-        return _key(x, None, False, False) not in self._bound and is_one_example(self._config, x.shape)
+        shape, dtype = asked.y.shape[asked.single :], asked.y.dtype
+        if dx is not None:
+            dx = like_output(dx, "the direction", shape, dtype)
+            dx = dx[None] if asked.single else dx
+        directions = directions_of(self._state, asked.x, asked.rows is not None, dscaling, dbiases)
+        y, kept = self._keep(asked)
+        dy = push_forward(self._state, kept, dx, directions, merge)
+        return y, dy[0] if asked.single else dy
 
     def measure(self, x: Any, mask: Array | None = None) -> Moments:
         """Return the moments of the slices of an array: what the layer would normalize it by.
@@ -681,11 +418,9 @@ class NormalizationLayer:
         Moments(count=[2., 2.], mean=[2., 2.], m2=[2., 0.])
         """
         x = real(x, "the input")
-        if self._is_one(x):
-            return self.measure(x[None], mask)
-        weights = None if mask is None else mask_for(mask, x)
-        bound = self._bind(x, None)
-        return measured(bound, bound.measure(x, weights))
+        call = self._state.calls.find(x, False)
+        x = x[None] if call.single else x
+        return measured(call, call.measure(x, None if mask is None else mask_for(mask, x)))
 
     def apply(self, x: Any, moments: Moments, *, out: Array | None = None) -> Any:
         """Normalize an array by moments that are given instead of its own.
@@ -718,17 +453,9 @@ class NormalizationLayer:
         >>> layer.apply(np.array([1.0, 2.0, 3.0]), gn.Moments.from_variance(1.0, 4.0))
         array([0. , 0.5, 1. ])
         """
-        x = real(x, "the input")
-        if self._is_one(x):
-            y = self.apply(x[None], moments, out=_of_one(out))
-            return y[0] if out is None else out
-        resolved = self._bind(x, None).plan.resolved
-        scaling, biases = (parameter.own for parameter in self._ready(resolved))
-        mean, variance = applicable(moments, resolved, self._config)
-        y = empty_like(x, result_dtype(x.dtype)) if out is None else writable(out, x, self._parameters)
-        bound = self._bind(x, None if out is None else y)
-        bound.apply(x, y, bound.ordered(np.stack([mean, variance])), scaling, biases)
-        return y if out is None else out
+        asked = request(self._state, x, moments=moments, out=out, grouped=True)
+        run(asked)
+        return out if out is not None else asked.y[0] if asked.single else asked.y
 
     def inverse(self, y: Any, moments: Moments | None = None, *, out: Array | None = None) -> Any:
         r"""Return the input whose normalization an array is.
@@ -764,19 +491,22 @@ class NormalizationLayer:
         >>> layer.inverse(np.array([0.0, 0.5, 1.0]), gn.Moments.from_variance(1.0, 4.0))
         array([1., 2., 3.])
         """
+        state = self._state
         y = real(y, "the output to invert")
-        require_inverse(self._config, moments, self._parameters["scaling"])
-        if self._is_one(y):
-            x = self.inverse(y[None], moments, out=_of_one(out))
-            return x[0] if out is None else out
-        grouped = moments is not None
-        resolved = self._bind(y, None, grouped=grouped).plan.resolved
-        scaling, biases = (parameter.own for parameter in self._ready(resolved))
-        mean, variance = self._applied(moments, resolved)
-        x = empty_like(y, result_dtype(y.dtype)) if out is None else writable(out, y, self._parameters)
-        bound = self._bind(y, None if out is None else x, grouped=grouped)
-        bound.invert(y, x, bound.ordered(np.stack([mean, variance])), scaling, biases)
-        return x if out is None else out
+        require_inverse(state.config, moments, state.parameters.scaling)
+        call = state.calls.find(y, moments is None)
+        single = call.single
+        if single:
+            y, out = y[None], out[None] if isinstance(out, np.ndarray) else out
+        parameters = parameters_of(state, call, None, None)
+        if out is None:
+            x = call.output(y)
+        else:
+            x = writable(out, y, state.parameters._asdict())
+            if x.strides != call.strides:
+                call = state.calls.find(y, moments is None, out=x.strides)
+        call.invert(y, x, given_rows(state, moments, call), *laid(call, parameters, False))
+        return x[0] if single else x if out is None else out
 
     def plan(self, shape_or_array: Any, dtype: Any = None) -> Plan:
         """Return what the engine will do for arrays of one shape, dtype and layout. Print it.
@@ -822,9 +552,9 @@ class NormalizationLayer:
                     f"dtype is given, and so is an array, which is of {x.dtype.name}\npass x.astype(dtype), or x.shape"
                 )
                 raise ConfigError(msg, code="C103")
-            return make_plan(self._config, x.shape, x.dtype.name, x.strides)
+            return make_plan(self._state.config, x.shape, x.dtype.name, x.strides)
         shape = shape_of(shape_or_array)
-        return make_plan(self._config, shape, dtype_name(dtype_given("float32" if dtype is None else dtype)))
+        return make_plan(self._state.config, shape, dtype_name(dtype_given("float32" if dtype is None else dtype)))
 
     # Parameters ------------------------------------------------------------------------------------------------------
 
@@ -881,7 +611,7 @@ class NormalizationLayer:
         >>> gn.NormalizationLayer().epsilon
         0.001
         """
-        return self._config.epsilon
+        return self._state.config.epsilon
 
     @property
     def initialized(self) -> bool:
@@ -894,7 +624,11 @@ class NormalizationLayer:
         >>> layer.initialized, layer.initialize((3, 224, 224)).initialized
         (False, True)
         """
-        return all(getattr(self._config, name) is None or self._parameters[name] is not None for name in PARAMETERS)
+        state = self._state
+        return all(
+            array is not None or getattr(state.config, name) is None
+            for name, array in state.parameters._asdict().items()
+        )
 
     def initialize(self, input_shape_or_array: Any) -> NormalizationLayer:
         """Make the automatic parameters, now that a shape is known: scaling of ones, biases of zeros.
@@ -922,154 +656,37 @@ class NormalizationLayer:
         """
         given = input_shape_or_array
         shape = given.shape if isinstance(given, np.ndarray) else shape_of(given)
-        resolved = resolve_config(self._config, shape)
-        self._require_fitting(resolved)
-        if self._held is not None:
-            require_held(self._held, resolved)
-            self.moments = checked(self._held, self._config, held_shape(resolved))
-        self._fill(resolved.parameter_shape)
+        with changing:
+            state = self._state
+            if state.config.statistics == "dataset" and is_one_example(state.config, shape):
+                shape = (1, *shape)
+            resolved = resolve_config(state.config, shape)
+            state.parameters.require_fitting(resolved)
+            moments = state.moments
+            if moments is not None:
+                require_held(moments, resolved)
+                moments = checked(moments, state.config, held_shape(resolved))
+            self._state = State(state.config, filled(state.config, state.parameters, resolved.parameter_shape), moments)
         return self
-
-    def adopt(self, *, scaling: Array | None = None, biases: Array | None = None) -> NormalizationLayer:
-        """Take arrays as the parameters themselves, in place of copies, whoever else has them.
-
-        Parameters
-        ----------
-        scaling, biases : ndarray, optional
-            Of the shape of the parameters, and of any floating dtype. One that is not given stays what it is.
-
-        Returns
-        -------
-        NormalizationLayer
-            The layer itself.
-
-        Raises
-        ------
-        ParameterError
-            An array has another shape.
-        DtypeError, InputError
-            It is no array of real numbers.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> import gennorm as gn
-        >>> ours = np.ones(3, np.float32)
-        >>> layer = gn.layer_norm(3).adopt(scaling=ours)
-        >>> ours *= 2
-        >>> layer.scaling
-        array([2., 2., 2.], dtype=float32)
-        """
-        for name, array in (("scaling", scaling), ("biases", biases)):
-            if array is not None:
-                self._set(name, array, adopt=True)
-        return self
-
-    def settled(self, x: Array, *, given: bool = False) -> Settled | None:
-        """Return what plain calls on arrays of this shape, dtype and layout have in common, once there was one.
-
-        For those who know that their arrays are right and look at none of them twice, as frameworks do.
-
-        Parameters
-        ----------
-        x : ndarray
-            Like those that the layer is called on.
-        given : bool, default False
-            Whether moments are given to each call; those of the input are taken otherwise.
-
-        Returns
-        -------
-        Settled or None
-            None before the first call, where one is more than a call of a kernel, where the arithmetic is in another
-            dtype than the parameters, and for moments that the layer holds.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> import gennorm as gn
-        >>> layer, x = gn.layer_norm(2, epsilon=0), np.array([[1.0, 7.0]], np.float32)
-        >>> layer.settled(x) is None
-        True
-        >>> y = layer(x)
-        >>> layer.settled(x).shortcut.normalize(x)
-        array([[-1.,  1.]], dtype=float32)
-        """
-        if not given and self._config.statistics != "input":
-            return None
-        return self._shortcuts.get((x.shape, x.strides, x.dtype, not given))
-
-    def _known_shape(self) -> tuple[int, ...]:
-        """The shape of the parameters, from one that is there or from the declared input shape."""
-        for array in self._parameters.values():
-            if array is not None:
-                return array.shape
-        return configs.parameter_shape(self._config)
-
-    def _fill(self, shape: tuple[int, ...]) -> None:
-        for name in PARAMETERS:
-            if getattr(self._config, name) == "Automatic" and self._parameters[name] is None:
-                values = np.broadcast_to(np.float32(INITIAL[name]), shape)
-                self._parameters[name] = copied(values, dtype_named(self._config.dtype))
 
     def _value(self, name: str) -> Any:
-        array = self._parameters[name]
-        return getattr(self._config, name) if array is None else array
+        array = getattr(self._state.parameters, name)
+        return getattr(self._state.config, name) if array is None else array
 
-    def _set(self, name: str, value: Any, *, adopt: bool = False) -> None:
-        if value is self._parameters[name] and value is not None:
+    def _set(self, name: str, value: Any) -> None:
+        if value is not None and value is getattr(self._state.parameters, name):
             return  # `layer.scaling -= step` has written into the array already
-        mode = _mode(name, value)
-        array = self._checked(name, value, adopt=adopt) if mode == "explicit" else None
+        mode = parameter_mode(name, value)
         with changing:
-            self._config, self._bound, self._shortcuts = _with_mode(self._config, name, mode), {}, {}
-            self._parameters[name] = array
-        if mode == "Automatic":
-            with suppress(InitializationError):
-                self._fill(self._known_shape())
-
-    def _checked(self, name: str, value: Any, *, adopt: bool = False) -> Array:
-        """A parameter that was given, or the layer's own copy of it, once its shape is known to be right."""
-        given = parameter_values(name, value)
-        if not adopt:
-            given = in_range(name, given, dtype_named(self._config.dtype))
-        own = given if adopt else copied(given, given.dtype)
-        try:
-            expected = self._known_shape()
-        except InitializationError:
-            return own
-        if given.shape != expected:
-            msg = f"{name} has the shape {given.shape}, and the parameters of this layer {expected}\n"
-            msg += f"the scaling levels are {levels.format(self._config.scaling_levels)}; their sizes, in that order, "
-            msg += "are the shape of the parameters"
-            raise ParameterError(msg, code="P010")
-        return own
-
-    def _require_fitting(self, resolved: Resolved) -> None:
-        """Refuse an array whose scaling levels have other sizes than the parameters."""
-        for name, array in self._parameters.items():
-            if array is None or array.shape == resolved.parameter_shape:
-                continue
-            if array.ndim == len(resolved.scaling):
-                wrong = next(i for i, axis in enumerate(resolved.scaling) if array.shape[i] != resolved.shape[axis])
-                axis = resolved.scaling[wrong]
-                place = levels.name(resolved.level(axis), batched=resolved.batched)
-                msg = f"{place} of the input has size {resolved.shape[axis]}, and {name} {array.shape[wrong]}\n"
-            else:
-                msg = f"the input has {len(resolved.scaling)} scaling levels, and {name} {array.ndim}\n"
-            msg += f"an input of shape {resolved.shape} needs parameters of shape {resolved.parameter_shape}; "
-            msg += f"{name} has the shape {array.shape}"
-            raise ParameterError(msg, code="P011")
-
-    def _ready(self, resolved: Resolved, scaling: Any = None, biases: Any = None) -> tuple[Parameter, Parameter]:
-        """Scaling and biases for a call: those given for it, else the layer's own."""
-        found = []
-        for name, value in zip(PARAMETERS, (scaling, biases), strict=True):
-            own = self._parameters[name]
-            if own is None and value is None and getattr(self._config, name) is not None:
-                configs.parameter_shape(self._config)  # raises, naming the level that is not known
-            found.append(Parameter(own, False) if value is None else Parameter.given(name, value, resolved))
-        self._require_fitting(resolved)
-        return found[0], found[1]
+            state = self._state
+            config = with_mode(state.config, name, mode)
+            parameters = state.parameters._replace(**{name: None})
+            if mode == "explicit":
+                array = checked_parameter(state.config, state.parameters, name, value)
+                parameters = parameters._replace(**{name: array})
+            elif mode == "Automatic":
+                parameters = filled(config, parameters)
+            self._state = State(config, parameters, state.moments)
 
     # Moments that the layer holds ------------------------------------------------------------------------------------
 
@@ -1090,11 +707,13 @@ class NormalizationLayer:
         >>> layer.moments.mean
         array([5., 6.])
         """
-        return self._held
+        return self._state.moments
 
     @moments.setter
     def moments(self, value: Any) -> None:
-        self._hold(checked(value, self._config, configs.kept_shape(self._config)))
+        with changing:
+            config = self._state.config
+            self._state = self._state.holding(checked(value, config, configs.kept_shape(config)))
 
     def reset_moments(self) -> NormalizationLayer:
         """Let the layer hold what it held before it saw anything: mean 0 and variance 1, or nothing.
@@ -1111,7 +730,9 @@ class NormalizationLayer:
         >>> layer.reset_moments().moments is None
         True
         """
-        self._hold(initial(self._config, configs.kept_shape(self._config)))
+        with changing:
+            config = self._state.config
+            self._state = self._state.holding(initial(config, configs.kept_shape(config)))
         return self
 
     @property
@@ -1128,12 +749,14 @@ class NormalizationLayer:
         >>> layer.moments.mean
         array([0.])
         """
-        return self._config.trainable
+        return self._state.config.trainable
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
         with changing:
-            self._config = LayerConfig.make(**{**self._config.arguments(), "trainable": value})
+            state = self._state
+            config = LayerConfig.make(**{**state.config.arguments(), "trainable": value})
+            self._state = State(config, state.parameters, state.moments, state.calls)
 
     def adapt(
         self,
@@ -1194,73 +817,27 @@ class NormalizationLayer:
         """
         from gennorm.layer.adapting import moments_of
 
-        require_dataset(self._config)
-        found = moments_of(data, self._config, mask=mask, weights=weights, progress=progress)
+        state = self._state
+        require_dataset(state.config)
+        found = moments_of(data, state.config, mask=mask, weights=weights, progress=progress, measure=self._measure_all)
         with changing:
-            if not reset and self._held is not None:
-                found = checked(self._held, self._config, found.shape) + found
-            self._hold(checked(found, self._config, configs.kept_shape(self._config)))
+            held = self._state.moments
+            if not reset and held is not None:
+                found = checked(held, state.config, found.shape) + found
+            self._state = self._state.holding(checked(found, state.config, configs.kept_shape(state.config)))
         return self
 
-    def _hold(self, moments: Moments | None) -> None:
-        """Let the layer hold these moments. They are never changed, only set anew, and shortcuts know the old ones."""
+    def _measure_all(self, x: Array, weights: Array | None) -> tuple[Moments, tuple[int, ...]]:
+        """Return the moments of the slices of an array, without groups of the batch, and the shape of held ones."""
+        call = self._state.calls.find(x, True)
+        return measured(call, call.measure(x, weights)), held_shape(call.plan.resolved)
+
+    def _learn(self, asked: Request, rows: Array | None) -> None:
+        """Fold the moments of an array into the moving ones: one assignment of a new state, or no change at all."""
+        assert rows is not None
         with changing:
-            self._shortcuts = {}
-            self._held = moments
-
-    def _learns(self, training: bool) -> bool:
-        """Whether a call normalizes by the moments of its input, and folds them into those that the layer holds."""
-        return bool(training) and self._config.statistics == "moving" and self._config.trainable
-
-    def _require_learnable(self, resolved: Resolved) -> None:
-        """Refuse what could not be folded into the moments, before anything is written."""
-        require_held(required(self._held), resolved)
-        if self._config.unbiased:
-            configs.require_unbiased(resolved)
-
-    def _learn(self, batch: Moments, resolved: Resolved) -> None:
-        """Fold the moments of an array into the moving ones: one store of a new value, or nothing at all."""
-        with changing:
-            self._hold(folded(required(self._held), batch, resolved, self._config))
-
-    # Binding ---------------------------------------------------------------------------------------------------------
-
-    def _bind(self, x: Array, out: Array | None, *, grouped: bool = True, per_example: bool = False) -> Bound:
-        """The plan for one shape, dtype and layout, with its kernels; made once and remembered."""
-        key = _key(x, out, grouped, per_example)
-        bound = self._bound.get(key)
-        if bound is None:
-            config = self._config if grouped else _given(self._config, x.shape)
-            strides = (np.empty_like(x, result_dtype(x.dtype)) if out is None else out).strides
-            bound = bind(config, x.shape, x.dtype.name, x.strides, strides, per_example=per_example)
-            with changing:
-                if len(self._bound) >= REMEMBERED:
-                    self._bound.clear()
-                self._bound[key] = bound
-        return bound
-
-    def _remember(self, x: Array, *, own: bool = True) -> None:
-        """Have the next call on such an array go straight to its kernel, where it is one kernel's work.
-
-        By its own moments, or by those that it is given.
-        """
-        x = real(x, "the input")
-        key = x.shape, x.strides, x.dtype, own
-        if key in self._shortcuts:
-            return
-        measures, moments = own and self._config.statistics == "input", self._held
-        bound = self._bind(x, None, grouped=measures)
-        parameters = self._ready(bound.plan.resolved)
-        scaling, biases = (parameter.own for parameter in parameters)
-        rows = bound.ordered(np.stack(held(moments, bound.plan.resolved))) if own and not measures else None
-        shortcut = bound.shortcut(scaling, biases, rows, measures=measures)
-        with changing:
-            now = self._parameters["scaling"], self._parameters["biases"], self._held
-            if now[0] is not scaling or now[1] is not biases or now[2] is not moments:
-                return  # what was set meanwhile is not what the shortcut uses
-            if len(self._shortcuts) >= REMEMBERED:
-                self._shortcuts.clear()
-            self._shortcuts[key] = None if shortcut is None else Settled(shortcut, parameters)
+            state = self._state
+            self._state = state.holding(folded_rows(required(state.moments), rows, asked.new, state.config))
 
     # Telling about it ------------------------------------------------------------------------------------------------
 
@@ -1309,19 +886,18 @@ class NormalizationLayer:
         parameter_shape            (3,)
         parameter_count            6
         """
-        present = [array for array in self._parameters.values() if array is not None]
-        try:
-            shape: tuple[int, ...] | None = self._known_shape()
-        except InitializationError:
-            shape = None
+        state = self._state
+        shape: tuple[int, ...] | None = None
+        with suppress(InitializationError):
+            shape = known_shape(state.config, state.parameters)
         found = Information(
             {
-                **self._config.arguments(),
-                **{name: self._value(name) for name in PARAMETERS},
-                "moments": self._held,
+                **state.config.arguments(),
+                **{name: self._value(name) for name in NAMES},
+                "moments": state.moments,
                 "initialized": self.initialized,
                 "parameter_shape": shape,
-                "parameter_count": sum(array.size for array in present),
+                "parameter_count": sum(array.size for array in state.parameters if array is not None),
             }
         )
         if name is None:
@@ -1346,7 +922,7 @@ class NormalizationLayer:
         >>> gn.layer_norm(768).to_config()["input_shape"]
         ['...', 768]
         """
-        return self._config.to_dict()
+        return self._state.config.to_dict()
 
     @classmethod
     def from_config(
@@ -1379,15 +955,15 @@ class NormalizationLayer:
         """
         settings = LayerConfig.from_dict(config)
         given = {"scaling": scaling, "biases": biases}
-        for name in PARAMETERS:
-            if _mode(name, given[name]) == "explicit":
-                settings = _with_mode(settings, name, "explicit")
+        for name in NAMES:
+            if parameter_mode(name, given[name]) == "explicit":
+                settings = with_mode(settings, name, "explicit")
             elif getattr(settings, name) == "explicit":
                 msg = f"the config says that {name} was given as an array, and holds no arrays\n"
                 msg += f"pass it: from_config(config, {name}=array)"
                 raise ParameterError(msg, code="P012")
         layer = cls.__new__(cls)
-        layer._begin(settings, given)
+        layer._begin(settings, scaling, biases)
         return layer
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -1417,37 +993,20 @@ class NormalizationLayer:
         ...     gn.load(path).moments
         Moments(count=1., mean=3., m2=2.)
         """
-        files.write(path, files.Stored(self._config, dict(self._parameters), self._held))
+        state = self._state
+        files.write(path, files.Stored(state.config, state.parameters._asdict(), state.moments))
 
     def __repr__(self) -> str:
-        arguments = self._config.arguments()
-        for name in PARAMETERS:
-            array = self._parameters[name]
-            if array is not None and not (
-                getattr(self._config, name) == "Automatic" and _constant(array, array.dtype.type(INITIAL[name]))
-            ):
-                arguments[name] = array
-        words: list[str] = []
-        for position, (name, default) in enumerate(DEFAULTS.items()):
-            value = arguments[name]
-            if not isinstance(value, np.ndarray) and value == default:
-                continue
-            leading = position < POSITIONAL and len(words) == position
-            words.append(_written(value) if leading else f"{name}={_written(value)}")
-        return f"NormalizationLayer({', '.join(words)})"
+        return represent(self._state)
 
     def __getstate__(self) -> dict[str, Any]:
-        with changing:
-            return {"config": self._config, "parameters": dict(self._parameters), "moments": self._held}
+        state = self._state
+        return {"config": state.config, "parameters": state.parameters._asdict(), "moments": state.moments}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # A copy, shallow or deep, has its own parameters; plans are made anew.
-        self._config = state["config"]
-        self._parameters = {
-            name: None if array is None else copied(array, array.dtype) for name, array in state["parameters"].items()
-        }
-        self._held = state["moments"]
-        self._bound, self._shortcuts = {}, {}
+        # A copy, shallow or deep, has its own parameters.
+        own = (None if array is None else copied(array, array.dtype) for array in state["parameters"].values())
+        self._state = State(state["config"], Parameters(*own), state["moments"])
 
 
 def load(path: str | PathLike[str]) -> NormalizationLayer:
@@ -1483,71 +1042,47 @@ def load(path: str | PathLike[str]) -> NormalizationLayer:
     return layer
 
 
-DEFAULTS = LayerConfig.make().arguments()
-POSITIONAL = 6  # arguments before the first that is by keyword only
-
-
-class Information(dict[str, Any]):
-    """What is known about a layer, by name; prints as a table."""
-
-    def __str__(self) -> str:
-        width = max(map(len, self)) + 2
-        written = {name: _written(value) if isinstance(value, tuple) else value for name, value in self.items()}
-        return "\n".join(f"{name:<{width}}{value}" for name, value in written.items())
-
-
-def _of_one(out: Any) -> Any:
-    """Where the output of a batch of one goes, so that that of its example goes there."""
-    return out[None] if isinstance(out, np.ndarray) else out
-
-
-def _kept(x: Array, settled: Settled, factors: Array, found: Any = None, *, own: bool = False) -> Kept:
-    """What the derivatives of a plain call need of it; with a scaling of its `own` if it is asked for."""
-    shortcut, parameters = settled
-    scaling, biases = parameters[0].own, parameters[1].own
-    if own and scaling is not None:
-        scaling = scaling.copy()
-    return Kept(x, shortcut.bound, parameters, scaling, biases, None, factors, found, settled)
-
-
-def _mode(name: str, value: Any) -> Any:
-    """The setting that stands for a parameter given as this value."""
+def parameter_mode(name: str, value: Any) -> Any:
+    """Return the setting that stands for a parameter that was passed as this value."""
     if isinstance(value, str) and value != "Automatic":
         msg = f'{name} cannot be "{value}"{suggest(value, ["Automatic"])}\nwrite "Automatic", None or an array'
         raise ConfigError(msg, code="C004")
     return value if value is None or isinstance(value, str) else "explicit"
 
 
-def _with_mode(config: LayerConfig, name: str, mode: Any) -> LayerConfig:
+def with_mode(config: LayerConfig, name: str, mode: Any) -> LayerConfig:
+    """Return the config with another mode of one parameter."""
     return replace(config, scaling=mode) if name == "scaling" else replace(config, biases=mode)
 
 
-def _given(config: LayerConfig, shape: tuple[int, ...]) -> LayerConfig:
-    """The config of a call whose moments are not those of its input: groups of the batch have no part in them."""
-    return replace(ungrouped(config, shape), statistics="dataset")
+def filled(config: LayerConfig, parameters: Parameters, shape: tuple[int, ...] | None = None) -> Parameters:
+    """Return the parameters with ones and zeros for automatic ones, if their shape is given or known."""
+    if shape is None:
+        with suppress(InitializationError):  # a size that is not known yet: a call names it
+            shape = known_shape(config, parameters)
+    if shape is None:
+        return parameters
+    for name in NAMES:
+        if getattr(config, name) == "Automatic" and getattr(parameters, name) is None:
+            values = np.broadcast_to(np.float32(INITIAL[name]), shape)
+            parameters = parameters._replace(**{name: copied(values, dtype_named(config.dtype))})
+    return parameters
 
 
-def _constant(array: Array, value: Any) -> bool:
-    """Whether every element has the bits of the value; 0 is not -0."""
-    return bool(array.tobytes() == value.tobytes() * array.size)
+def known_shape(config: LayerConfig, parameters: Parameters) -> tuple[int, ...]:
+    """Return the shape of the parameters, from one that is present or from the declared input shape."""
+    return configs.parameter_shape(config) if parameters.shape is None else parameters.shape
 
 
-def _written(value: Any) -> str:
-    """Python for a value, down to the last bit of an array; one that is constant is written as such."""
-    if isinstance(value, np.ndarray):
-        dtype = f"dtype={value.dtype.name!r}"
-        if value.size and np.isfinite(value.flat[0]) and _constant(value, value.flat[0]):
-            return f"np.full({value.shape}, {value.flat[0].item()!r}, {dtype})"
-        if value.size == 0:
-            return f"np.zeros({value.shape}, {dtype})"
-        numbers = re.sub(r"\b(nan|inf)\b", r"np.\1", repr(value.tolist()))
-        return f"np.array({numbers}, {dtype})"
-    if isinstance(value, tuple):
-        inside = ", ".join("..." if item is ... else repr(item) for item in value)
-        return f"({inside},)" if len(value) == 1 else f"({inside})"
-    return repr(value)
-
-
-def _key(x: Array, out: Array | None, grouped: bool, per_example: bool) -> tuple[Any, ...]:
-    """What a plan depends on besides the layer's settings."""
-    return x.shape, x.strides, x.dtype, None if out is None else out.strides, grouped, per_example
+def checked_parameter(config: LayerConfig, parameters: Parameters, name: str, value: Any) -> Array:
+    """Return the layer's own copy of a parameter, once its shape is known to be right."""
+    given = in_range(name, parameter_values(name, value), dtype_named(config.dtype))
+    expected = None
+    with suppress(InitializationError):
+        expected = known_shape(config, parameters)
+    if expected is not None and given.shape != expected:
+        msg = f"{name} has the shape {given.shape}, and the parameters of this layer {expected}\n"
+        msg += f"the scaling levels are {levels.format(config.scaling_levels)}; their sizes, in that order, "
+        msg += "are the shape of the parameters"
+        raise ParameterError(msg, code="P010")
+    return copied(given, given.dtype)

@@ -1,30 +1,34 @@
-"""Scaling and biases as one call uses them."""
+"""Scaling and biases: a layer's own, and those of one call."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from gennorm.errors import ParameterError
 from gennorm.layer.arrays import parameter_values
-from gennorm.spec.config import Resolved
+from gennorm.spec import config as configs
+from gennorm.spec import levels
+from gennorm.spec.config import LayerConfig, Resolved
 
-__all__ = ["Parameter", "together"]
+__all__ = ["NAMES", "Parameter", "Parameters"]
 
 Array = npt.NDArray[Any]
+
+NAMES = ("scaling", "biases")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parameter:
-    """A parameter as a call uses it: an array or nothing, perhaps with an axis for the examples of the batch.
+    """A parameter of one call: an array or None, perhaps with an axis for the examples of the batch.
 
     Attributes
     ----------
-    own : ndarray or None
+    array : ndarray or None
     per_example : bool
 
     Examples
@@ -33,17 +37,17 @@ class Parameter:
     array([1., 1., 1.])
     """
 
-    own: Array | None
+    array: Array | None
     per_example: bool
 
     @classmethod
-    def given(cls, name: str, value: Any, resolved: Resolved) -> Parameter:
-        """Check a parameter that was given for one call."""
+    def checked(cls, name: str, value: Any, resolved: Resolved) -> Parameter:
+        """Check a parameter that was passed to a call."""
         array = parameter_values(name, value)
         shape = resolved.parameter_shape
-        batch = (resolved.shape[0], *shape) if resolved.batched else None
         if array.shape == shape:
             return cls(array, False)
+        batch = (resolved.shape[0], *shape) if resolved.batched else None
         if batch is not None and array.shape == batch:
             return cls(array, True)
         msg = f"{name} has the shape {array.shape}, and an input of shape {resolved.shape} needs {shape}"
@@ -53,29 +57,56 @@ class Parameter:
             msg += "; a layer with batched=True takes one set for each example"
         raise ParameterError(msg, code="P013")
 
-    def array(self, per_example: bool, resolved: Resolved) -> Array | None:
-        """The array, with an axis for the examples if the other parameter has one."""
-        if self.own is None or self.per_example == per_example:
-            return self.own
-        return np.broadcast_to(self.own, (resolved.shape[0], *self.own.shape))
+    def over_batch(self, size: int) -> Array | None:
+        """Return the array with an axis for the examples of a batch of this size."""
+        if self.array is None or self.per_example:
+            return self.array
+        return np.broadcast_to(self.array, (size, *self.array.shape))
 
     def gradient(self, found: Array | None) -> Array | None:
-        """The gradient in the shape and dtype of the parameter, from one that the engine found."""
-        if found is None or self.own is None:
+        """Return a gradient that the engine found in the shape and dtype of the parameter."""
+        if found is None or self.array is None:
             return None
-        summed = found.sum(0) if found.ndim > self.own.ndim else found
-        return np.asarray(summed, self.own.dtype if self.own.dtype.kind in "fV" else np.float64)
+        with np.errstate(all="ignore"):
+            summed = found.sum(0) if found.ndim > self.array.ndim else found
+            return np.asarray(summed, self.array.dtype if self.array.dtype.kind in "fV" else np.float64)
 
 
-def together(parameters: Sequence[Parameter], resolved: Resolved) -> tuple[bool, Array | None, Array | None]:
-    """Whether one of them has an axis for the examples, and the arrays of both, which then have it both.
+class Parameters(NamedTuple):
+    """The layer's own parameters; None where one is absent or its shape is not known yet.
 
     Examples
     --------
-    >>> together([Parameter(np.ones(3), False), Parameter(None, False)], None)
-    (False, array([1., 1., 1.]), None)
+    >>> Parameters(np.ones(3), None).shape
+    (3,)
     """
-    scaling, biases = parameters
-    if not (scaling.per_example or biases.per_example):
-        return False, scaling.own, biases.own
-    return True, scaling.array(True, resolved), biases.array(True, resolved)
+
+    scaling: Array | None
+    biases: Array | None
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape of both; None where there is no array."""
+        return next((array.shape for array in self if array is not None), None)
+
+    def require_initialized(self, config: LayerConfig, names: Iterable[str] = NAMES) -> None:
+        """Refuse a call that uses a parameter whose shape is not known yet."""
+        for name in names:
+            if getattr(self, name) is None and getattr(config, name) is not None:
+                configs.parameter_shape(config)  # raises, and names the level whose size is not known
+
+    def require_fitting(self, resolved: Resolved) -> None:
+        """Refuse an array whose scaling levels have other sizes than the parameters."""
+        for name, array in zip(NAMES, self, strict=True):
+            if array is None or array.shape == resolved.parameter_shape:
+                continue
+            if array.ndim == len(resolved.scaling):
+                wrong = next(i for i, axis in enumerate(resolved.scaling) if array.shape[i] != resolved.shape[axis])
+                axis = resolved.scaling[wrong]
+                place = levels.name(resolved.level(axis), batched=resolved.batched)
+                msg = f"{place} of the input has size {resolved.shape[axis]}, and {name} {array.shape[wrong]}\n"
+            else:
+                msg = f"the input has {len(resolved.scaling)} scaling levels, and {name} {array.ndim}\n"
+            msg += f"an input of shape {resolved.shape} needs parameters of shape {resolved.parameter_shape}; "
+            msg += f"{name} has the shape {array.shape}"
+            raise ParameterError(msg, code="P011")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +22,14 @@ from gennorm.spec import levels
 from gennorm.spec.config import GroupMapping, LayerConfig, Resolved, resolve_config
 
 if TYPE_CHECKING:
-    from gennorm.engine.bound import Bound
+    from gennorm.engine.call import PreparedCall
 
 __all__ = [
+    "Given",
     "applicable",
     "checked",
     "folded",
+    "folded_rows",
     "following",
     "held",
     "held_shape",
@@ -122,19 +125,20 @@ def is_one_example(config: LayerConfig, shape: tuple[int, ...]) -> bool:
 # --------------------------------------------------------------------------------------------------------- their use
 
 
-def measured(bound: Bound, rows: Array) -> Moments:
-    """Moments as the method has them, from what a plan found: mean, second moment and perhaps count, in its order."""
-    mean, spread, *counted = bound.shaped(rows.copy())
-    resolved = bound.plan.resolved
+def measured(call: PreparedCall, rows: Array) -> Moments:
+    """Return moments that take over rows in the order of a call: mean, second moment and perhaps count."""
+    resolved = call.plan.resolved
+    rows.setflags(write=False)
+    mean, spread, *counted = call.shaped(rows)
     if counted:
         count = counted[0]
     else:
         count = np.empty(resolved.moments_shape)
         count.fill(resolved.count)
-    return Moments.trusted(count, mean if bound.plan.config.method == "Standardize" else None, spread)
+    return Moments.trusted(count, mean if call.center else None, spread)
 
 
-def applicable(moments: Any, resolved: Resolved, config: LayerConfig) -> tuple[Array, Array]:
+def applicable(moments: Any, resolved: Resolved, config: LayerConfig) -> Array:
     """Mean and variance of given moments, one value for each slice of an array."""
     mean, variance = used(moments, config)
     try:
@@ -146,17 +150,38 @@ def applicable(moments: Any, resolved: Resolved, config: LayerConfig) -> tuple[A
         raise ParameterError(msg, code="P022") from None
 
 
+class Given(NamedTuple):
+    """A mean and a variance that are used as they are: arrays of floats, without a mean for the method RMS.
+
+    Examples
+    --------
+    >>> Given(None, np.ones(3)).mean is None
+    True
+    """
+
+    mean: Array | None
+    variance: Array
+
+
 def used(moments: Any, config: LayerConfig) -> tuple[Array | None, Array]:
-    """Mean and variance of given moments, or those that were given as a pair of arrays; no mean for the method RMS."""
+    """Return the mean and the variance that moments stand for; no mean for the method RMS."""
     center = config.method == "Standardize"
+    if type(moments) is Given:
+        return moments if center else (None, moments.variance)
     if type(moments) is tuple:
+        if len(moments) != 2:
+            msg = f"moments are a tuple of {len(moments)}, and a pair of mean and variance is one of 2\n"
+            msg += "pass (mean, variance), what measure(x) returned, or gn.Moments"
+            raise ParameterError(msg, code="P025")
         mean, variance = moments
-        return mean if center else None, variance
+        moments = Moments.from_variance(mean if center else None, variance)
+        _require_kind(moments, config)
+        return moments.mean, moments.m2
     _require_kind(moments, config)
     return (moments.mean, moments.variance(config.unbiased)) if center else (None, moments.mean_square())
 
 
-def held(moments: Moments | None, resolved: Resolved) -> tuple[Array, Array]:
+def held(moments: Moments | None, resolved: Resolved) -> Array:
     """Mean and variance that a layer holds, one value for each slice of an array. The variance is used as it is.
 
     Raises
@@ -267,25 +292,33 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
         return False
 
 
-def _over_slices(mean: Array | None, variance: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    given = np.zeros(()) if mean is None else mean, variance
-    mean, variance = (np.broadcast_to(np.asarray(values, np.float64), shape) for values in given)
-    return mean, variance
+def _over_slices(mean: Array | None, variance: Array, shape: tuple[int, ...]) -> Array:
+    rows = np.empty((2, *shape))
+    rows[0] = 0.0 if mean is None else np.broadcast_to(mean, shape)
+    rows[1] = np.broadcast_to(variance, shape)
+    return rows
 
 
 # --------------------------------------------------------------------------------------------------- their next value
 
 
+@functools.lru_cache(64)
+def ones(shape: tuple[int, ...]) -> Array:
+    """Return an array of ones that nobody can write to: the count of moving moments."""
+    array = np.ones(shape)
+    array.setflags(write=False)
+    return array
+
+
 def folded(
     moving: Moments, batch: Moments, resolved: Resolved, config: LayerConfig, *, unbiased: bool = False
 ) -> Moments:
-    r"""The moving moments after the moments of an array were folded in.
+    r"""Return the moving moments after the moments of an array were folded in.
 
     .. math:: v \leftarrow \text{momentum} \cdot v + (1 - \text{momentum}) \cdot v_\text{batch}
 
     The variance is biased, or `unbiased` as PyTorch folds it. Where the batch is kept, or grouped, its slices are
-    averaged first. A slice in which nothing was counted takes no part, and where there is no other, the moving moments
-    stay what they are.
+    averaged first. A slice in which nothing was counted has no effect.
 
     Examples
     --------
@@ -298,7 +331,30 @@ def folded(
     require_held(moving, resolved)
     variance = moving.mean_square() if moving.mean is None else moving.variance()
     mean, variance = following(moving.mean, variance, batch, resolved, config, unbiased=unbiased)
-    return Moments.trusted(np.ones(variance.shape), mean, variance)
+    return Moments.trusted(ones(variance.shape), mean, variance)
+
+
+def folded_rows(moving: Moments, rows: Array, call: PreparedCall, config: LayerConfig) -> Moments:
+    """Return the same as `folded` for the rows that a call measured, in a few microseconds."""
+    resolved, momentum = call.plan.resolved, config.momentum
+    shape = held_shape(resolved)
+    if len(rows) > 2 or resolved.count == 0 or not 0 < momentum < 1 or moving.count is not ones(shape):
+        return folded(moving, measured(call, rows.copy()), resolved, config)
+    keeps_batch = _keeps_batch(resolved)
+    if keeps_batch and resolved.moments_shape[0] == 0:
+        return moving
+    with np.errstate(all="ignore"):
+        new = call.shaped(rows).copy()
+        new[1] /= resolved.count
+        if keeps_batch:
+            new = new.sum(axis=1)
+            new /= resolved.moments_shape[0]
+        new *= 1 - momentum
+        new[1] += momentum * moving.m2
+        if moving.mean is not None:
+            new[0] += momentum * moving.mean
+    new.setflags(write=False)
+    return Moments.trusted(moving.count, None if moving.mean is None else new[0], new[1])
 
 
 def following(

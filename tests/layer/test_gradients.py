@@ -12,7 +12,8 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 import gennorm as gn
-from gennorm.engine import bound
+from gennorm import extend
+from gennorm.engine import call as engine_call
 from spec import reference
 from tests import accuracy, strategies
 from tests.derivatives import bounds, judge, judge_tangent
@@ -40,13 +41,15 @@ def check(layer, x, settings, mask=None, dy=None, **call):
     y, pullback = layer.vjp(x, mask=mask, **call)
     found = pullback(dy)
     same, shorter = layer.vjp(x, mask=mask, **call)  # a second call may take a shorter way
-    later = layer.pullback(x, shorter.factors, mask=mask, **call)
-    for pulled in (shorter(dy), later(dy)):
+    computation = extend.Computation.of(layer)
+    third, kept = computation.forward(x, given["scaling"], given["biases"], mask=mask)
+    later = computation.backward(x, dy, kept, given["scaling"], given["biases"], mask=mask)
+    for pulled in (shorter(dy), later):
         for name in ("input", "scaling", "biases"):
             one, other = getattr(pulled, name), getattr(found, name)
             assert one is other is None or (one.tobytes(), one.dtype) == (other.tobytes(), other.dtype)
     assert same.tobytes() == y.tobytes()
-    assert shorter.factors.tobytes() == pullback.factors.tobytes()
+    assert third.tobytes() == y.tobytes()
     assert shorter.moments == pullback.moments
     again, along = layer.jvp(x, dy, mask=mask, **call)
     assert [buffer_of(array).tobytes() for array in (x, dy)] == before
@@ -180,11 +183,11 @@ def test_few_terms_are_the_gradients(name, dtype, plain, pieces, monkeypatch):
     x, dy = sample(shape, dtype), direction(shape, dtype)
     found = []
     for least in (1, 1 << 30):
-        monkeypatch.setattr(bound, "FEW", least)
+        monkeypatch.setattr(engine_call, "FEW", least)
         layer = differing(made(every, shape))
         gradients = layer.vjp(x)[1](dy)
         found.append([getattr(gradients, key).tobytes() for key in ("input", "scaling", "biases")])
-        assert {sweep.own for sweep in layer._bind(x, None)._sweeps.values()} == {int(least > 1)}
+        assert {sweep.own for sweep in layer._state.calls.find(x, False)._sweeps.values()} == {int(least > 1)}
         if least == 1:
             check(layer, x, every)
             check(layer, x, every, mask=some(shape))
@@ -822,7 +825,7 @@ def test_the_number_of_threads_makes_no_difference(name, cut, threads, monkeypat
     answers = []
     for number in (1, 2, 7, "backwards"):
         if number == "backwards":  # as if whoever has the last range was first
-            monkeypatch.setattr(bound, "run", one_by_one)
+            monkeypatch.setattr(engine_call, "run", one_by_one)
         else:
             threads(number)
         found = [layer.vjp(x, mask=m)[1](dy) for m in (None, mask)]

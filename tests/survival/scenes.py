@@ -524,7 +524,7 @@ def race(rounds, folder):
     """
     from numba.core.registry import cpu_target
 
-    import gennorm.engine.bound  # noqa: F401
+    import gennorm.engine.call  # noqa: F401
 
     cpu_target.typing_context.refresh()  # what every compilation begins with
     cpu_target.target_context.refresh()

@@ -12,7 +12,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 import gennorm as gn
-from gennorm.engine import bound
+from gennorm.engine import call as engine_call
 from gennorm.engine.kernels import columns, vector
 from gennorm.plan import planner as plan
 from spec import reference
@@ -421,7 +421,7 @@ def test_any_layer_on_any_layout(case, data):
     event(f"{found.family}, {found.copies} copied")
     check(layer, x, case.settings)
     if x.size and x.dtype.isnative:
-        assert str(found) == str(layer._bind(x, None).plan)
+        assert str(found) == str(layer._state.calls.find(x, False).plan)
     out = data.draw(strategies.layouts(len(case.shape), writable=True)).empty(case.shape, np.float32)
     judge(layer(x, out=out), x, case.settings, layer.scaling, layer.biases)
 
@@ -432,7 +432,7 @@ def test_any_split_layer_on_any_layout(case, data):
     with pytest.MonkeyPatch.context() as patch:
         larger = {name: data.draw(st.sampled_from((value, 8 * value)), name) for name, value in SMALL.items()}
         cut_small(patch, **larger)
-        patch.setattr(bound, "NEAR", data.draw(st.sampled_from((1, 300, 3000))))
+        patch.setattr(engine_call, "NEAR", data.draw(st.sampled_from((1, 300, 3000))))
         layout = data.draw(strategies.layouts(len(case.shape)))
         x = layout.hold(sample(case.shape))
         layer = made(case.settings, case.shape)
@@ -517,7 +517,7 @@ def test_streamed_columns_have_the_bits_of_others(name, dtype, monkeypatch):
     x, dy = sample(form.shape, dtype), sample(form.shape, dtype, seed=1)
     found = []
     for streamed in ({}, {"forward": 0, "kept": 0, "backward": 0}):
-        monkeypatch.setattr(bound, "STREAMED", {**bound.STREAMED, **streamed})
+        monkeypatch.setattr(engine_call, "STREAMED", {**engine_call.STREAMED, **streamed})
         layer = made(form.settings, form.shape)
         y, pullback = layer.vjp(x)
         gradients = pullback(dy)

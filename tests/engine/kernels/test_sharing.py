@@ -15,8 +15,7 @@ import pytest
 import gennorm as gn
 from gennorm.engine import sharing
 from gennorm.engine import threads as threads_
-from gennorm.engine.compiler import jit
-from gennorm.engine.compiler import team as team_
+from gennorm.engine.compiler import jit, pool
 
 ELEMENTS = 64 * threads_.WORTH_SHARING
 WHOLE = "int64", "int64", "int64"
@@ -41,7 +40,7 @@ def count(done, going, numbers, own, lo, hi, team):
 
 @functools.cache
 def counting():
-    return jit.build(count, {}, WHOLE, ("int64",) * 4, 3)
+    return jit.build(count, {}, WHOLE, jit.Signature(("int64",) * 3, ("int64",), 3, shared=True))
 
 
 class Tasks:
@@ -82,8 +81,8 @@ def eventually(true):
 
 def nobody_is_at_work():
     for team in sharing._teams:
-        state, left = int(team.control[team_.STATE]), int(team.control[team_.LEFT])
-        if state % team_.CALL >= team_.OPEN or state % team_.OPEN != left or team.control[team_.BUSY]:
+        state, left = int(team.control[pool.STATE]), int(team.control[pool.FINISHED])
+        if state % pool.CALL >= pool.OPEN or state % pool.OPEN != left or team.control[pool.BUSY]:
             return False
     return True
 
@@ -198,20 +197,20 @@ def test_a_call_while_the_team_has_a_leader_is_made_alone():
     gn.set_num_threads(3)
     assert Tasks().run().right()
     control = sharing._teams[0].control
-    control[team_.BUSY] = 1
+    control[pool.BUSY] = 1
     for _ in range(20):
         tasks = Tasks(turns=1000).run()
         assert tasks.right()
         assert tasks.each[0] == 64
-    assert control[team_.BUSY] == 1
-    control[team_.BUSY] = 0
+    assert control[pool.BUSY] == 1
+    control[pool.BUSY] = 0
 
 
 def test_threads_that_call_at_once():
     """One of them has the team, the others work alone."""
     gn.set_num_threads(3)
-    with ThreadPoolExecutor(8) as pool:
-        for tasks in list(pool.map(lambda _: Tasks(turns=1000).run(), range(400))):
+    with ThreadPoolExecutor(8) as executor:
+        for tasks in list(executor.map(lambda _: Tasks(turns=1000).run(), range(400))):
             assert tasks.right()
     assert nobody_is_at_work()
 

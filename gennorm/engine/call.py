@@ -1,0 +1,615 @@
+"""The prepared call: what all calls on arrays of one layout share. Only this module runs kernels.
+
+A `PreparedCall` belongs to one plan: to one shape, dtype, layout and form of the parameters. It knows how arrays,
+parameters and moments have to lie for the kernels (`Layout`), chooses the kernels, and runs them. Parameters come in
+the order and type of the kernel, as `Layout.parameter` returns them. Moments are *rows*: one row each for mean and
+second moment (or variance), with one column for each slice, in the order in which the kernel counts slices.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gennorm.errors import ShapeError
+from gennorm.plan import ITEMSIZE, Plan, dense_strides, make_plan
+from gennorm.spec.config import LayerConfig
+
+from .compiler import jit
+from .kernels import column_gradients, columns, row_gradients, rows, steps
+from .kernels.vector import LANES
+from .layout import NOTHING_REAL, Layout, deliver, dense, flat, stored_empty
+from .memory import LINE, WORTH, address, empty_like
+from .sharing import alone, assembled, run
+from .threads import shared
+
+__all__ = ["PreparedCall", "assembled", "jit", "prepare"]
+
+Array = npt.NDArray[Any]
+Kernel = Callable[..., None]
+
+PLACEMENTS = {"inside": 0, "floor": 1, "outside": 2}
+NEAR = 16 << 20  # bytes of slices that are measured before they are applied, still in the last-level cache by then
+NOTHING = np.empty(0)
+Step = Callable[..., None]
+
+# The forward kernels by what they do: settings of the kernel's module.
+KINDS: dict[str, dict[str, int]] = {
+    "normalize": {"MEASURE": 1, "KEEP": 0, "APPLY": 1},
+    "normalize, keep": {"MEASURE": 1, "KEEP": 1, "APPLY": 1},
+    "measure": {"MEASURE": 1, "KEEP": 1, "WEIGHTED": 0},
+    "measure weighted": {"MEASURE": 1, "KEEP": 1, "WEIGHTED": 1},
+    "apply": {"APPLY": 1},
+    "apply measured": {"APPLY": 1},
+    "apply measured, keep": {"APPLY": 1, "KEEP": 1},
+    "apply by pieces": {"APPLY": 1},
+    "apply by pieces, keep": {"APPLY": 1, "KEEP": 1},
+    "invert": {"APPLY": 1, "CENTER": 1, "INVERT": 1},
+}
+MODULES = {
+    ("rows", "forward"): rows,
+    ("columns", "forward"): columns,
+    ("rows", "backward"): row_gradients,
+    ("columns", "backward"): column_gradients,
+}
+SHARES = 16  # blocks of units that add up the parameters' gradients by themselves, at the most
+SHARE = 1 << 16  # elements in one, at the least: 6 of them instead of 16 save 20 of 100 us for (512, 768)
+RECENT = 32  # terms of a parameter's gradient that are added up before they join the rest in float64
+# Bytes of output, or of gradients, from which rows are written past the caches. With layer norms of 1024 elements the
+# output of 16 MB takes 890 us with it and 720 without, that of 24 MB 1.12 ms and 1.25, that of 64 MB 3.8 and 4.1. Where
+# a gradient will be asked for there are two arrays more: output and gradient of 16.8 MB each take 4.1 ms together, and
+# 5.0 through the caches (on two cores 2.4 and 2.3), of 25 MB 6.7 and 8.2, of 12 MB 3.1 and 2.6.
+STREAMED = {"forward": 1 << 25, "kept": 15 << 20, "backward": 15 << 20}
+# Parameters from which such terms are the gradients where there are no others: 216 us are 130 for (2, 64, 28, 28) over
+# three levels, 6.2 ms are 5.3 for (16, 64, 56, 56). 768 would pay 0.5 us for it.
+FEW = 1 << 11
+SPARE = 1 << 26  # bytes their sums may take
+
+
+@functools.cache
+def kernel_of(family: str, step: str, dtypes: tuple[str, str, str], flags: frozenset[tuple[str, int]]) -> Kernel:
+    """Compile a kernel for some dtypes and settings; what is not set is 0."""
+    storage, result, compute = dtypes
+    module = MODULES[family, step]
+    names = (
+        "CENTER",
+        "MEASURE",
+        "KEEP",
+        "WEIGHTED",
+        "APPLY",
+        "INVERT",
+        "SUMS",
+        "TANGENT",
+        "STREAM",
+        "ACROSS",
+        "SCALING",
+        "BIASES",
+    )
+    settings = {**dict.fromkeys(names, 0), **dict(flags)}
+    settings["EXACT"] = int(compute == "float32" or not settings["CENTER"])
+    if storage in ("float16", "bfloat16") and not settings["WEIGHTED"]:
+        settings["EXACT"] = 2
+    real, double = compute, "float64"
+    space = (double, real) if family == "columns" else ()
+    if step == "forward":
+        y = real if settings["WEIGHTED"] else result
+        arrays = (storage, y, real, real, double, double, "int64", double)
+        return jit.build(module.forward, settings, dtypes, jit.Signature(arrays, space, 3, shared=True))
+    arrays = (storage, result, result, real, real, double, double, double, "int64", double)
+    return jit.build(module.backward, settings, dtypes, jit.Signature(arrays, space or (real,), 6, shared=True))
+
+
+class _Sweep(NamedTuple):
+    """How a backward kernel goes over the units of a plan."""
+
+    kernels: tuple[Kernel, ...]  # one, or where slices are larger than the cache one that sums and one that applies
+    geometry: Array
+    units: int  # in a slice
+    parameters: int  # of each kind
+    blocks: int  # of units
+    block: int  # units in one
+    own: int  # arrays of gradients: one for each block, one for all where no two blocks share a parameter, or none
+    often: int  # units after which recent terms join the rest
+    recent: int  # room for them, the gradients where there is no array, and to begin at the start of a cache line
+
+
+class PreparedCall(Layout):
+    """Runs the kernels for arrays of one shape, dtype and layout.
+
+    Parameters
+    ----------
+    plan : Plan
+    strides : tuple of int
+        Of the output, in bytes.
+
+    Attributes
+    ----------
+    single : bool
+        Whether the call is made on one example, and the plan is that of a batch of one. Set by the owner.
+    views : tuple of (ndarray or None), or None
+        Scaling and biases of the layer as the kernels take them, where these are views. Set by the owner.
+    """
+
+    def __init__(self, plan: Plan, strides: tuple[int, ...]) -> None:
+        super().__init__(plan)
+        self.strides = strides
+        self.single = False
+        self.views: tuple[Array | None, Array | None] | None = None
+        self._given: tuple[object, bool, Array] | None = None
+        config, resolved = plan.config, plan.resolved
+        self.center = config.method == "Standardize"
+        self.dtypes = (plan.dtype, plan.result, plan.compute)
+        epsilon = config.epsilon, PLACEMENTS[config.epsilon_placement]
+        self.numbers = np.array([max(resolved.count - config.unbiased, 1), *epsilon], np.float64)
+        self.given = np.array([1, *epsilon], np.float64)  # for variances instead of second moments
+        self.geometry = np.array(plan.geometry, np.int64)
+        if plan.family == "columns":
+            self.tile = plan.geometry[columns.TILE]
+        in_order = plan.order == tuple(range(len(resolved.shape)))
+        self._small = in_order and plan.size * ITEMSIZE[plan.result] < WORTH
+        self._result = None if plan.result == plan.dtype else np.dtype(plan.result)  # None: the input's dtype
+        self._parameters = math.prod(size for _, _, size in plan.parameter_cells)
+        self._pieces = plan.pieces
+        self._across = self._in_order_of_memory()
+        self._steps: dict[Any, Step] = {}
+        self._sweeps: dict[Any, _Sweep] = {}
+
+    # What the layer needs ---------------------------------------------------------------------------------------------
+
+    def output(self, x: Array) -> Array:
+        """Return a new array for the output of ``x``, or for a gradient; it has the memory order of ``x``."""
+        if self._small and x.flags.c_contiguous:
+            return np.empty(x.shape, self._result or x.dtype)
+        return empty_like(x, self._result or x.dtype)
+
+    def normalize(
+        self, x: Array, y: Array, gains: Array | None, shifts: Array | None, *, keep: bool = False
+    ) -> Array | None:
+        """Write the output for ``x`` into ``y``, by the moments of ``x``; return mean and second moment if kept."""
+        plan = self.plan
+        if plan.tasks == 0:
+            return np.zeros((2, plan.slices)) if keep else None
+        if plan.copies != "nothing":
+            return self._by_copies(x, y, lambda x, y: self._normalize(x, y, gains, shifts, keep=keep))
+        return self._normalize(x, y, gains, shifts, keep=keep)
+
+    def apply(self, x: Array, y: Array, moments: Array, gains: Array | None, shifts: Array | None) -> None:
+        """Write the output for ``x`` into ``y``, by mean and variance of every slice."""
+        self._by_given("apply", x, y, moments, gains, shifts)
+
+    def invert(self, y: Array, x: Array, moments: Array, gains: Array | None, shifts: Array | None) -> None:
+        """Write into ``x`` the input whose output is ``y``, by mean and variance; the scaling has no zeros."""
+        reciprocals = None if gains is None else (1.0 / gains.astype(np.float64)).astype(gains.dtype)
+        self._by_given("invert", y, x, moments, reciprocals, shifts)
+
+    def measure(self, x: Array, weights: Array | None = None) -> Array:
+        """Return mean, second moment and count of every slice of ``x``.
+
+        The weights, or a mask, broadcast to ``x``; without them every element counts once.
+        """
+        plan, units, slices = self.plan, self.plan.cut.units, self.plan.slices
+        if plan.tasks == 0:
+            moments = np.zeros((3, slices))
+            moments[2] = 0.0 if weights is not None else plan.resolved.count
+            return moments
+        x = self.source(x)
+        laid = stored_empty(plan.result) if weights is None else flat(self.laid_out(weights), plan.compute)
+        kind = "measure" if weights is None else "measure weighted"
+        if units == 1:
+            moments = np.empty((3, slices))
+            if weights is None:
+                moments[2] = plan.resolved.count
+            self._step(kind, None, None)(x, laid, None, None, moments[0], moments[1:].reshape(-1))
+            return moments
+        means, spreads = np.empty((units, slices)), np.empty(((1 + (weights is not None)) * units, slices))
+        self._step(kind, None, None)(x, laid, None, None, means.reshape(-1), spreads.reshape(-1))
+        moments = np.empty((3, slices))
+        counts = self._counts()[:, None] if weights is None else spreads[units:]
+        moments[2] = plan.resolved.count if weights is None else counts.sum(0)
+        moments[0], moments[1] = self._merged(counts, means, spreads[:units])
+        return moments
+
+    def statistics(self, moments: Array) -> Array:
+        """Return mean and variance (or mean square) of slices from mean, second moment and perhaps count."""
+        found = np.empty((2, self.plan.slices))
+        count: Any = moments[2] if len(moments) == 3 else float(self.plan.resolved.count)
+        found[0] = moments[0] if self.center else 0.0
+        # A slice in which too little is counted has no spread: its variance is 0.
+        np.divide(moments[1], np.maximum(count - self.plan.config.unbiased, 1.0), out=found[1])
+        return found
+
+    def remembered(self, moments: object, held: bool, make: Callable[[], Array]) -> Array:
+        """Return the rows that ``make`` makes of moments, which never change; the last ones are cached."""
+        last = self._given
+        if last is None or last[0] is not moments or last[1] is not held:
+            self._given = last = moments, held, make()
+        return last[2]
+
+    def _factors(self, moments: Array, *, through: bool) -> Array:
+        """Return the four numbers that a backward kernel needs of every slice; ``steps`` says which."""
+        factors = np.zeros((4, self.plan.slices))
+        if not through:
+            factors[:2] = moments
+            return factors.reshape(-1)
+        config = self.plan.config
+        if len(moments) == 2:
+            count = self.plan.resolved.count
+            per_count, per_degree = (1 / number if number > 0 else 0.0 for number in (count, count - config.unbiased))
+            np.multiply(moments[1], per_degree, out=factors[1])
+        else:
+            count = moments[2]
+            per_count, per_degree = (
+                np.divide(1.0, count - lost, out=np.zeros(count.shape), where=count > lost)
+                for lost in (0, config.unbiased)
+            )
+            np.multiply(moments[1], per_degree, out=factors[1])
+        factors[0] = moments[0]
+        if self.center:
+            factors[2] = per_count
+        factors[3] = per_degree
+        return factors.reshape(-1)
+
+    def backward(
+        self,
+        x: Array,
+        dy: Array,
+        dx: Array,
+        moments: Array,
+        gains: Array | None,
+        *,
+        through: bool,
+        biased: bool = False,
+        weights: Array | None = None,
+        tangent: bool = False,
+        merge: Callable[[Array], Array] | None = None,
+    ) -> tuple[Array | None, Array | None]:
+        """Write the gradient of the input into ``dx``; return those of scaling and biases.
+
+        Parameters
+        ----------
+        x, dy, dx : ndarray
+            The input, the gradient of the output, and where the gradient of the input is written.
+        moments : ndarray
+            Where the gradient goes through the statistics: mean, second moment and, unless every element counts,
+            count. Otherwise mean and variance.
+        gains : ndarray or None
+            The scaling.
+        through : bool
+            Whether the gradient goes through the statistics.
+        biased : bool
+            Whether the gradient of biases is needed.
+        weights : ndarray, optional
+            The mask.
+        tangent : bool
+            ``dy`` is a direction of the input, and the derivative of the output along it is written into ``dx``.
+        merge : callable, optional
+            Takes the two sums of every slice, shaped as the moments behind an axis of two, and returns those of a
+            larger slice that this one is part of.
+        """
+        plan = self.plan
+        scaled = gains is not None and not tangent
+        biased = biased and not tangent
+        if plan.tasks == 0:
+            if merge is not None:
+                merge(np.zeros((2, *plan.resolved.moments_shape)))
+            shape = plan.resolved.parameter_shape
+            return np.zeros(shape) if scaled else None, np.zeros(shape) if biased else None
+        source, target = self.source(x), self.target(dx)
+        if dy.strides != target.strides:
+            laid = dense(plan, dy.dtype)
+            np.copyto(laid, dy)
+            dy = laid
+        weighted = 0 if weights is None else 2 if tangent else 1
+        sweep = self._sweep(gains is not None, biased, weighted, tangent, merge is not None)
+        unused = NOTHING_REAL[plan.compute]
+        summed = self._backward(
+            sweep,
+            flat(source, plan.dtype),
+            flat(dy, plan.result),
+            flat(target, plan.result),
+            unused if weights is None else flat(self.laid_out(weights), plan.compute),
+            unused if gains is None else gains,
+            self._factors(moments, through=through),
+            merge,
+        )
+        deliver(target, dx)
+        return self.gradient(summed[0]) if scaled else None, self.gradient(summed[1]) if biased else None
+
+    # Kernels ---------------------------------------------------------------------------------------------------------
+
+    def _by_copies(self, x: Array, y: Array, work: Callable[[Array, Array], Any]) -> Any:
+        """Do work on copies without gaps, where the kernels cannot read or write the arrays themselves."""
+        source, target = self.source(x), self.target(y)
+        result = work(source, target)
+        deliver(target, y)
+        return result
+
+    def _by_given(
+        self, kind: str, x: Array, y: Array, moments: Array, gains: Array | None, shifts: Array | None
+    ) -> None:
+        if self.plan.tasks == 0:
+            return
+        step = self._step(kind, gains, shifts)
+        means, variances = moments
+        if self.plan.copies != "nothing":
+            self._by_copies(x, y, lambda x, y: step(x, y, gains, shifts, means, variances))
+        else:
+            step(x, y, gains, shifts, means, variances)
+
+    def _normalize(self, x: Array, y: Array, gains: Array | None, shifts: Array | None, *, keep: bool) -> Array | None:
+        pieces = self._pieces is not None and (gains is not None or shifts is not None)
+        if self.plan.cut.units > 1 or pieces:
+            return self._normalize_in_two(x, y, gains, shifts, keep=keep)
+        if not keep:
+            self._step("normalize", gains, shifts)(x, y, gains, shifts, NOTHING, NOTHING)
+            return None
+        moments = np.empty((2, self.plan.slices))
+        self._step("normalize, keep", gains, shifts)(x, y, gains, shifts, moments[0], moments[1])
+        return moments
+
+    def _step(self, kind: str, gains: Array | None, shifts: Array | None) -> Step:
+        """Return the function that runs one forward kernel, for parameters that are present or absent like these."""
+        key = kind, gains is None, shifts is None
+        step = self._steps.get(key)
+        if step is None:
+            step = self._steps[key] = self._new_step(*key)
+        return step
+
+    def _new_step(self, kind: str, unscaled: bool, unbiased: bool) -> Step:
+        flags, by_given = dict(KINDS[kind]), kind in ("apply", "invert")
+        numbers, geometry, tasks = self.given if by_given else self.numbers, self.geometry, self.plan.tasks
+        if by_given or kind.startswith("apply by pieces"):
+            geometry, tasks, flags["ACROSS"] = self._across
+        parameters = self.plan.parameter_kind
+        flags |= {"SCALING": 0 if unscaled else parameters, "BIASES": 0 if unbiased else parameters}
+        kernel = self._kernel("forward", **flags)
+        plan, size, space, small = self.plan, self.size, self._space, not shared(self.size)
+        unused, rows_ = NOTHING_REAL[plan.compute], plan.family == "rows"
+        dtype, result = plan.dtype, plan.compute if kind == "measure weighted" else plan.result
+
+        def step(
+            x: Array,
+            y: Array,
+            gains: Array | None,
+            shifts: Array | None,
+            means: Array,
+            spreads: Array,
+            first: int = 0,
+            last: int = tasks,
+        ) -> None:
+            source, target = flat(x, dtype), flat(y, result)
+            scaling, biases = unused if gains is None else gains, unused if shifts is None else shifts
+            if small or (last - first == tasks and alone(size)):
+                if rows_:
+                    kernel(source, target, scaling, biases, means, spreads, geometry, numbers, first, last, 0)
+                else:
+                    scratch = space(9, 3, 1)
+                    kernel(source, target, scaling, biases, means, spreads, geometry, numbers, *scratch, first, last, 0)
+                return
+
+            def work(parts: int, lo: int, hi: int, team: int) -> None:
+                scratch = space(9, 3, parts)
+                lo, hi = first + lo, first + hi
+                kernel(source, target, scaling, biases, means, spreads, geometry, numbers, *scratch, lo, hi, team)
+
+            run(work, last - first, size * (last - first) // tasks)
+
+        return step
+
+    def _kernel(self, step: str, /, **flags: int) -> Kernel:
+        plan = self.plan
+        large = self.size * ITEMSIZE[plan.result] >= STREAMED["kept" if flags.get("KEEP") else step]
+        flags["STREAM"] = int(large and "APPLY" in flags)
+        if step == "forward":  # going back, the method is in the numbers
+            flags.setdefault("CENTER", self.center)
+            # Where nothing is measured KEEP has told that a gradient follows, and says nothing to the kernel.
+            flags["KEEP"] = flags.get("KEEP", 0) * flags.get("MEASURE", 0)
+        return kernel_of(plan.family, step, self.dtypes, frozenset(flags.items()))
+
+    def _in_order_of_memory(self) -> tuple[Array, int, int]:
+        """Geometry, tasks and the setting ACROSS for moments that are given: rows of all slices, one after another."""
+        cut, fields = self._pieces, self.plan.geometry
+        if cut is not None:
+            geometry = self.geometry.copy()
+            geometry[rows.PIECE : rows.UNITS + 1] = cut.piece, cut.pieces, fields[rows.ROWS], cut.portion, cut.units
+            return geometry, cut.units * self.plan.slices, 1
+        parts = fields[rows.ROWS] * fields[rows.PIECES] if self.plan.family == "rows" else 1
+        if parts <= 1:
+            return self.geometry, self.plan.tasks, 0
+        geometry = self.geometry.copy()
+        geometry[rows.PORTION] = 1
+        return geometry, parts * self.plan.slices, 1
+
+    def _space(self, doubles: int, reals: int, parts: int, beside: int = 0) -> tuple[Array, ...]:
+        """The workspace of one call of a kernel: parts with numbers for every lane of a tile, and some beside them."""
+        if self.plan.family == "rows":
+            return ()
+        return np.empty(parts * doubles * self.tile), np.empty(parts * (reals * self.tile + beside), self.compute)
+
+    def _merged(self, counts: Array, means: Array, spreads: Array) -> tuple[Array, Array]:
+        """The moments of slices from those of their units: deviations of the units' means add to the spread."""
+        if len(means) == 1:
+            return means[0], spreads[0]
+        if not self.center:
+            return means[0], _summed(spreads)
+        # In place: 33 us for a batch norm of (4096, 768), which takes 930; with an array for each step 60.
+        away = means - means[0]
+        away *= counts
+        mean = means[0] + _summed(away) / np.maximum(counts.sum(0), steps.NOTHING)
+        away = np.subtract(means, mean, out=means)
+        away *= away
+        away *= counts
+        away += spreads
+        return mean, _summed(away)
+
+    def _sweep(self, scaled: bool, biased: bool, weighted: int, tangent: bool, merged: bool) -> _Sweep:
+        """How the backward kernel is run for some settings, made once and remembered."""
+        key = (scaled, biased, weighted, tangent, merged)
+        sweep = self._sweeps.get(key)
+        if sweep is not None:
+            return sweep
+        plan, kind = self.plan, self.plan.parameter_kind
+        parameters = self._parameters if (scaled or biased) and not tangent else 0
+        flags = {"SCALING": kind * scaled, "BIASES": kind * biased, "WEIGHTED": weighted, "TANGENT": int(tangent)}
+        varying = plan.family == "rows" and parameters > 0 and kind == 2
+        few = varying and self.size <= RECENT * parameters and parameters >= FEW
+        if varying and self._pieces is not None:
+            geometry, tasks, _ = self._across
+            room, units, often, own = self._pieces.piece, self._pieces.units, RECENT, 1
+            block = -(-units // SHARES) * plan.slices
+        else:
+            geometry, room, units, tasks = self.geometry, parameters, plan.cut.units, plan.tasks
+            often = max(RECENT * parameters * tasks // self.size, 1)
+            least = max(32 * parameters, SHARE)
+            own = max(1, min(SHARES, tasks, SPARE // max(16 * parameters, 1), self.size // least))
+            block = -(-tasks // own)
+            own = -(-tasks // block)
+        if few:
+            room, own = parameters, 0
+        phases = [{"SUMS": 1}, {"APPLY": 1}] if units > 1 or merged else [{"SUMS": 1, "APPLY": 1}]
+        sweep = self._sweeps[key] = _Sweep(
+            tuple(self._kernel("backward", **flags, **phase) for phase in phases),
+            geometry,
+            units,
+            parameters,
+            -(-tasks // block),
+            block,
+            own,
+            often,
+            (2 * room + LANES) * varying,
+        )
+        return sweep
+
+    def _backward(
+        self,
+        sweep: _Sweep,
+        x: Array,
+        dy: Array,
+        dx: Array,
+        weights: Array,
+        scaling: Array,
+        factors: Array,
+        merge: Callable[[Array], Array] | None,
+    ) -> Array:
+        """Run the backward kernels, with the sums of slices between two of them; return gradients by parameter."""
+        units, slices, rows_ = sweep.units, self.plan.slices, self.plan.family == "rows"
+        blocks, block, parameters, often = sweep.blocks, sweep.block, sweep.parameters, sweep.often
+        gradients = (np.empty if sweep.recent else np.zeros)((sweep.own, 2, parameters))
+        geometry, flat, numbers = sweep.geometry, gradients.reshape(-1), self.numbers
+        recent = np.zeros(sweep.recent, self.compute)
+        if sweep.own == 0:
+            begin = -address(recent) % LINE // self.compute.itemsize
+            gradients = recent[begin : begin + 2 * parameters].reshape(1, 2, parameters)
+
+        def work(parts: int, lo: int, hi: int, team: int) -> None:
+            if not rows_:
+                space = self._space(6, 5, parts, column_gradients.BESIDE)
+            else:
+                space = (recent if parts == 1 else np.zeros(parts * sweep.recent, self.compute),)
+            kernel(
+                x, dy, dx, weights, scaling, factors, sums, flat, geometry, numbers, *space,
+                block, parameters, often, lo, hi, team,
+            )  # fmt: skip
+
+        kernel, sums = sweep.kernels[0], NOTHING
+        if len(sweep.kernels) > 1:
+            sums = np.zeros(units * 2 * slices)
+            run(work, blocks, self.size, apart=sweep.own > 0)
+            sums = sums.reshape(units, 2 * slices).sum(0)
+            if merge is not None:
+                sums = self.ordered(self._merged_sums(merge, sums)).reshape(-1)
+            kernel = sweep.kernels[1]
+        run(work, blocks, self.size, apart=sweep.own > 0)
+        return gradients[0] if len(gradients) == 1 else gradients.sum(0)
+
+    def _merged_sums(self, merge: Callable[[Array], Array], sums: Array) -> Array:
+        """Return what the caller's function makes of the sums, as an array of float64 of the same shape."""
+        shaped = self.shaped(sums.reshape(2, self.plan.slices))
+        merged = np.ascontiguousarray(merge(shaped), np.float64)
+        if merged.shape != shaped.shape:
+            msg = f"merge returned sums of shape {merged.shape}, and was given sums of shape {shaped.shape}\n"
+            msg += "return an array of the shape it was given"
+            raise ShapeError(msg, code="S024")
+        return merged
+
+    def _counts(self) -> Array:
+        """Elements that each unit of a slice contributes to it."""
+        cut, geometry = self.plan.cut, self.plan.geometry
+        length, repeats = geometry[rows.LENGTH], geometry[rows.ROWS]
+        sizes = np.full(cut.pieces, cut.piece, np.float64)
+        sizes[-1] = length - cut.piece * (cut.pieces - 1)
+        sizes *= geometry[columns.FOLD] if self.plan.family == "columns" else 1
+        return np.add.reduceat(np.tile(sizes, repeats), np.arange(0, repeats * cut.pieces, cut.portion))
+
+    def _normalize_in_two(self, x: Array, y: Array, gains: Array | None, shifts: Array | None, *, keep: bool) -> Array:
+        """Measure slices that are larger than the cache, or have such parameters, then apply.
+
+        A few at a time for the cache behind it, or a piece of all slices after another for the parameters.
+        """
+        plan, units, slices = self.plan, self.plan.cut.units, self.plan.slices
+        moments = np.empty((2, slices))
+        mean, spread = moments
+        means, spreads = np.empty((units, slices)), np.empty((units, slices))
+        flat_means, flat_spreads = means.reshape(-1), spreads.reshape(-1)
+        counts, unwritten = self._counts()[:, None], stored_empty(plan.result)
+        measure = self._step("measure", None, None)
+        blocks = plan.tasks // units
+        by_piece = self._pieces is not None and (gains is not None or shifts is not None)
+        kind = "apply by pieces" if by_piece else "apply measured"
+        apply = self._step(f"{kind}, keep" if keep else kind, gains, shifts)
+        together = blocks if by_piece else max(1, NEAR * blocks // (self.size * x.itemsize))
+        for block in range(0, blocks, together):
+            following = min(block + together, blocks)
+            lo, hi = block * units, following * units
+            measure(x, unwritten, None, None, flat_means, flat_spreads, lo, hi)
+            part = slice(self._first_slice(block), self._first_slice(following))
+            mean[part], spread[part] = self._merged(counts, means[:, part], spreads[:, part])
+            if not by_piece:
+                apply(x, y, gains, shifts, mean, spread, lo, hi)
+        if by_piece:
+            apply(x, y, gains, shifts, mean, spread)
+        return moments
+
+    def _first_slice(self, block: int) -> int:
+        """The first slice of a block of the kernel's units: a slice, or a tile of columns."""
+        if self.plan.family == "rows":
+            return block
+        width, tile, tiles, fold = self.plan.geometry[columns.WIDTH : columns.FOLD + 1]
+        return block // tiles * (width // fold) + block % tiles * tile // fold
+
+
+def _summed(terms: Array) -> Array:
+    """Sums down the first axis, halves added to halves, in place."""
+    count = len(terms)
+    while count > 1:
+        half = -(-count // 2)
+        terms[: count - half] += terms[half:count]
+        count = half
+    return terms[0]
+
+
+def prepare(
+    config: LayerConfig,
+    shape: tuple[int, ...],
+    dtype: str,
+    strides: tuple[int, ...],
+    out_strides: tuple[int, ...],
+    *,
+    per_example: bool = False,
+) -> PreparedCall:
+    """Plan a layer for arrays of one shape, dtype and layout, and prepare the calls on them."""
+    if jit.JIT:
+        plan = make_plan(config, shape, dtype, strides, out_strides, per_example=per_example)
+    else:
+        # Plain Python cannot reach beyond a view by its strides: everything but C order goes through copies.
+        plan = make_plan(config, shape, dtype, per_example=per_example)
+        plain = (plan.order, dense_strides(shape, ITEMSIZE[dtype]), dense_strides(shape, ITEMSIZE[plan.result]))
+        if plain != (tuple(range(len(shape))), strides, out_strides):
+            plan = replace(plan, copies="both", order=tuple(range(len(shape))))
+    return PreparedCall(plan, out_strides)

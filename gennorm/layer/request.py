@@ -1,0 +1,201 @@
+"""A request: one call of a layer, checked. `run` makes the kernels answer it.
+
+Every call of a layer takes this road: `request` checks what was passed, decides by which moments the array is
+normalized, and finds the prepared call; `run` computes; what follows (an answer, a pullback, an update of moving moments)
+is made of the request and the rows that `run` returns. Everything is checked before anything is written or changed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gennorm.layer.arrays import mask_for, real, writable
+from gennorm.layer.parameters import NAMES, Parameter
+from gennorm.layer.state import State
+from gennorm.layer.statistics import applicable, held, require_held, required
+from gennorm.moments import Moments
+from gennorm.spec import config as configs
+
+if TYPE_CHECKING:
+    from gennorm.engine.call import PreparedCall
+
+__all__ = ["Request", "given_rows", "parameters_of", "request", "run"]
+
+Array = npt.NDArray[Any]
+
+
+class Request(NamedTuple):
+    """A checked call.
+
+    Attributes
+    ----------
+    x, y : ndarray
+        The input and where the output is written; both with an axis for the batch where `single` is True.
+    call : PreparedCall
+        From `x` to `y`.
+    new : PreparedCall
+        From `x` to a new output: weights and gradients are laid out like one. It is `call` unless `out` was passed.
+    parameters : tuple of Parameter
+        Scaling and biases.
+    gains, shifts : ndarray or None
+        The same as `call` takes them.
+    weights : ndarray or None
+        The mask, broadcast to `x`.
+    rows : ndarray or None
+        Mean and variance in the order of `call`, where the moments are not those of `x`.
+    moments : Moments or None
+        Those that were passed.
+    shared : bool
+        Whether these are the moments of `x` and of other arrays together, so that gradients go through them.
+    learns : bool
+        Whether the moments of `x` are folded into the held ones.
+    single : bool
+        Whether `x` was passed as one example to a layer that holds the moments of batches.
+    """
+
+    x: Array
+    y: Array
+    call: PreparedCall
+    new: PreparedCall
+    parameters: tuple[Parameter, Parameter]
+    gains: Array | None
+    shifts: Array | None
+    weights: Array | None
+    rows: Array | None
+    moments: Any
+    shared: bool
+    learns: bool
+    single: bool
+
+    @property
+    def through(self) -> bool:
+        """Whether a gradient goes through the statistics."""
+        return self.rows is None or self.shared
+
+
+def request(
+    state: State,
+    x: Any,
+    *,
+    training: bool = False,
+    mask: Any = None,
+    scaling: Any = None,
+    biases: Any = None,
+    moments: Any = None,
+    out: Any = None,
+    shared: bool = False,
+    grouped: bool | None = None,
+) -> Request:
+    """Check a call of a layer.
+
+    The arguments are those of `NormalizationLayer.vjp` and of a call. With `grouped`, the given moments have one value for
+    each group of the batch, as those of `x` have.
+
+    Raises
+    ------
+    GennormError
+        Anything about the arguments is wrong; nothing has been changed.
+    """
+    x = real(x, "the input")
+    learns = bool(training) and state.learnable and moments is None
+    given = grouped is not None or moments is not None or not (state.of_input or learns)
+    apart = given and not grouped
+    new = state.calls.find(x, apart)
+    single = new.single
+    if single:
+        x, out = x[None], out[None] if isinstance(out, np.ndarray) else out
+    resolved = new.plan.resolved
+    weights = None if mask is None else mask_for(mask, x)
+    if learns:
+        require_held(required(state.moments), resolved)
+        if state.config.unbiased:
+            configs.require_unbiased(resolved)
+    if scaling is None and biases is None and new.views is not None:
+        parameters = Parameter(state.parameters[0], False), Parameter(state.parameters[1], False)
+        per_example, (gains, shifts) = False, new.views
+    else:
+        parameters = parameters_of(state, new, scaling, biases)
+        per_example = parameters[0].per_example or parameters[1].per_example
+        if per_example:
+            new = state.calls.find(x, apart, per_example=True)
+        gains, shifts = laid(new, parameters, per_example)
+    call = new
+    if out is None:
+        y = new.output(x)
+    else:
+        y = writable(out, x, {name: one.array for name, one in zip(NAMES, parameters, strict=True)})
+        if y.strides != new.strides:
+            call = state.calls.find(x, apart, per_example=per_example, out=y.strides)
+            gains, shifts = laid(call, parameters, per_example)
+    rows = given_rows(state, moments, call) if given else None
+    return Request(x, y, call, new, parameters, gains, shifts, weights, rows, moments, shared and given, learns, single)
+
+
+def parameters_of(state: State, call: PreparedCall, scaling: Any, biases: Any) -> tuple[Parameter, Parameter]:
+    """Return the parameters that were passed to a call, and the layer's own for those that were not."""
+    if scaling is None or biases is None:
+        missing = [name for name, value in zip(NAMES, (scaling, biases), strict=True) if value is None]
+        state.parameters.require_initialized(state.config, missing)
+    resolved = call.plan.resolved
+    found = [
+        Parameter(own, False) if value is None else Parameter.checked(name, value, resolved)
+        for name, own, value in zip(NAMES, state.parameters, (scaling, biases), strict=True)
+    ]
+    return found[0], found[1]
+
+
+def laid(
+    call: PreparedCall, parameters: tuple[Parameter, Parameter], per_example: bool
+) -> tuple[Array | None, Array | None]:
+    """Return scaling and biases as a prepared call takes them."""
+    if per_example:
+        size = call.plan.resolved.shape[0]
+        return call.parameter(parameters[0].over_batch(size)), call.parameter(parameters[1].over_batch(size))
+    return call.parameter(parameters[0].array), call.parameter(parameters[1].array)
+
+
+def given_rows(state: State, moments: Any, call: PreparedCall) -> Array:
+    """Return mean and variance of every slice, in the order of a call: those that were passed, else the held ones."""
+    resolved = call.plan.resolved
+    if moments is None:
+        own = required(state.moments)
+        return call.remembered(own, True, lambda: call.ordered(held(own, resolved)))
+    if type(moments) is Moments:
+        return call.remembered(moments, False, lambda: call.ordered(applicable(moments, resolved, state.config)))
+    return call.ordered(applicable(moments, resolved, state.config))
+
+
+def run(asked: Request, *, keep: bool = False) -> Array | None:
+    """Write the output of a request.
+
+    Returns
+    -------
+    ndarray or None
+        What gradients and moving moments need, where that is to be kept: the rows of the moments in the order of
+        `Request.new`. Mean and second moment, with a mask the count too; mean and variance where these were given.
+    """
+    x, y, call, new, _, gains, shifts, weights, rows, moments, shared, learns, _ = asked
+    if rows is not None:
+        call.apply(x, y, rows, gains, shifts)
+        if not keep:
+            return None
+        if shared:
+            return shared_rows(new, moments)
+        return rows if call is new else new.ordered(call.shaped(rows))
+    if weights is None:
+        rows = call.normalize(x, y, gains, shifts, keep=keep or learns)
+        return rows if rows is None or call is new else new.ordered(call.shaped(rows))
+    rows = new.measure(x, weights)
+    statistics = new.statistics(rows)
+    call.apply(x, y, statistics if call is new else call.ordered(new.shaped(statistics)), gains, shifts)
+    return rows
+
+
+def shared_rows(call: PreparedCall, moments: Moments) -> Array:
+    """Return mean, second moment and count of moments that are shared with other arrays."""
+    mean = np.zeros(moments.shape) if moments.mean is None else moments.mean
+    shape = (3, *call.plan.resolved.moments_shape)
+    return call.ordered(np.broadcast_to(np.stack([mean, moments.m2, moments.count]), shape))

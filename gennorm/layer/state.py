@@ -1,0 +1,42 @@
+"""What a layer is at one moment: its config, its parameters, the moments it holds, and the calls prepared for them.
+
+A state never changes: a layer that changes gets another one, in a single assignment. A call reads the state once, so it
+never sees half of a change; and a prepared call is stored with the state that it was made for, so none is ever stale.
+"""
+
+from __future__ import annotations
+
+from gennorm.layer.calls import Calls
+from gennorm.layer.parameters import Parameters
+from gennorm.moments import Moments
+from gennorm.spec.config import LayerConfig
+
+__all__ = ["State"]
+
+
+class State:
+    """The settings, parameters and moments of a layer.
+
+    Parameters
+    ----------
+    config : LayerConfig
+    parameters : Parameters
+    moments : Moments or None
+        The held moments.
+    calls : Calls, optional
+        The prepared calls for this config and these parameters; an empty cache if not given.
+    """
+
+    __slots__ = ("calls", "config", "learnable", "moments", "of_input", "parameters")
+
+    def __init__(
+        self, config: LayerConfig, parameters: Parameters, moments: Moments | None, calls: Calls | None = None
+    ) -> None:
+        self.config, self.parameters, self.moments = config, parameters, moments
+        self.calls = Calls(config, parameters) if calls is None else calls
+        self.of_input = config.statistics == "input"
+        self.learnable = config.statistics == "moving" and config.trainable
+
+    def holding(self, moments: Moments | None) -> State:
+        """Return the same state with other moments."""
+        return State(self.config, self.parameters, moments, self.calls)
