@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gennorm import engine
 from gennorm.errors import ShapeError
 from gennorm.plan import ITEMSIZE, Plan, dense_strides, make_plan
 from gennorm.spec.config import LayerConfig
 
-from .compiler import jit
+from .compiler import CompilationError, Signature, jit
 from .kernels import column_gradients, columns, row_gradients, rows, steps
 from .kernels.vector import LANES
 from .layout import NOTHING_REAL, Layout, deliver, dense, flat, stored_empty
@@ -75,6 +76,8 @@ SPARE = 1 << 26  # bytes their sums may take
 @functools.cache
 def kernel_of(family: str, step: str, dtypes: tuple[str, str, str], flags: frozenset[tuple[str, int]]) -> Kernel:
     """Compile a kernel for some dtypes and settings; what is not set is 0."""
+    if (reason := engine.compilation_failure()) is not None:
+        raise CompilationError(reason)
     storage, result, compute = dtypes
     module = MODULES[family, step]
     names = (
@@ -100,9 +103,9 @@ def kernel_of(family: str, step: str, dtypes: tuple[str, str, str], flags: froze
     if step == "forward":
         y = real if settings["WEIGHTED"] else result
         arrays = (storage, y, real, real, double, double, "int64", double)
-        return jit.build(module.forward, settings, dtypes, jit.Signature(arrays, space, 3, shared=True))
-    arrays = (storage, result, result, real, real, double, double, double, "int64", double)
-    return jit.build(module.backward, settings, dtypes, jit.Signature(arrays, space or (real,), 6, shared=True))
+        return jit.build(module.forward, settings, dtypes, Signature(arrays, space, 3, shared=True))
+    both = (storage, result, result, real, real, double, double, double, "int64", double)
+    return jit.build(module.backward, settings, dtypes, Signature(both, space or (real,), 6, shared=True))
 
 
 class _Sweep(NamedTuple):

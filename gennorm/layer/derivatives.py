@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gennorm.engine import CompilationError, use_definition
 from gennorm.layer.arrays import like_output
 from gennorm.layer.parameters import Parameter
 from gennorm.layer.request import Request, laid
@@ -98,6 +99,16 @@ class Kept(NamedTuple):
         given = asked.rows is not None
         return cls(asked.x, asked.new, asked.parameters, gains, asked.weights, rows, asked.through, given)
 
+    def by_definition(self) -> Kept:
+        """Return the same for the definition, where a kernel cannot be compiled."""
+        from gennorm.engine.fallback import DefinitionCall
+
+        call, (scaling, biases) = DefinitionCall(self.call.plan, self.call.strides), self.parameters
+        per_example = scaling.per_example or biases.per_example
+        gains = scaling.over_batch(self.x.shape[0]) if per_example else scaling.array
+        rows = call.ordered(self.call.shaped(self.rows))
+        return self._replace(call=call, gains=gains, rows=rows)  # type: ignore[arg-type]
+
     def copied(self) -> Kept:
         """Return the same with copies of the scaling and the mask, which the caller may write to."""
         weights = self.weights
@@ -113,17 +124,21 @@ def pull_back(kept: Kept, dy: Array, merge: Merge | None = None) -> Gradients:
     call = kept.call
     scaling, biases = kept.parameters
     dx = call.output(kept.x)
-    to_scaling, to_biases = call.backward(
-        kept.x,
-        dy,
-        dx,
-        kept.rows,
-        kept.gains,
-        through=kept.through,
-        biased=biases.array is not None,
-        weights=kept.weights,
-        merge=merge,
-    )
+    try:
+        to_scaling, to_biases = call.backward(
+            kept.x,
+            dy,
+            dx,
+            kept.rows,
+            kept.gains,
+            through=kept.through,
+            biased=biases.array is not None,
+            weights=kept.weights,
+            merge=merge,
+        )
+    except CompilationError as error:
+        use_definition(error)
+        return pull_back(kept.by_definition(), dy, merge)
     return Gradients(dx, scaling.gradient(to_scaling), biases.gradient(to_biases))
 
 
