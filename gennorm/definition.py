@@ -5,14 +5,15 @@ return arrays of the same kind. They use no kernel, write to no array and do not
 differentiate them (to any order), compile, export and vectorize them. The engine is the fast way to the same values.
 
 Notation, for one slice with elements :math:`x_i`: weights :math:`w_i` (1 for what a mask counts, 0 for the rest), count
-:math:`n = \sum w`, mean :math:`\mu = \sum w x / n` (0 for the method RMS), second moment :math:`M = \sum w (x - \mu)^2`,
-variance :math:`v = M / N` with :math:`N = n` or, unbiased, :math:`n - 1`. With the divisor :math:`\delta(v)` and
-:math:`r = 1 / \delta`, the standardized elements are :math:`z_i = (x_i - \mu) r`, and the output is
-:math:`y = s z + b`.
+:math:`n = \sum w`, mean :math:`\mu = \sum w x / n` (0 for the method RMS), second moment
+:math:`M = \sum w (x - \mu)^2`, variance :math:`v = M / N` with :math:`N = n` or, unbiased, :math:`n - 1`. With the
+divisor :math:`\delta(v)` and :math:`r = 1 / \delta`, the standardized elements are :math:`z_i = (x_i - \mu) r`, and
+the output is :math:`y = s z + b`.
 
 *Precision.* Elements are computed in the engine's arithmetic (`COMPUTED`: float32 for halves, float64 for float64).
-Sums and moments are float64 where the namespace has it, else float32. The mean is found in two steps, an estimate and
-the mean of the deviations from it, and both are subtracted: data whose mean is a million deviations is right in float32.
+Sums and moments are float64 where the namespace has it, else float32 (then squares beyond the range of float32 are
+infinite). The mean is found in two steps, an estimate and the mean of the deviations from it, and both are subtracted:
+float32 data whose mean is a million deviations from zero is right.
 
 Inputs are trusted; callers check them. NumPy warns where a value overflows or is not finite: call with
 ``numpy.errstate(all="ignore")``.
@@ -502,7 +503,7 @@ class _State(NamedTuple):
     z: Array
     factor: Array
     variance: Array
-    count: Array | None
+    count: Array  # or None
     centre: Array
     rest: Array
     m2: Array | None

@@ -37,6 +37,7 @@ INSIDE = {
 BENCHED = {"torch", "jax", "onnx", "onnxruntime", "sklearn", "transformers"}
 # What each may import from elsewhere, the standard library apart.
 OUTSIDE = {
+    "definition": {"array_api_compat"},
     "moments": {"numpy"},
     "engine": {"numpy", "numba", "llvmlite", "ml_dtypes"},
     "layer": {"numpy", "ml_dtypes", "safetensors", "rich", "tqdm"},

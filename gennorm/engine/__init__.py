@@ -18,7 +18,8 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from gennorm.engine.compiler import CompilationError, available
-from gennorm.engine.threads import get_num_threads, hold_in_forks, unbroken
+from gennorm.engine.forks import hold_in_forks, run_uninterrupted
+from gennorm.engine.threads import get_num_threads
 from gennorm.errors import ConfigError, shown, suggest
 from gennorm.plan import make_plan
 from gennorm.spec.config import LayerConfig
@@ -73,7 +74,7 @@ def fallback_reason() -> str | None:
         The variable names no engine, or asks for kernels where they are not available.
     """
     if not _chosen:
-        unbroken(_choose)
+        run_uninterrupted(_choose)
     return _reason
 
 

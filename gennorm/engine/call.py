@@ -154,10 +154,10 @@ class PreparedCall(Layout):
         self.geometry = np.array(plan.geometry, np.int64)
         if plan.family == "columns":
             self.tile = plan.geometry[columns.TILE]
-        in_order = plan.order == tuple(range(len(resolved.shape)))
-        self._small = in_order and plan.size * ITEMSIZE[plan.result] < WORTH
+        self._small = self._in_order and plan.size * ITEMSIZE[plan.result] < WORTH
         self._result = None if plan.result == plan.dtype else np.dtype(plan.result)  # None: the input's dtype
         self._parameters = math.prod(size for _, _, size in plan.parameter_cells)
+        self._per = self._per_counts(resolved.count)
         self._pieces = plan.pieces
         self._across = self._in_order_of_memory()
         self._steps: dict[Any, Step] = {}
@@ -214,17 +214,18 @@ class PreparedCall(Layout):
         self._step(kind, None, None)(x, laid, None, None, means.reshape(-1), spreads.reshape(-1))
         moments = np.empty((3, slices))
         counts = self._counts()[:, None] if weights is None else spreads[units:]
-        moments[2] = plan.resolved.count if weights is None else counts.sum(0)
-        moments[0], moments[1] = self._merged(counts, means, spreads[:units])
+        with np.errstate(all="ignore"):
+            moments[2] = plan.resolved.count if weights is None else counts.sum(0)
+            moments[0], moments[1] = self._merged(counts, means, spreads[:units])
         return moments
 
     def statistics(self, moments: Array) -> Array:
         """Return mean and variance (or mean square) of slices from mean, second moment and perhaps count."""
-        found = np.empty((2, self.plan.slices))
+        found = moments[:2].copy()
         count: Any = moments[2] if len(moments) == 3 else float(self.plan.resolved.count)
-        found[0] = moments[0] if self.center else 0.0
+        unbiased = self.plan.config.unbiased
         # A slice in which too little is counted has no spread: its variance is 0.
-        np.divide(moments[1], np.maximum(count - self.plan.config.unbiased, 1.0), out=found[1])
+        found[1] /= np.maximum(count - 1 if unbiased else count, 1.0)
         return found
 
     def remembered(self, moments: object, held: bool, make: Callable[[], Array]) -> Array:
@@ -236,27 +237,26 @@ class PreparedCall(Layout):
 
     def _factors(self, moments: Array, *, through: bool) -> Array:
         """Return the four numbers that a backward kernel needs of every slice; ``steps`` says which."""
-        factors = np.zeros((4, self.plan.slices))
+        factors = np.empty((4, self.plan.slices))
         if not through:
             factors[:2] = moments
+            factors[2:] = 0.0
             return factors.reshape(-1)
-        config = self.plan.config
-        if len(moments) == 2:
-            count = self.plan.resolved.count
-            per_count, per_degree = (1 / number if number > 0 else 0.0 for number in (count, count - config.unbiased))
-            np.multiply(moments[1], per_degree, out=factors[1])
-        else:
-            count = moments[2]
-            per_count, per_degree = (
-                np.divide(1.0, count - lost, out=np.zeros(count.shape), where=count > lost)
-                for lost in (0, config.unbiased)
-            )
-            np.multiply(moments[1], per_degree, out=factors[1])
+        per_count, per_degree = self._per if len(moments) == 2 else self._per_counts(moments[2])
         factors[0] = moments[0]
-        if self.center:
-            factors[2] = per_count
+        np.multiply(moments[1], per_degree, out=factors[1])
+        factors[2] = per_count
         factors[3] = per_degree
         return factors.reshape(-1)
+
+    def _per_counts(self, count: Any) -> tuple[Any, Any]:
+        """Return one over the count and over the degrees of freedom, 0 where there are none or nothing is divided."""
+        count = np.asarray(count, np.float64)
+        per_degree, per_count = (
+            np.divide(1.0, number, out=np.zeros(count.shape), where=number > 0)
+            for number in (count - self.plan.config.unbiased, count)
+        )
+        return per_count if self.center else 0.0, per_degree
 
     def backward(
         self,
@@ -572,7 +572,8 @@ class PreparedCall(Layout):
             lo, hi = block * units, following * units
             measure(x, unwritten, None, None, flat_means, flat_spreads, lo, hi)
             part = slice(self._first_slice(block), self._first_slice(following))
-            mean[part], spread[part] = self._merged(counts, means[:, part], spreads[:, part])
+            with np.errstate(all="ignore"):
+                mean[part], spread[part] = self._merged(counts, means[:, part], spreads[:, part])
             if not by_piece:
                 apply(x, y, gains, shifts, mean, spread, lo, hi)
         if by_piece:

@@ -7,7 +7,7 @@ Here are the public methods and their documentation. The work is done elsewhere:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from os import PathLike
@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gennorm.engine import CompilationError, fallback_reason, use_definition
+from gennorm.engine.forks import changing
 from gennorm.engine.memory import copied
-from gennorm.engine.threads import changing
 from gennorm.errors import ConfigError, InitializationError, OutputError, ParameterError, shown, suggest
 from gennorm.layer import files
 from gennorm.layer.arrays import (
@@ -258,39 +258,34 @@ class NormalizationLayer:
         >>> layer(np.array([1.0, 2.0, 3.0]), mask=np.array([True, False, True]))
         array([-1.,  0.,  1.])
         """
-        plain = mask is None and scaling is None and biases is None and moments is None and out is None
-        if plain and not training and type(x) is np.ndarray:
-            state = self._state
-            call = state.calls.found.get((x.shape, x.strides, x.dtype, False))
-            if call is not None and call.views is not None and state.of_input:
-                y = call.output(x)
-                try:
+        try:
+            plain = mask is None and scaling is None and biases is None and moments is None and out is None
+            if plain and not training and type(x) is np.ndarray:
+                state = self._state
+                call = state.calls.found.get((x.shape, x.strides, x.dtype, False))
+                if call is not None and call.views is not None and state.of_input:
+                    y = call.output(x)
                     call.normalize(x, y, *call.views)
-                except CompilationError as error:
-                    self._fall_back(error)
-                else:
                     return y
-        if isinstance(x, (list, tuple)) and all(isinstance(example, np.ndarray) for example in x):
-            if not plain:
-                msg = "out, mask, scaling, biases and moments cannot be given for a list of arrays\n"
-                msg += "call the layer on one array at a time"
-                raise OutputError(msg, code="O001")
-            return self._normalize_each(x, training)
-        y = self._normalize(x, training, mask, scaling, biases, moments, out)
+            if isinstance(x, (list, tuple)) and all(isinstance(example, np.ndarray) for example in x):
+                if not plain:
+                    msg = "out, mask, scaling, biases and moments cannot be given for a list of arrays\n"
+                    msg += "call the layer on one array at a time"
+                    raise OutputError(msg, code="O001")
+                # All arrays are checked before the first is normalized.
+                return [self._answer(asked) for asked in [request(self._state, array, training) for array in x]]
+            y = self._answer(request(self._state, x, training, mask, scaling, biases, moments, out))
+        except CompilationError as error:
+            self._fall_back(error)
+            return self(x, training=training, mask=mask, scaling=scaling, biases=biases, moments=moments, out=out)
         return y if out is None else out
 
-    @with_fallback
-    def _normalize(self, x: Any, training: bool, mask: Any, scaling: Any, biases: Any, moments: Any, out: Any) -> Array:
-        return self._answer(
-            request(
-                self._state, x, training=training, mask=mask, scaling=scaling, biases=biases, moments=moments, out=out
-            )
-        )
-
-    @with_fallback
-    def _normalize_each(self, arrays: Sequence[Array], training: bool) -> list[Array]:
-        asked = [request(self._state, x, training=training) for x in arrays]  # all are checked before the first is run
-        return [self._answer(one) for one in asked]
+    def _answer(self, asked: Request) -> Array:
+        """Compute the output of a request, and learn from the input if that was requested."""
+        rows = run(asked)
+        if asked.learns:
+            self._learn(asked, rows)
+        return asked.y[0] if asked.single else asked.y
 
     def _fall_back(self, error: CompilationError) -> None:
         """Compute by the definition from now on."""
@@ -355,11 +350,9 @@ class NormalizationLayer:
         >>> gradients.biases
         array([1., 0., 0., 0.], dtype=float32)
         """
-        asked = request(
-            self._state, x, training=training, mask=mask, scaling=scaling, biases=biases, moments=moments, shared=shared
-        )
+        asked = request(self._state, x, training, mask, scaling, biases, moments, shared=shared)
         y, kept = self._keep(asked)
-        return y, Pullback(kept.copied(), y.shape, y.dtype, moments)
+        return y, Pullback(kept, y.shape, y.dtype, moments)
 
     def _keep(self, asked: Request) -> tuple[Array, Kept]:
         """Compute the output of a request, and keep what its derivatives need."""
@@ -418,9 +411,7 @@ class NormalizationLayer:
         >>> bool(abs(dy).max() < 1e-12)  # scaling the input does not change the output
         True
         """
-        asked = request(
-            self._state, x, training=training, mask=mask, scaling=scaling, biases=biases, moments=moments, shared=shared
-        )
+        asked = request(self._state, x, training, mask, scaling, biases, moments, shared=shared)
         shape, dtype = asked.y.shape[asked.single :], asked.y.dtype
         if dx is not None:
             dx = like_output(dx, "the direction", shape, dtype)
@@ -546,7 +537,7 @@ class NormalizationLayer:
         if out is None:
             x = call.output(y)
         else:
-            x = writable(out, y, state.parameters._asdict())
+            x = writable(out, y, *state.parameters)
             if x.strides != call.strides:
                 call = state.calls.find(y, moments is None, out=x.strides)
         call.invert(y, x, given_rows(state, moments, call), *laid(call, parameters, False))

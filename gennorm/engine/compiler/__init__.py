@@ -4,7 +4,7 @@ Importing this package does not import Numba. Ask `available` first; if it retur
 
 - `jit` compiles a kernel for one combination of settings and dtypes, and stores the machine code on disk;
 - `lowering` emits the vector operations that kernels are written in;
-- `pool` is the machine code by which the thread pool divides a call;
+- `workers` is the machine code by which the thread pool divides a call;
 - `private` contains everything that is used of Numba beyond its documented interface.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from gennorm.engine.threads import unbroken
+from gennorm.engine.forks import run_uninterrupted
 
 __all__ = ["CompilationError", "Signature", "available"]
 
@@ -57,7 +57,7 @@ def available() -> str | None:
     str or None
         One sentence: what is wrong with the installed Numba and, behind the colon, what to do.
     """
-    return unbroken(_obstacle)  # Numba is useless to the process if a KeyboardInterrupt breaks off its import
+    return run_uninterrupted(_obstacle)  # Numba is useless to the process if a KeyboardInterrupt breaks off its import
 
 
 def _obstacle() -> str | None:

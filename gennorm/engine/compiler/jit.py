@@ -28,7 +28,7 @@ import numpy as np
 from numba import types
 
 from gennorm.engine import kernels
-from gennorm.engine.threads import hold_in_forks, unbroken
+from gennorm.engine.forks import hold_in_forks, run_uninterrupted
 
 from . import CompilationError, Signature, lowering, private
 
@@ -141,7 +141,7 @@ def _compiled(
 
     try:
         # If Numba is compiling a function that calls a layer, this thread has the lock, and another would wait for it.
-        return compile_once() if private.lock.is_locked() else unbroken(compile_once)
+        return compile_once() if private.lock.is_locked() else run_uninterrupted(compile_once)
     except MemoryError:
         raise
     except Exception as error:

@@ -19,11 +19,10 @@ import pickle
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 from llvmlite import ir
 from numba import types
 
-from . import Signature, pool
+from . import Signature, workers
 
 NAME = "gennorm"
 
@@ -53,7 +52,7 @@ class _Part:
         except (ImportError, AttributeError):
             return f"{path} is missing: {self.purpose}"
         if self.parameters is not None:
-            takes = " ".join(inspect.signature(found).parameters)
+            takes = " ".join(inspect.signature(found).parameters) if callable(found) else "?"
             if takes != self.parameters:
                 return f"{path} takes ({takes}) instead of ({self.parameters}): {self.purpose}"
         if lacking := [name for name in self.members.split() if not hasattr(found, name)]:
@@ -96,12 +95,12 @@ def missing() -> tuple[str, ...]:
 
 
 # Compilation: what jit.py calls.
-config = _private("numba.core:config", "environment variables that change machine code", members="DISABLE_JIT OPT")
-lock = _private(
+config: Any = _private("numba.core:config", "environment variables that change machine code", members="DISABLE_JIT OPT")
+lock: Any = _private(
     "numba.core.compiler_lock:global_compiler_lock", "one compilation at a time", members="acquire release is_locked"
 )
-dumps = _private("numba.core.serialize:dumps", "pickles a compiled function", "obj")
-_CompileResult = _private(
+dumps: Any = _private("numba.core.serialize:dumps", "pickles a compiled function", "obj")
+_CompileResult: Any = _private(
     "numba.core.compiler:CompileResult", "a compiled function", members="library fndesc entry_point"
 )
 _private("numba.core.compiler:CompileResult._reduce", "what the cache on disk stores", "self")
@@ -110,9 +109,9 @@ _private(
     "loads it without refreshing Numba's registries",
     "target_context libdata fndesc env signature objectmode lifted typeann reload_init referenced_envs",
 )
-_llvm_lock = _private("llvmlite.binding.ffi:lib._lock", "held while LLVM works, and by a fork", members="_lock")
+_llvm_lock: Any = _private("llvmlite.binding.ffi:lib._lock", "held while LLVM works, and by a fork", members="_lock")
 _private("numba.core.compiler_lock:_CompilerLock.__init__", "held by a fork", "self", assigns="_lock")
-_private(
+_jit: Any = _private(
     "numba.core.decorators:jit",
     "options of the compilation",
     "signature_or_function locals cache pipeline_class boundscheck options",
@@ -124,29 +123,37 @@ _private(
 )
 
 # The registration of a target.
-_CPU = _private("numba.core.target_extension:CPU", "the target that this one inherits functions from")
-_target_registry = _private("numba.core.target_extension:target_registry", "finds this target by its name")
-_dispatcher_registry = _private("numba.core.target_extension:dispatcher_registry", "finds this target's dispatcher")
-_jit_registry = _private("numba.core.target_extension:jit_registry", "compiles functions that kernels use of Python")
-_target_override = _private("numba.core.target_extension:target_override", "selects this target", "name")
-_CPUTarget = _private(
+_CPU: Any = _private("numba.core.target_extension:CPU", "the target that this one inherits functions from")
+_target_registry: Any = _private("numba.core.target_extension:target_registry", "finds this target by its name")
+_dispatcher_registry: Any = _private(
+    "numba.core.target_extension:dispatcher_registry", "finds this target's dispatcher"
+)
+_jit_registry: Any = _private(
+    "numba.core.target_extension:jit_registry", "compiles functions that kernels use of Python"
+)
+_target_override: Any = _private("numba.core.target_extension:target_override", "selects this target", "name")
+_CPUTarget: Any = _private(
     "numba.core.registry:CPUTarget",
     "base class of the target",
     members="target_context typing_context _toplevel_target_context _toplevel_typing_context",
 )
-_CPUDispatcher = _private(
+_CPUDispatcher: Any = _private(
     "numba.core.registry:CPUDispatcher", "base class of the dispatcher", members="compile targetdescr"
 )
 _private("numba.core.registry:CPUDispatcher.get_call_template", "overridden below", "self args kws")
-_unliteral = _private("numba.core.types.misc:unliteral", "the type of a constant without its value", "lit_type")
+_unliteral: Any = _private("numba.core.types.misc:unliteral", "the type of a constant without its value", "lit_type")
 
 # Types and their lowering: what lowering.py and the contexts below register.
-AbstractTemplate = _private("numba.core.typing.templates:AbstractTemplate", "infers the types of operators on vectors")
-infer_global = _private("numba.core.typing.templates:infer_global", "registers them", "val typ kwargs")
-Registry = _private("numba.core.imputils:Registry", "functions that are lowered differently here", members="lower")
-_TypingContext = _private("numba.core.typing:Context", "base class of the typing context", members="install_registry")
+AbstractTemplate: Any = _private(
+    "numba.core.typing.templates:AbstractTemplate", "infers the types of operators on vectors"
+)
+infer_global: Any = _private("numba.core.typing.templates:infer_global", "registers them", "val typ kwargs")
+Registry: Any = _private("numba.core.imputils:Registry", "what is lowered differently here", members="lower")
+_TypingContext: Any = _private(
+    "numba.core.typing:Context", "base class of the typing context", members="install_registry"
+)
 _private("numba.core.typing:Context.load_additional_registries", "overridden below", "self")
-_CPUContext = _private(
+_CPUContext: Any = _private(
     "numba.core.cpu:CPUContext",
     "base class of the lowering context",
     members="codegen create_module install_registry get_arg_packer call_conv get_executable make_array",
@@ -159,7 +166,7 @@ _private(
     "overridden below",
     "self library fndesc env call_helper release_gil",
 )
-_PyCallWrapper = _private(
+_PyCallWrapper: Any = _private(
     "numba.core.callwrapper:PyCallWrapper",
     "the entry point that Python calls",
     "context module func fndesc env call_helper release_gil",
@@ -174,12 +181,12 @@ _private(
 )
 
 # Code generation.
-_JITCPUCodegen = _private("numba.core.codegen:JITCPUCodegen", "base class of the generator", members="magic_tuple")
+_JITCPUCodegen: Any = _private("numba.core.codegen:JITCPUCodegen", "base class of the generator", members="magic_tuple")
 _private("numba.core.codegen:JITCPUCodegen.set_env", "overridden below", "self env_name env")
 _private("numba.core.codegen:CPUCodegen._init", "its engine", "self llvm_module", assigns="_engine")
 _private("numba.core.codegen:JitEngine.is_symbol_defined", "which functions have machine code", "self name")
 _private("numba.core.codegen:CPUCodegen._module_pass_manager", "LLVM's optimisations", "self kwargs")
-_JITCodeLibrary = _private(
+_JITCodeLibrary: Any = _private(
     "numba.core.codegen:JITCodeLibrary",
     "base class of a function's machine code",
     members="add_ir_module get_pointer_to_function _finalized",
@@ -191,9 +198,9 @@ _private("numba.core.codegen:CPUCodeLibrary._optimize_final_module", "overridden
 _private("numba.core.codegen:CPUCodeLibrary._finalize_final_module", "overridden below", "self")
 
 # The passes from bytecode to LLVM's intermediate representation.
-_CompilerBase = _private("numba.core.compiler:CompilerBase", "base class of the pipeline")
+_CompilerBase: Any = _private("numba.core.compiler:CompilerBase", "base class of the pipeline")
 _private("numba.core.compiler:CompilerBase.define_pipelines", "overridden below", "self")
-_PassManager = _private("numba.core.compiler_machinery:PassManager", "a list of passes", "pipeline_name")
+_PassManager: Any = _private("numba.core.compiler_machinery:PassManager", "a list of passes", "pipeline_name")
 _private("numba.core.compiler_machinery:PassManager.add_pass", "adds one", "self pss description")
 _private("numba.core.compiler_machinery:PassManager.finalize", "completes the list", "self")
 
@@ -327,7 +334,7 @@ def target() -> Any:
     found = _Dispatcher.targetdescr = _Target(NAME)
     _dispatcher_registry[_Processor] = _Dispatcher
     # Numba implements some functions of Python in Python. A kernel that calls one has it compiled for this target.
-    _jit_registry[_Processor] = functools.partial(numba.jit, _target=NAME)
+    _jit_registry[_Processor] = functools.partial(_jit, _target=NAME)
     return found
 
 
@@ -403,7 +410,7 @@ def _field(builder: Any, structure: Any, number: int) -> Any:
 def _shared_entry(context: Any, kernel: Any, fndesc: Any, signature: Signature) -> Any:
     """Return a function with the kernel's arguments that lets the thread pool run it, if the last argument is not 0.
 
-    It stores the arguments in a block of memory and passes the address of `each` to `pool.share`, which calls it for
+    It stores the arguments in a block of memory and passes the address of `each` to `workers.share`, which calls it for
     one range of tasks after another, in any thread. Each thread has its own part of the scratch arrays.
     """
     module, kinds = kernel.module, fndesc.argtypes
@@ -438,10 +445,10 @@ def _shared_entry(context: Any, kernel: Any, fndesc: Any, signature: Signature) 
     with builder.if_then(builder.icmp_unsigned("==", request, ir.Constant(_INT64, 0))):
         builder.ret(builder.call(kernel, entry.args, attrs=("noinline",)))
     block = builder.alloca(block_kind)
-    for i, value in enumerate([pool.read(builder, request, pool.PARTS), *flat]):
+    for i, value in enumerate([workers.read(builder, request, workers.PARTS), *flat]):
         builder.store(value, _field(builder, block, i))
     share_kind = context.call_conv.get_function_type(types.void, [types.intp] * 5).as_pointer()
-    share = builder.inttoptr(pool.read(builder, request, pool.SHARE), share_kind)
+    share = builder.inttoptr(workers.read(builder, request, workers.SHARE), share_kind)
     arguments = [builder.ptrtoint(each, _INT64), builder.ptrtoint(block, _INT64), lo, hi, request]
     builder.ret(builder.call(share, [*entry.args[:2], *arguments]))
     return entry

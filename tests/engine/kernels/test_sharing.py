@@ -15,7 +15,7 @@ import pytest
 import gennorm as gn
 from gennorm.engine import sharing
 from gennorm.engine import threads as threads_
-from gennorm.engine.compiler import jit, pool
+from gennorm.engine.compiler import jit, workers
 
 ELEMENTS = 64 * threads_.WORTH_SHARING
 WHOLE = "int64", "int64", "int64"
@@ -24,7 +24,7 @@ WHOLE = "int64", "int64", "int64"
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch):
     monkeypatch.setattr(threads_, "_threads", None)
-    monkeypatch.setattr(sharing, "_teams", [])
+    monkeypatch.setattr(sharing, "_pools", [])
 
 
 def count(done, going, numbers, own, lo, hi, team):
@@ -80,9 +80,9 @@ def eventually(true):
 
 
 def nobody_is_at_work():
-    for team in sharing._teams:
-        state, left = int(team.control[pool.STATE]), int(team.control[pool.FINISHED])
-        if state % pool.CALL >= pool.OPEN or state % pool.OPEN != left or team.control[pool.BUSY]:
+    for team in sharing._pools:
+        state, left = int(team.control[workers.STATE]), int(team.control[workers.FINISHED])
+        if state % workers.CALL >= workers.OPEN or state % workers.OPEN != left or team.control[workers.BUSY]:
             return False
     return True
 
@@ -94,7 +94,7 @@ def test_every_task_is_done_once(number):
         for _ in range(50):
             assert Tasks(tasks).run().right()
             assert nobody_is_at_work()
-    assert len(sharing._teams[0].members) == number - 1
+    assert len(sharing._pools[0].workers) == number - 1
 
 
 @pytest.mark.parametrize("number", [2, 7])
@@ -131,14 +131,14 @@ def test_calls_of_any_number_of_threads_follow_one_another():
 def test_threads_sleep_when_there_was_no_call_for_a_while():
     gn.set_num_threads(3)
     Tasks().run()
-    members = sharing._teams[0].members
+    members = sharing._pools[0].workers
     assert eventually(lambda: all(member.asleep for member in members))
     small, long = sharing.WAKING - 1, 1_000_000
     time.sleep(2 * sharing.WAIT)
     assert not Tasks(turns=long).run(small).each[1:].any()  # they are not woken up for a small call by itself
 
     def following():
-        sharing._teams[0].ended = time.perf_counter()
+        sharing._pools[0].ended = time.perf_counter()
         return Tasks(turns=long).run(small).each[1:].any()
 
     assert eventually(following)
@@ -149,15 +149,15 @@ def test_threads_sleep_when_there_was_no_call_for_a_while():
 def test_a_team_grows_with_the_number():
     gn.set_num_threads(2)
     Tasks().run()
-    first = sharing._teams[0]
+    first = sharing._pools[0]
     gn.set_num_threads(4)
-    assert len(first.members) == 1  # until the next large call
-    assert len(Tasks().run().right() and first.members) == 3
-    assert sharing._teams[0] is first
+    assert len(first.workers) == 1  # until the next large call
+    assert len(Tasks().run().right() and first.workers) == 3
+    assert sharing._pools[0] is first
     gn.set_num_threads(2)
     for _ in range(20):
         assert len(Tasks().run().each) == 2
-    assert len(first.members) == 3
+    assert len(first.workers) == 3
 
 
 @pytest.mark.parametrize("allowed", [0, 1, 2])
@@ -168,7 +168,7 @@ def test_the_system_has_no_more_threads(allowed, monkeypatch):
     start = threading.Thread.start
 
     def refuse(thread):
-        if thread.name == "gennorm-team" and next(started) >= allowed:
+        if thread.name == "gennorm-worker" and next(started) >= allowed:
             msg = "can't start new thread"
             raise RuntimeError(msg)
         start(thread)
@@ -177,9 +177,9 @@ def test_the_system_has_no_more_threads(allowed, monkeypatch):
         patch.setattr(threading.Thread, "start", refuse)
         for _ in range(5):
             assert Tasks().run().right()
-        assert len(sharing._teams[0].members) == allowed
+        assert len(sharing._pools[0].workers) == allowed
     assert Tasks().run().right()
-    assert len(sharing._teams[0].members) == 3
+    assert len(sharing._pools[0].workers) == 3
 
 
 def test_small_calls_and_those_of_one_thread_are_made_alone():
@@ -190,20 +190,20 @@ def test_small_calls_and_those_of_one_thread_are_made_alone():
         assert alone.teams == [0]
     gn.set_num_threads(1)
     assert Tasks().run().teams == [0]
-    assert not sharing._teams
+    assert not sharing._pools
 
 
 def test_a_call_while_the_team_has_a_leader_is_made_alone():
     gn.set_num_threads(3)
     assert Tasks().run().right()
-    control = sharing._teams[0].control
-    control[pool.BUSY] = 1
+    control = sharing._pools[0].control
+    control[workers.BUSY] = 1
     for _ in range(20):
         tasks = Tasks(turns=1000).run()
         assert tasks.right()
         assert tasks.each[0] == 64
-    assert control[pool.BUSY] == 1
-    control[pool.BUSY] = 0
+    assert control[workers.BUSY] == 1
+    control[workers.BUSY] = 0
 
 
 def test_threads_that_call_at_once():
@@ -273,7 +273,7 @@ def test_an_interrupt_at_any_step_leaves_nobody_at_work(first, monkeypatch):
         """Whether there is a step of that number."""
         steps, before = itertools.count(), {}
         if first:
-            sharing._teams.clear()
+            sharing._pools.clear()
 
         def trace(frame, event, argument):
             if frame.f_code.co_filename != sharing.__file__:
