@@ -42,7 +42,6 @@ OUTSIDE = {
     "engine": {"numpy", "numba", "llvmlite", "ml_dtypes"},
     "layer": {"numpy", "ml_dtypes", "safetensors", "rich", "tqdm"},
     "precompiling": {"numpy"},
-    "definition": {"array_api_compat"},
     "extend": {"numpy"},
     "presets": {"numpy"},
     "bench": {"numpy", "rich", "matplotlib", *BENCHED},

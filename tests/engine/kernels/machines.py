@@ -1,8 +1,8 @@
 """Compile kernels for the processor that the environment names, and print what their code contains and computes.
 
 This runs in a separate process, because Numba reads NUMBA_CPU_NAME and NUMBA_CPU_FEATURES once:
-``python -m tests.engine.kernels.machines`` with "run" or "compile", and with "layers" or the name of a dtype whose conversions
-are tested. The output is one line of JSON.
+``python -m tests.engine.kernels.machines`` with "run" or "compile", and with "layers" or the name of a dtype whose
+conversions are tested. The output is one line of JSON.
 """
 
 import hashlib
