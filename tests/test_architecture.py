@@ -136,8 +136,7 @@ def test_one_door_to_numba():
     callers = {
         path.relative_to(PACKAGE).as_posix() for path in files() if calls_numba_jit(path.read_text(encoding="utf-8"))
     }
-    # The first compiles kernels; the second, where all private names of Numba are, registers the target.
-    assert callers == {"engine/compiler/jit.py", "engine/compiler/private.py"}
+    assert callers == {"engine/compiler/jit.py"}
 
 
 def test_import_is_light():
