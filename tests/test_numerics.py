@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gennorm as gn
-from gennorm.cli.bench import accuracy, peers
+from gennorm.bench import accuracy, peers
 from tests import engines
 from tests.accuracy import V, assert_within, error_bound
 from tests.strategies import RESULTS, dtype_of

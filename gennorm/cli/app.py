@@ -352,11 +352,11 @@ def _example(preset: Preset) -> str:
 [cyan]gennorm bench --measure accuracy,startup,growth[/cyan]
 [cyan]gennorm bench --list[/cyan]                                  what there is
 
-Every case is computed by everybody and compared with the definition in float64 before anything is timed; then they take
-turns in this process, and the best time of each counts. A ratio is how many times as long as gennorm somebody takes.
-The floor is the time in which np.copyto moves the bytes that must move.
+All libraries compute each case. The values are compared with the definition in float64 before anything is timed. Then
+the libraries take turns in this process, and the best time of each counts. A speed-up is the time of another library
+over that of gennorm. The floor is the time in which np.copyto moves the bytes that must move.
 
-The status is 1 where values disagree, and what disagrees is marked ≠.""")
+The status is 1 where values are wrong; ≠ marks them.""")
 )
 def bench(
     patterns: Annotated[
@@ -368,8 +368,8 @@ def bench(
     measure: Annotated[
         str | None,
         typer.Option(
-            help="speed (if not given), startup (new processes), accuracy (errors beside those of others), growth (an "
-            "element of ever larger arrays), models (whole ones, before and after accelerate): some of them.",
+            help="speed (the default), startup (new processes), accuracy (errors), growth (time per element of growing "
+            "arrays), models (whole models before and after accelerate): some of them.",
             metavar="WHAT",
             show_default=False,
         ),
@@ -394,12 +394,13 @@ def bench(
         ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="Threads for everybody.", metavar="NUMBER", min=1, show_default=False)
+        int | None,
+        typer.Option(help="Threads of gennorm and of every library.", metavar="NUMBER", min=1, show_default=False),
     ] = None,
-    seconds: Annotated[
-        float, typer.Option(help="How long each takes turns at a case.", metavar="SECONDS", min=0)
-    ] = 0.3,
-    gigabytes: Annotated[float, typer.Option(help="How large arrays grow.", metavar="NUMBER", min=2**-10)] = 1.0,
+    seconds: Annotated[float, typer.Option(help="Time for each library in each case.", metavar="SECONDS", min=0)] = 0.3,
+    gigabytes: Annotated[
+        float, typer.Option(help="Size of the largest array of growth.", metavar="NUMBER", min=2**-10)
+    ] = 1.0,
     as_json: Annotated[
         Path | None,
         typer.Option("--json", help="Write what was measured to this file.", metavar="FILE", show_default=False),
@@ -410,8 +411,8 @@ def bench(
     ] = None,
     list_cases: Annotated[bool, typer.Option("--list", help="List the cases, and measure nothing.")] = False,
 ) -> None:
-    """Time gennorm and its peers."""
-    from gennorm.cli.bench.command import Request, listed, run
+    """Measure gennorm and other libraries."""
+    from gennorm.cli.bench import Request, listed, run
 
     request = Request(tuple(patterns or ()), measure, size, work, peers, threads, seconds, gigabytes, as_json, chart)
     if list_cases:
