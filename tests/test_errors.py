@@ -8,6 +8,7 @@ import ast
 import contextlib
 import copy
 import errno
+import io
 import json
 import os
 import pickle
@@ -100,6 +101,32 @@ def file(arrays=None, config=None, **header):
     return files._to_npz(json.dumps(written), {name: value for name, value in stored.items() if value is not DROP})
 
 
+def archive(*, compressed=False, **arrays):
+    """An archive that layer.save did not write."""
+    stream = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(stream, **arrays)
+    return stream.getvalue()
+
+
+def special(path, call):
+    """Call with a path that is a named pipe."""
+    with empty_folder():
+        os.mkfifo(path)
+        call(path)
+
+
+class FullDevice:
+    """A file object whose device fails."""
+
+    name = "the device"
+
+    def write(self, _):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def read(self):
+        raise OSError(errno.EIO, "Input/output error")
+
+
 def full_disk(call, *args):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -134,6 +161,10 @@ NAMES = {
     "load": load,
     "file": file,
     "full_disk": full_disk,
+    "archive": archive,
+    "special": special,
+    "FullDevice": FullDevice,
+    "io": io,
     "without": without,
     "overlapping": overlapping,
     "into_its_scaling": into_its_scaling,
@@ -172,8 +203,9 @@ ENTRIES = entries(TABLE.read_text(encoding="utf-8"))
 def test_text(entry):
     with pytest.raises(GennormError) as caught:
         eval(entry.trigger, {**NAMES})
-    assert str(caught.value) == entry.text
+    assert caught.value.message == entry.text
     assert caught.value.code == entry.code
+    assert str(caught.value) == f"{entry.text} [{entry.code}]"
     assert type(caught.value).__name__ == entry.kind
 
 
@@ -334,7 +366,8 @@ def test_errors_travel(kind, protocol):
     error.add_note("in worker 3")
     for twin in (pickle.loads(pickle.dumps(error, protocol)), copy.copy(error), copy.deepcopy(error)):
         assert type(twin) is kind
-        assert str(twin) == "a text\nof two lines"
+        assert str(twin) == "a text\nof two lines [L101]"
+        assert twin.message == "a text\nof two lines"
         assert (twin.code, twin.position, twin.__notes__) == ("L101", (2, 5), ["in worker 3"])
 
 

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -1390,18 +1389,22 @@ class NormalizationLayer:
         layer._begin(settings, given)
         return layer
 
-    def save(self, path: str | PathLike[str]) -> None:
+    def save(self, path: files.Target) -> None:
         """Write the layer to a file: its settings, its parameters and its moments, bit for bit.
+
+        The file is complete or not there. It replaces an existing file, whose permissions it takes over. Ctrl-C is
+        handled when the file is complete.
 
         Parameters
         ----------
-        path : path-like
-            Ends in ``.npz`` or ``.safetensors``. The file appears when it is complete, in place of one that was there.
+        path : str, path-like or binary file object
+            A path ends in ``.npz`` or ``.safetensors``. A file object is written as ``.npz``, unless its name ends in
+            ``.safetensors``.
 
         Raises
         ------
         FileError
-            The path has another ending, or cannot be written.
+            The path has another suffix, or cannot be written.
 
         See Also
         --------
@@ -1450,13 +1453,15 @@ class NormalizationLayer:
         self._bound, self._shortcuts = {}, {}
 
 
-def load(path: str | PathLike[str]) -> NormalizationLayer:
+def load(path: files.Source) -> NormalizationLayer:
     """Read a layer that `NormalizationLayer.save` wrote.
+
+    Nothing in the file is executed, and its checksum, settings and shapes are checked.
 
     Parameters
     ----------
-    path : path-like
-        Ends in ``.npz`` or ``.safetensors``.
+    path : str, path-like or binary file object
+        A path ends in ``.npz`` or ``.safetensors``. A file object is read from its position to its end.
 
     Returns
     -------
@@ -1465,7 +1470,7 @@ def load(path: str | PathLike[str]) -> NormalizationLayer:
     Raises
     ------
     FileError
-        The file does not exist, is incomplete, is not one of a layer, or was written by a newer gennorm.
+        The file does not exist, is damaged, is not the file of a layer, or was written by a newer gennorm.
 
     Examples
     --------

@@ -733,7 +733,7 @@ def parameter_shape(config: LayerConfig) -> tuple[int, ...]:
     >>> parameter_shape(LayerConfig.make("2;;All"))
     Traceback (most recent call last):
     gennorm.errors.InitializationError: the size of level 1, a scaling level, is not known
-    declare input_shape, call initialize(...) with a shape or an array, or pass arrays as scaling and biases
+    declare input_shape, call initialize(...) with a shape or an array, or pass arrays as scaling and biases [I001]
     """
     declared = (...,) if config.input_shape is None else config.input_shape
     batched = _names_batch(config)

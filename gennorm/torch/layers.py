@@ -280,7 +280,7 @@ class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
 
 def _as_torch(error: Any) -> TensorError:
     """The error in the class that torch has for what does not fit a module."""
-    return TensorError(str(error), code=error.code)
+    return TensorError(error.message, code=error.code)
 
 
 def _require_several(x: Tensor, first: int) -> None:
