@@ -28,6 +28,7 @@ __all__ = [
     "ParameterError",
     "ShapeError",
     "TensorError",
+    "UnknownNameError",
     "point",
     "shown",
     "suggest",
@@ -141,6 +142,10 @@ class TensorError(GennormError, RuntimeError):
 
 class FileError(GennormError, ValueError):
     """A file cannot be read or written (F0xx)."""
+
+
+class UnknownNameError(GennormError, AttributeError):
+    """The package, or a layer, has no attribute of this name (N0xx)."""
 
 
 def point(text: str, start: int, stop: int | None = None) -> str:

@@ -29,9 +29,9 @@ def rewritten_table(table: str, evaluate) -> str:
             except GennormError as error:
                 block = f">>> {trigger}\n{error.code} {type(error).__name__}\n{error.message}"  # noqa: PLW2901
             except Exception as error:  # noqa: BLE001 - the table is left as it is, and the test fails
-                print(f"{trigger}: {error!r}", file=sys.stderr)
+                sys.stderr.write(f"{trigger}: {error!r}\n")
             else:
-                print(f"{trigger}: raises nothing", file=sys.stderr)
+                sys.stderr.write(f"{trigger}: raises nothing\n")
         blocks.append(block)
     return "\n\n".join(blocks) + "\n"
 

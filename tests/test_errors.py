@@ -27,12 +27,12 @@ from gennorm import errors, presets
 from gennorm.engine import memory
 from gennorm.engine import threads as threads_
 from gennorm.errors import GennormError, point, suggest
-from gennorm.layer import adapting, arrays, files, parameters, statistics
+from gennorm.layer import adapting, arrays, files, hints, parameters, statistics
 from gennorm.layer import layer as layers
 from gennorm.spec import config, levels
 
 MODULES: list[ModuleType] = [
-    *(levels, config, statistics, adapting, files, presets),
+    *(levels, config, statistics, adapting, files, hints, presets),
     *(layers, arrays, parameters, memory, threads_),
 ]
 # Modules whose texts are asserted in tests of their own.
@@ -108,6 +108,26 @@ def archive(*, compressed=False, **arrays):
     return stream.getvalue()
 
 
+def tensors(more=b"", **header):
+    """The bytes of a .safetensors file whose header has these entries, None to leave one out, and more bytes."""
+    from safetensors.numpy import save
+
+    written = {"format": files.FORMAT, "version": files.VERSION, "config": {}, "arrays": []} | header
+    text = json.dumps({key: value for key, value in written.items() if value is not None})
+    return save({}, {files.HEADER: text}) + more
+
+
+def failing_read(call, *args):
+    """Call while no archive can be opened."""
+
+    def failing(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files.zipfile, "ZipFile", failing)
+        call(*args)
+
+
 def special(path, call):
     """Call with a path that is a named pipe."""
     with empty_folder():
@@ -162,6 +182,8 @@ NAMES = {
     "file": file,
     "full_disk": full_disk,
     "archive": archive,
+    "tensors": tensors,
+    "failing_read": failing_read,
     "special": special,
     "FullDevice": FullDevice,
     "io": io,
@@ -295,6 +317,40 @@ def test_every_code_of_the_package_is_in_a_table():
     assert not any(missing.values()), {path: codes for path, codes in missing.items() if codes}
 
 
+# The same text is raised at more than one place.
+SHARED = {"C004", "P101", "P103", "S010"}
+
+
+def places(source: str, where: str) -> set[tuple[str, str]]:
+    """(code, function) for every error that a source makes with a constant code."""
+    found = set()
+    for function in ast.walk(ast.parse(source)):
+        if isinstance(function, ast.FunctionDef):
+            for node in ast.walk(function):
+                if isinstance(node, ast.keyword) and node.arg == "code" and isinstance(node.value, ast.Constant):
+                    found.add((node.value.value, f"{where}: {function.name}"))
+    return found
+
+
+def test_one_code_for_one_text():
+    """A code is raised by one function of one module, so that it has one meaning."""
+    raised: dict[str, set[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for code, place in places(path.read_text(encoding="utf-8"), path.relative_to(PACKAGE).as_posix()):
+            raised.setdefault(code, set()).add(place)
+    assert not {code: found for code, found in raised.items() if len(found) > 1 and code not in SHARED}
+
+
+def test_codes_do_not_differ_by_module():
+    """Nor is a code that is passed to a helper the code of another module."""
+    modules: dict[str, set[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for code in constants(path.read_text(encoding="utf-8")):
+            modules.setdefault(code, set()).add(path.relative_to(PACKAGE).as_posix())
+    known = SHARED | {"L103"}  # the command line adds a line to that one
+    assert not {code: found for code, found in modules.items() if len(found) > 1 and code not in known}
+
+
 # What is wrong with a call that was given `out`; `x` is (2, 3) zeros of float64, like `out`.
 REFUSED = """\
 gn.NormalizationLayer()(x, out=out)
@@ -374,7 +430,12 @@ def test_errors_travel(kind, protocol):
 @pytest.mark.parametrize("kind", CLASSES)
 def test_every_class_is_a_builtin_too(kind):
     assert issubclass(kind, GennormError)
-    builtins = {errors.DtypeError: TypeError, errors.InputError: TypeError, errors.TensorError: RuntimeError}
+    builtins = {
+        errors.DtypeError: TypeError,
+        errors.InputError: TypeError,
+        errors.TensorError: RuntimeError,
+        errors.UnknownNameError: AttributeError,
+    }
     assert kind is GennormError or issubclass(kind, builtins.get(kind, ValueError))
     with pytest.raises(TypeError, match="code"):
         kind("a text")

@@ -130,7 +130,9 @@ def write(path: Target, stored: Stored) -> None:
     header = {"format": FORMAT, "version": VERSION, "config": stored.config.to_dict(), "arrays": [*arrays]}
     text = json.dumps(header, allow_nan=False)
     with interrupts_deferred():
-        data = _to_npz(text, arrays) if kind == ".npz" else _to_safetensors(target or Path("a file object"), text, arrays)
+        data = (
+            _to_npz(text, arrays) if kind == ".npz" else _to_safetensors(target or Path("a file object"), text, arrays)
+        )
         if target is None:
             _write_stream(cast("_Writable", path), data)
             return
@@ -215,7 +217,7 @@ def _write_stream(stream: _Writable, data: bytes) -> None:
     try:
         stream.write(data)
     except TypeError:
-        raise _text_stream("wb") from None
+        raise _text_stream(writing=True) from None
     except OSError as error:
         raise cannot_write(Path(str(getattr(stream, "name", "a file object"))), error) from None
 
@@ -226,13 +228,14 @@ def _read_stream(stream: _Readable) -> bytes:
     except OSError as error:
         raise cannot_read(Path(str(getattr(stream, "name", "a file object"))), error) from None
     except UnicodeDecodeError:
-        raise _text_stream("rb") from None
+        raise _text_stream(writing=False) from None
     if not isinstance(data, bytes):
-        raise _text_stream("rb")
+        raise _text_stream(writing=False)
     return data
 
 
-def _text_stream(mode: str) -> FileError:
+def _text_stream(*, writing: bool) -> FileError:
+    mode = "wb" if writing else "rb"
     msg = f'the file object of a layer is opened as text\nopen it as bytes: open(path, "{mode}")'
     return FileError(msg, code="F031")
 
@@ -288,7 +291,8 @@ def _understood(path: Path, text: str | None, arrays: Mapping[str, Array]) -> St
     parameters: dict[str, Array | None] = {name: arrays.get(name) for name in PARAMETERS}
     shapes = {array.shape for array in parameters.values() if array is not None}
     expected_shape = _expected_shape(config)
-    for name, array in arrays.items():
+    for name in (name for name in ARRAYS if name in arrays):
+        array = arrays[name]
         expected = config.dtype if name in PARAMETERS else "float64"
         fits = array.dtype.name == expected and len(shapes) < 2 and getattr(config, name, "Automatic") is not None
         if name in PARAMETERS and expected_shape is not None:
@@ -399,7 +403,9 @@ def _look_into_npz(path: Path, stream: BinaryIO) -> None:
             msg = f"{path} has an entry {entry.filename!r} that belongs to no layer\nwrite or copy the file again"
             raise FileError(msg, code="F033")
         if entry.compress_type != zipfile.ZIP_STORED:
-            msg = f"{path} has a compressed entry {entry.filename!r}\nlayer.save(path) compresses nothing: save it again"
+            msg = (
+                f"{path} has a compressed entry {entry.filename!r}\nlayer.save(path) compresses nothing: save it again"
+            )
             raise FileError(msg, code="F034")
 
 

@@ -38,6 +38,7 @@ from gennorm.layer.arrays import (
     writable,
 )
 from gennorm.layer.derivatives import Gradients, Kept, Merge, Pullback, Settled
+from gennorm.layer.hints import checked_arguments, unknown_attribute
 from gennorm.layer.parameters import Parameter, together
 from gennorm.layer.statistics import (
     applicable,
@@ -148,6 +149,7 @@ class NormalizationLayer:
     True
     """
 
+    @checked_arguments("NormalizationLayer")
     def __init__(
         self,
         aggregation_levels: Any = "2;;All",
@@ -1422,6 +1424,13 @@ class NormalizationLayer:
         """
         files.write(path, files.Stored(self._config, dict(self._parameters), self._held))
 
+    if not TYPE_CHECKING:  # to a type checker, every name would be an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_"):  # protocols look for such names, also before the layer has its own
+                return object.__getattribute__(self, name)
+            raise unknown_attribute(name, [one for one in dir(self) if one[0] != "_"], DEFAULTS)
+
     def __repr__(self) -> str:
         arguments = self._config.arguments()
         for name in PARAMETERS:
@@ -1517,8 +1526,8 @@ def _kept(x: Array, settled: Settled, factors: Array, found: Any = None, *, own:
 
 def _mode(name: str, value: Any) -> Any:
     """The setting that stands for a parameter given as this value."""
-    if isinstance(value, str) and value != "Automatic":
-        msg = f'{name} cannot be "{value}"{suggest(value, ["Automatic"])}\nwrite "Automatic", None or an array'
+    if (isinstance(value, str) and value != "Automatic") or isinstance(value, (bool, np.bool_)):
+        msg = f'{name} cannot be {shown(value)}{suggest(value, ["Automatic"])}\nwrite "Automatic", None or an array'
         raise ConfigError(msg, code="C004")
     return value if value is None or isinstance(value, str) else "explicit"
 
