@@ -35,11 +35,18 @@ def run(*arguments, status=0):
 
 
 def failure(*arguments):
-    """What a command that ends with status 1 says, and that it says nothing else."""
+    """The message of a command that ends with status 1, without the code at its end, and that it prints nothing else."""
     result = run(*arguments, status=1)
     assert result.stdout == ""
-    assert result.stderr.startswith("gennorm: ")
-    return result.stderr.removeprefix("gennorm: ").removesuffix("\n")
+    return message(result.stderr)
+
+
+def message(stderr):
+    """The message on standard error, without the code at its end."""
+    assert stderr.startswith("gennorm: ")
+    found = re.fullmatch(r"gennorm: (.*) \[[A-Z]\d{3}\]\n", stderr, re.DOTALL)
+    assert found, stderr
+    return found[1]
 
 
 def misuse(*arguments):
@@ -306,7 +313,7 @@ def test_errors_of_the_layer_are_shown_whole():
             ["--preset", "batch_norm", "--channel-level", "0"],
             "'--channel-level': level 0 is the batch; channels are on 1 to the last level, or -1 and below",
         ),
-        (["--dtype", "flot32"], """'--dtype': "flot32" is no dtype that is normalized; did you mean "float32"?"""),
+        (["--dtype", "flot32"], """'--dtype': "flot32" is no dtype that can be normalized; did you mean "float32"?"""),
     ],
 )
 def test_misuse(arguments, text):
@@ -566,9 +573,9 @@ def occupied(folder):
         (
             OSError(errno.ENOSPC, "No space left on device"),
             1,
-            "gennorm: y.npy cannot be written: No space left on device\nnothing has been written there\n",
+            "gennorm: y.npy cannot be written: No space left on device\nnothing has been written there [F008]\n",
         ),
-        (gn.GennormError("in the middle", code="X000"), 1, "gennorm: in the middle\n"),
+        (gn.GennormError("in the middle", code="X000"), 1, "gennorm: in the middle [X000]\n"),
     ],
     ids=["interrupt", "memory", "memory-silent", "disk", "gennorm"],
 )
@@ -644,7 +651,7 @@ def test_full_disk(occupied, folder):
     """A limit on the size of files ends a write as a full disk does, and before a map is touched."""
     before = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
     result = process("apply", "x.npy", "y.npy", "--preset", "layer_norm", before=before)
-    text = f"gennorm: y.npy cannot be written: {os.strerror(errno.EFBIG)}\nnothing has been written there\n"
+    text = f"gennorm: y.npy cannot be written: {os.strerror(errno.EFBIG)}\nnothing has been written there [F008]\n"
     assert (result.returncode, result.stdout, result.stderr) == (1, "", text)
     assert directory(folder) == occupied
 
@@ -712,7 +719,7 @@ def npy(shape="(3, 4)", descr="'<f4'", more=""):
         ),
         (
             npy() + bytes(47),
-            "x.npy is truncated: an array of shape (3, 4) and dtype float32 has 48 bytes, and 47 are there\n"
+            "x.npy is truncated: an array of shape (3, 4) and dtype float32 has 48 bytes, and the file has 47\n"
             "write or copy the file again",
         ),
         (
@@ -794,7 +801,7 @@ def test_config_files(folder):
     )
     path.write_bytes(b"\xff\xfe")
     assert failure(*arguments) == (
-        "layer.json is no JSON: it is no text of that kind\nwrite it with json.dump(layer.to_config(), file)"
+        "layer.json is no JSON: it is not text, or too deeply nested\nwrite it with json.dump(layer.to_config(), file)"
     )
     config = gn.NormalizationLayer(-1, "Same").to_config()
     path.write_text(json.dumps({**config, "colour": 1}))
@@ -803,7 +810,7 @@ def test_config_files(folder):
     )
     path.write_text(json.dumps({**config, "statistics": "moving"}))
     assert failure(*arguments) == (
-        'layer.json says statistics="moving", and a config holds no moments\n'
+        'layer.json says statistics="moving", and a config has no moments\n'
         'give --layer the file of a layer with its moments, or write "statistics": "input"'
     )
     assert sorted(directory(folder)) == ["layer.json", "x.npy"]
@@ -877,7 +884,7 @@ def test_adapt_failures(folder):
     assert "does not go with --preset" in misuse(
         "adapt", "x.npy", "layer.npz", "--level", "1", "--preset", "layer_norm"
     )
-    assert "it undoes what a saved layer did" in misuse("apply", "x.npy", "z.npy", "--inverse")
+    assert "it undoes the normalization of a saved layer" in misuse("apply", "x.npy", "z.npy", "--inverse")
     assert "--layer, which has every setting" in misuse(
         "apply", "x.npy", "z.npy", "--layer", "layer.npz", "--epsilon", "1"
     )
@@ -929,13 +936,13 @@ def test_npz_that_is_none(folder):
     assert failure(*arguments) == "x.npz does not exist\ngive the path of a file that does"
     Path("x.npz").write_bytes(b"no archive")
     assert failure(*arguments) == (
-        "x.npz is no .npz file: it is no archive, or a truncated one\nwrite or copy the file again"
+        "x.npz is no .npz file: it is no archive, or a damaged one\nwrite or copy the file again"
     )
     content = io.BytesIO()
     np.savez(content, a=random((30, 4)))
     Path("x.npz").write_bytes(content.getvalue()[:-30])
     assert failure(*arguments) == (
-        "x.npz is no .npz file: it is no archive, or a truncated one\nwrite or copy the file again"
+        "x.npz is no .npz file: it is no archive, or a damaged one\nwrite or copy the file again"
     )
     damaged = bytearray(content.getvalue())
     damaged[300] ^= 255
@@ -945,7 +952,7 @@ def test_npz_that_is_none(folder):
     )
     np.savez("x.npz", a=np.array([{}]))
     assert failure(*arguments) == (
-        '"a.npy" in x.npz is no array that can be read: Object arrays cannot be loaded when allow_pickle=False\n'
+        '"a.npy" in x.npz is no array that can be read: it holds Python objects (dtype object), and they are never unpickled\n'
         "numpy.savez writes such archives"
     )
     with zipfile.ZipFile("x.npz", "w") as archive:
@@ -1048,7 +1055,7 @@ def test_pictures_that_cannot_be(folder):
     )
     save("x.png", random((20, 16, 4), "uint8"))
     assert failure("apply", "x.png", "y.jpg", "--preset", "layer_norm") == (
-        "x.png has transparency, and a .jpg file holds none\nwrite a .png file"
+        "x.png has transparency, and a .jpg file has none\nwrite a .png file"
     )
     assert [path.name for path in folder.iterdir()] == ["x.png"]
 
@@ -1080,7 +1087,7 @@ def test_demo_shows_every_preset(shown):
         shape = (4, 300, 256, 3) if exhibit.crops else (600, 512, 3)
         assert f"{exhibit.call}\n" in text
         assert f"{layer.plan(shape)}\ntime       " in text
-    assert f"{folder / 'contact-sheet.png'} has them all, 7 single ones lie beside it." in text
+    assert f"{folder / 'contact-sheet.png'} has all of them; 7 single ones are in the same folder." in text
 
 
 def table(text, name):

@@ -33,6 +33,7 @@ from numba.core.target_extension import jit_registry, target_override
 from gennorm.engine.threads import hold_in_forks, unbroken
 
 from . import lowering, target
+from .notice import announce_compilation
 
 JIT = not numba_config.DISABLE_JIT
 
@@ -244,6 +245,7 @@ def _compiled(
             found = _load(name)
             result = found
             if result is None:
+                announce_compilation(cache_directory())
                 clone, _ = _specialised(kernel, {**names, **lowering.words(*storage)})
                 clone.__qualname__ = f"{kernel.__name__}_{content[:16]}"  # keeps the symbols of two variants apart
                 dispatcher = numba.njit(**OPTIONS, **COMPILED)(clone)
