@@ -6,11 +6,10 @@ NumPy and the packages of the extra ``cli`` are imported.
 
 from __future__ import annotations
 
-import os
-import sys
-
 # `signal` makes enumerations of the same numbers, which takes milliseconds.
 import _signal as signal  # type: ignore[import-not-found]
+import os
+import sys
 
 TYPE_CHECKING = False  # importing `typing` takes longer than everything else here
 if TYPE_CHECKING:
