@@ -17,7 +17,12 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if CI
 
 
 def pytest_addoption(parser):
-    parser.addoption("--fuzz-seconds", type=float, default=0.0, help="how long test_fuzz.py goes on with new examples")
+    parser.addoption(
+        "--fuzz-seconds",
+        type=float,
+        default=0.0,
+        help="how long test_fuzz.py and test_fuzz_cli.py go on with new examples",
+    )
 
 
 @pytest.fixture

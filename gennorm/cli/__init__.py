@@ -64,6 +64,12 @@ def main() -> NoReturn:
         app(prog_name="gennorm")
     except SystemExit as error:
         status = error.code
+        if status == 1 and type(sys.stdout).__name__ == "PacifyFlushWrapper":  # what Click puts there after EPIPE
+            status = BROKEN_PIPE
+    except OSError as error:  # the help is written before a command handles errors
+        status = BROKEN_PIPE if isinstance(error, BrokenPipeError) else 1
+        if status == 1 and _ended_by is None:
+            _say(f"gennorm: {error.strerror or error}")
     except KeyboardInterrupt:
         _note_signal(signal.SIGINT)
     except BaseException:

@@ -23,7 +23,7 @@ DEVIATIONS = 2.5  # from the mean to black and to white
 TIMES = 2.0  # the root mean square, to white
 # What Pillow multiplies grey values of fewer than 8 bits by, so that they are 0 to 255. It does not multiply the
 # transparent colour.
-EXPANDED = {"1": 255, "L;2": 85, "L;4": 17}
+EXPANDED = {"L;2": 85, "L;4": 17}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,8 @@ def _picture(image: Image.Image) -> Picture:
 def _keyed(pixels: Array, key: Any, raw: str, mode: str) -> Array | None:
     """The transparency of a picture that has a transparent colour: 0 where the pixel has it, 255 elsewhere."""
     if mode in {"1", "L", "I;16", "I"} and isinstance(key, int):
-        return np.where(pixels == key * EXPANDED.get(raw, 1), 0, 255).astype(np.uint8)
+        grey = (255 if key else 0) if mode == "1" else key * EXPANDED.get(raw, 1)
+        return np.where(pixels == grey, 0, 255).astype(np.uint8)
     if mode == "RGB" and isinstance(key, tuple) and len(key) == 3:
         # Of colours of 16 bits Pillow reads the upper 8.
         colour = np.array(key) >> 8 if raw.endswith(";16B") else np.array(key)
