@@ -1556,7 +1556,7 @@ def test_output_that_cannot_be_written(command, folder):
     assert result.returncode == 1
     assert re.fullmatch(r"(gennorm: no layer.*\n)?gennorm: .*No space left on device\n", result.stderr)
     result = shell(f"gennorm {command} | true")
-    assert result.returncode in {0, 141}
+    assert result.returncode in ({0, 1} if command == "--help" else {0, 141})  # Rich ends with 1 where it prints help
     assert re.fullmatch(r"(gennorm: no layer.*\n)?", result.stderr)
     result = shell(f"gennorm {command} >&-")
     assert (result.returncode, result.stdout) == (0, "")
