@@ -25,7 +25,7 @@ IMPORT = re.compile(rf"^(?:>>> )?(?:import|from) ({'|'.join(FRAMEWORKS)})\b", re
 
 
 def pytest_addoption(parser):
-    parser.addoption("--fuzz-seconds", type=float, default=0.0, help="time for new examples in test_fuzz.py")
+    parser.addoption("--fuzz-seconds", type=float, default=0.0, help="time for new examples in each file of fuzzing")
 
 
 # --------------------------------------------------------------------------------------------- frameworks and skips

@@ -5,6 +5,7 @@ failure names the seed that repeats it.
 """
 
 import copy
+import hashlib
 import io
 import json
 import secrets
@@ -125,15 +126,15 @@ def with_header(data, suffix, change):
     """A file with a changed header that is otherwise intact."""
     if suffix == ".npz":
         archive = dict(np.load(io.BytesIO(data)))
-        archive[files.HEADER] = np.array(change(str(archive[files.HEADER])))
-        stream = io.BytesIO()
-        np.savez(stream, **archive)
-        return stream.getvalue()
+        return files._to_npz(change(str(archive.pop(files.HEADER))), archive)
     length = int.from_bytes(data[:8], "little")
     outer = json.loads(data[8 : 8 + length])
-    outer["__metadata__"][files.HEADER] = change(outer["__metadata__"][files.HEADER])
+    header = json.loads(change(outer["__metadata__"][files.HEADER]))
+    zeros = "0" * files.DIGITS
+    outer["__metadata__"][files.HEADER] = json.dumps({**header, files.KEY: zeros})
     text = json.dumps(outer).encode()
-    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+    changed = len(text).to_bytes(8, "little") + text + data[8 + length :]
+    return changed.replace(zeros.encode(), hashlib.sha256(changed).hexdigest().encode(), 1)
 
 
 @st.composite

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gennorm.errors import DtypeError, InputError, OutputError, ParameterError, ShapeError, shown, suggest
+from gennorm.layer.hints import list_advice
 from gennorm.masks import broadcast_mask
 from gennorm.plan import COMPUTED, ITEMSIZE
 
@@ -139,7 +140,7 @@ def _not_an_array(x: Any, what: str) -> InputError:
         msg = f"{what} is a torch tensor, and the layer takes NumPy arrays\n"
         msg += "gennorm.torch has the layer as a module; or pass x.detach().numpy(), which shares its memory"
     elif isinstance(x, (list, tuple)):
-        msg = f"{what} is a {kind}, and the layer takes an array or a list of arrays\npass np.array(x)"
+        msg = f"{what} is a {kind}, and the layer takes an array or a list of arrays\n{list_advice(x)}"
     else:
         msg = f"{what} is of type {kind}, and the layer takes NumPy arrays\npass np.asarray(x)"
     return InputError(msg, code="A001")

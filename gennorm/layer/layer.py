@@ -10,8 +10,7 @@ import functools
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from os import PathLike
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +33,7 @@ from gennorm.layer.arrays import (
     writable,
 )
 from gennorm.layer.derivatives import Kept, Merge, Pullback, directions_of, push_forward
+from gennorm.layer.hints import checked_arguments, unknown_attribute
 from gennorm.layer.parameters import NAMES, Parameters
 from gennorm.layer.request import Request, given_rows, laid, parameters_of, request, run
 from gennorm.layer.state import State
@@ -49,7 +49,7 @@ from gennorm.layer.statistics import (
     require_inverse,
     required,
 )
-from gennorm.layer.texts import INITIAL, Information, represent
+from gennorm.layer.texts import DEFAULTS, INITIAL, Information, represent
 from gennorm.moments import Moments
 from gennorm.plan import Plan, make_plan
 from gennorm.spec import config as configs
@@ -152,6 +152,7 @@ class NormalizationLayer:
 
     __slots__ = ("__weakref__", "_state")
 
+    @checked_arguments("NormalizationLayer")
     def __init__(
         self,
         aggregation_levels: Any = "2;;All",
@@ -1033,18 +1034,22 @@ class NormalizationLayer:
         layer._begin(settings, scaling, biases)
         return layer
 
-    def save(self, path: str | PathLike[str]) -> None:
+    def save(self, path: files.Target) -> None:
         """Write the layer to a file: its settings, its parameters and its moments, bit for bit.
+
+        The file is complete or not there. It replaces an existing file, whose permissions it takes over. Ctrl-C is
+        handled when the file is complete.
 
         Parameters
         ----------
-        path : path-like
-            Ends in ``.npz`` or ``.safetensors``. The file appears when it is complete, in place of one that was there.
+        path : str, path-like or binary file object
+            A path ends in ``.npz`` or ``.safetensors``. A file object is written as ``.npz``, unless its name ends in
+            ``.safetensors``.
 
         Raises
         ------
         FileError
-            The path has another ending, or cannot be written.
+            The path has another suffix, or cannot be written.
 
         See Also
         --------
@@ -1063,6 +1068,13 @@ class NormalizationLayer:
         state = self._state
         files.write(path, files.Stored(state.config, state.parameters._asdict(), state.moments))
 
+    if not TYPE_CHECKING:  # to a type checker, every name would be an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_"):  # protocols look for such names, also before the layer has its own
+                return object.__getattribute__(self, name)
+            raise unknown_attribute(name, [one for one in dir(self) if one[0] != "_"], DEFAULTS)
+
     def __repr__(self) -> str:
         return represent(self._state)
 
@@ -1076,13 +1088,15 @@ class NormalizationLayer:
         self._state = State(state["config"], Parameters(*own), state["moments"])
 
 
-def load(path: str | PathLike[str]) -> NormalizationLayer:
+def load(path: files.Source) -> NormalizationLayer:
     """Read a layer that `NormalizationLayer.save` wrote.
+
+    Nothing in the file is executed, and its checksum, settings and shapes are checked.
 
     Parameters
     ----------
-    path : path-like
-        Ends in ``.npz`` or ``.safetensors``.
+    path : str, path-like or binary file object
+        A path ends in ``.npz`` or ``.safetensors``. A file object is read from its position to its end.
 
     Returns
     -------
@@ -1091,7 +1105,7 @@ def load(path: str | PathLike[str]) -> NormalizationLayer:
     Raises
     ------
     FileError
-        The file does not exist, is incomplete, is not one of a layer, or was written by a newer gennorm.
+        The file does not exist, is damaged, is not the file of a layer, or was written by a newer gennorm.
 
     Examples
     --------
@@ -1111,8 +1125,8 @@ def load(path: str | PathLike[str]) -> NormalizationLayer:
 
 def parameter_mode(name: str, value: Any) -> Any:
     """Return the setting that stands for a parameter that was passed as this value."""
-    if isinstance(value, str) and value != "Automatic":
-        msg = f'{name} cannot be "{value}"{suggest(value, ["Automatic"])}\nwrite "Automatic", None or an array'
+    if (isinstance(value, str) and value != "Automatic") or isinstance(value, (bool, np.bool_)):
+        msg = f'{name} cannot be {shown(value)}{suggest(value, ["Automatic"])}\nwrite "Automatic", None or an array'
         raise ConfigError(msg, code="C004")
     return value if value is None or isinstance(value, str) else "explicit"
 

@@ -280,7 +280,7 @@ class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
 
 def _as_torch(error: Any) -> TensorError:
     """The error in the class that torch has for what does not fit a module."""
-    return TensorError(str(error), code=error.code)
+    return TensorError(error.message, code=error.code)
 
 
 def _require_several(x: Tensor, first: int) -> None:
@@ -288,4 +288,4 @@ def _require_several(x: Tensor, first: int) -> None:
     if first * x.shape[2:].numel() == 1:
         msg = f"an input of shape {tuple(x.shape)} has one value for each mean, and its normalization is 0\n"
         msg += "pass more examples, or more values of each; or call module.eval() where it has running statistics"
-        raise ShapeError(msg, code="S030")
+        raise ShapeError(msg, code="S040")

@@ -120,7 +120,7 @@ def require_tensor(value: Any, what: str) -> Tensor:
         kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
         instead = "torch.from_numpy(x)" if isinstance(value, np.ndarray) else "torch.as_tensor(x)"
         msg = f"{what} is of type {kind}, and the module takes tensors\npass {instead}"
-        raise InputError(msg, code="A020")
+        raise InputError(msg, code="A030")
     _require_memory(value, what)
     if value.dtype not in FLOATING:
         msg = f"{what} has the dtype {value.dtype}, and the module takes floats of 16, 32 or 64 bits\n"
@@ -156,7 +156,7 @@ def require_mask(mask: Any) -> None:
     """Refuse a mask that is no tensor of booleans in the memory of this machine's processor."""
     if not isinstance(mask, Tensor):
         msg = f"mask is of type {type(mask).__name__}\npass a tensor of booleans; True counts"
-        raise InputError(msg, code="A021")
+        raise InputError(msg, code="A031")
     _require_memory(mask, "mask")
     if mask.requires_grad or mask.dtype != torch.bool:
         has = "requires a gradient" if mask.requires_grad else f"has the dtype {mask.dtype}"

@@ -8,7 +8,9 @@ import re
 import signal
 import subprocess
 import sys
+import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +37,18 @@ def run(*arguments, status=0):
 
 
 def failure(*arguments):
-    """What a command that ends with status 1 says, and that it says nothing else."""
+    """The message of a command that ends with status 1, without the code at its end; it prints nothing else."""
     result = run(*arguments, status=1)
     assert result.stdout == ""
-    assert result.stderr.startswith("gennorm: ")
-    return result.stderr.removeprefix("gennorm: ").removesuffix("\n")
+    return message(result.stderr)
+
+
+def message(stderr):
+    """The message on standard error, without the code at its end."""
+    assert stderr.startswith("gennorm: ")
+    found = re.fullmatch(r"gennorm: (.*) \[[A-Z]\d{3}\]\n", stderr, re.DOTALL)
+    assert found, stderr
+    return found[1]
 
 
 def misuse(*arguments):
@@ -313,7 +322,7 @@ def test_errors_of_the_layer_are_shown_whole():
             ["--preset", "batch_norm", "--channel-level", "0"],
             "'--channel-level': level 0 is the batch; channels are on 1 to the last level, or -1 and below",
         ),
-        (["--dtype", "flot32"], """'--dtype': "flot32" is no dtype that is normalized; did you mean "float32"?"""),
+        (["--dtype", "flot32"], """'--dtype': "flot32" is no dtype that can be normalized; did you mean "float32"?"""),
     ],
 )
 def test_misuse(arguments, text):
@@ -579,9 +588,9 @@ def occupied(folder):
         (
             OSError(errno.ENOSPC, "No space left on device"),
             1,
-            "gennorm: y.npy cannot be written: No space left on device\nnothing has been written there\n",
+            "gennorm: y.npy cannot be written: No space left on device\nnothing has been written there [F008]\n",
         ),
-        (gn.GennormError("in the middle", code="X000"), 1, "gennorm: in the middle\n"),
+        (gn.GennormError("in the middle", code="X000"), 1, "gennorm: in the middle [X000]\n"),
     ],
     ids=["interrupt", "memory", "memory-silent", "disk", "gennorm"],
 )
@@ -664,7 +673,7 @@ def test_full_disk(occupied, folder):
     """A limit on the size of files ends a write as a full disk does, and before a map is touched."""
     before = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
     result = process("apply", "x.npy", "y.npy", "--preset", "layer_norm", before=before)
-    text = f"gennorm: y.npy cannot be written: {os.strerror(errno.EFBIG)}\nnothing has been written there\n"
+    text = f"gennorm: y.npy cannot be written: {os.strerror(errno.EFBIG)}\nnothing has been written there [F008]\n"
     assert (result.returncode, result.stdout, result.stderr) == (1, "", text)
     assert directory(folder) == occupied
 
@@ -732,7 +741,7 @@ def npy(shape="(3, 4)", descr="'<f4'", more=""):
         ),
         (
             npy() + bytes(47),
-            "x.npy is truncated: an array of shape (3, 4) and dtype float32 has 48 bytes, and 47 are there\n"
+            "x.npy is truncated: an array of shape (3, 4) and dtype float32 has 48 bytes, and the file has 47\n"
             "write or copy the file again",
         ),
         (
@@ -812,9 +821,9 @@ def test_config_files(folder):
     assert failure(*arguments) == (
         "layer.json is no JSON: line 1, column 12: Expecting value\nwrite it with json.dump(layer.to_config(), file)"
     )
-    path.write_bytes(b"\xff\xfe")
+    path.write_bytes(b"\xff\xff")
     assert failure(*arguments) == (
-        "layer.json is no JSON: it is no text of that kind\nwrite it with json.dump(layer.to_config(), file)"
+        "layer.json is no JSON: it is not text, or too deeply nested\nwrite it with json.dump(layer.to_config(), file)"
     )
     config = gn.NormalizationLayer(-1, "Same").to_config()
     path.write_text(json.dumps({**config, "colour": 1}))
@@ -823,7 +832,7 @@ def test_config_files(folder):
     )
     path.write_text(json.dumps({**config, "statistics": "moving"}))
     assert failure(*arguments) == (
-        'layer.json says statistics="moving", and a config holds no moments\n'
+        'layer.json says statistics="moving", and a config has no moments\n'
         'give --layer the file of a layer with its moments, or write "statistics": "input"'
     )
     assert sorted(directory(folder)) == ["layer.json", "x.npy"]
@@ -911,7 +920,7 @@ def test_adapt_failures(folder):
     assert "does not go with --preset" in misuse(
         "adapt", "x.npy", "layer.npz", "--level", "1", "--preset", "layer_norm"
     )
-    assert "it undoes what a saved layer did" in misuse("apply", "x.npy", "z.npy", "--inverse")
+    assert "it undoes the normalization of a saved layer" in misuse("apply", "x.npy", "z.npy", "--inverse")
     assert "--layer, which has every setting" in misuse(
         "apply", "x.npy", "z.npy", "--layer", "layer.npz", "--epsilon", "1"
     )
@@ -963,13 +972,13 @@ def test_npz_that_is_none(folder):
     assert failure(*arguments) == "x.npz does not exist\ngive the path of a file that does"
     Path("x.npz").write_bytes(b"no archive")
     assert failure(*arguments) == (
-        "x.npz is no .npz file: it is no archive, or a truncated one\nwrite or copy the file again"
+        "x.npz is no .npz file: it is no archive, or a damaged one\nwrite or copy the file again"
     )
     content = io.BytesIO()
     np.savez(content, a=random((30, 4)))
     Path("x.npz").write_bytes(content.getvalue()[:-30])
     assert failure(*arguments) == (
-        "x.npz is no .npz file: it is no archive, or a truncated one\nwrite or copy the file again"
+        "x.npz is no .npz file: it is no archive, or a damaged one\nwrite or copy the file again"
     )
     damaged = bytearray(content.getvalue())
     damaged[300] ^= 255
@@ -979,7 +988,8 @@ def test_npz_that_is_none(folder):
     )
     np.savez("x.npz", a=np.array([{}]))
     assert failure(*arguments) == (
-        '"a.npy" in x.npz is no array that can be read: Object arrays cannot be loaded when allow_pickle=False\n'
+        '"a.npy" in x.npz is no array that can be read: it holds Python objects (dtype object), '
+        "and they are never unpickled\n"
         "numpy.savez writes such archives"
     )
     with zipfile.ZipFile("x.npz", "w") as archive:
@@ -1082,7 +1092,7 @@ def test_pictures_that_cannot_be(folder):
     )
     save("x.png", random((20, 16, 4), "uint8"))
     assert failure("apply", "x.png", "y.jpg", "--preset", "layer_norm") == (
-        "x.png has transparency, and a .jpg file holds none\nwrite a .png file"
+        "x.png has transparency, and a .jpg file has none\nwrite a .png file"
     )
     assert [path.name for path in folder.iterdir()] == ["x.png"]
 
@@ -1114,7 +1124,7 @@ def test_demo_shows_every_preset(shown):
         shape = (4, 300, 256, 3) if exhibit.crops else (600, 512, 3)
         assert f"{exhibit.call}\n" in text
         assert f"{layer.plan(shape)}\ntime       " in text
-    assert f"{folder / 'contact-sheet.png'} has them all, 7 single ones lie beside it." in text
+    assert f"{folder / 'contact-sheet.png'} has all of them; 7 single ones are in the same folder." in text
 
 
 def table(text, name):
@@ -1184,3 +1194,502 @@ def test_demo_without_the_photograph(monkeypatch, folder):
     text = failure("demo")
     assert re.fullmatch(r"the photograph nowhere\.jpg is not in rich \d+\.\d+\.\d+\ninstall rich from its wheel", text)
     assert [*folder.iterdir()] == []
+
+
+# ----------------------------------------------------------------------------------------------- nothing is overwritten
+
+
+def test_adapt_does_not_write_over_data(folder):
+    """With OUT forgotten, the last name is data."""
+    np.save("x.npy", random((6, 3)))
+    np.savez("a.npz", random((6, 3)))
+    np.savez("b.npz", random((6, 3)))
+    Path("link.npz").symlink_to("a.npz")
+    os.link("a.npz", "hard.npz")
+    before = directory(folder)
+    is_input = "is an input, and the last name is where the layer goes"
+    exists = "exists and is not the file of a layer, and the last name is where the layer goes"
+    for arguments, why in (
+        (["a.npz", "b.npz"], exists),
+        (["x.npy", "a.npz"], exists),
+        (["a.npz", "a.npz"], is_input),
+        (["x.npy", "a.npz", "a.npz"], is_input),
+        (["a.npz", "link.npz"], is_input),
+        (["link.npz", "a.npz"], is_input),
+        (["a.npz", "hard.npz"], is_input),
+    ):
+        text = failure("adapt", *arguments)
+        assert text.startswith(f"{arguments[-1]} {why}\ngive the layer a name of its own")
+        assert directory(folder) == before
+    run("adapt", "x.npy", "layer.npz")
+    run("adapt", "x.npy", "layer.npz")  # a layer is replaced
+    run("adapt", "x.npy", "layer.npz", "--layer", "layer.npz")  # the documented update
+    assert gn.load("layer.npz").moments.count.tolist() == [12] * 3
+    Path("empty.npz").touch()  # as mktemp makes it
+    run("adapt", "x.npy", "empty.npz")
+    assert gn.load("empty.npz").initialized
+
+
+def test_apply_does_not_write_over_a_layer(folder):
+    np.savez("a.npz", x=random((6, 3)))
+    np.save("x.npy", random((6, 3)))
+    Path("layer.json").write_text(json.dumps(gn.layer_norm(3).to_config()))
+    run("adapt", "a.npz", "layer.npz")
+    Path("link.npz").symlink_to("layer.npz")
+    Path("link.npy").symlink_to("layer.npz")
+    Path("json.npy").symlink_to("layer.json")
+    before = directory(folder)
+    for arguments in (
+        ("a.npz", "layer.npz", "--layer", "layer.npz"),
+        ("a.npz", "link.npz", "--layer", "layer.npz"),
+        ("x.npy", "link.npy", "--layer", "layer.npz"),
+        ("x.npy", "json.npy", "--config", "layer.json"),
+        ("a.npz", "layer.npz", "--preset", "layer_norm"),
+    ):
+        text = failure("apply", *arguments)
+        assert text.startswith(f"{arguments[1]} is the file of a layer, and apply would write arrays over it")
+        assert directory(folder) == before
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+@pytest.mark.parametrize("command", ["npy", "npz", "picture", "adapt"])
+def test_a_private_file_is_private_while_it_is_replaced(command, mode, folder, monkeypatch):
+    np.save("x.npy", random((6, 3)))
+    np.savez("x.npz", random((6, 3)))
+    save("x.png", random((6, 5, 3), "uint8"))
+    gn.feature_norm(mean=1, variance=1).save("layer.npz")
+    arguments = {
+        "npy": ["apply", "x.npy", "x.npy", "--preset", "layer_norm"],
+        "npz": ["apply", "x.npz", "x.npz", "--preset", "layer_norm"],
+        "picture": ["apply", "x.png", "x.png", "--preset", "layer_norm"],
+        "adapt": ["adapt", "x.npy", "layer.npz"],
+    }[command]
+    target = Path(arguments[2])
+    target.chmod(mode)
+    seen = []
+
+    def watched(descriptor):
+        seen.extend(oct(path.stat().st_mode & 0o777) for path in folder.glob(".gennorm-*.part"))
+        chmod(descriptor, mode)
+
+    chmod = os.fchmod
+    monkeypatch.setattr(os, "fchmod", lambda descriptor, _: watched(descriptor))
+    run(*arguments)
+    assert seen == ["0o600"]
+    assert target.stat().st_mode & 0o777 == mode
+
+
+# ------------------------------------------------------------------------------------------- inputs that change, or lie
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("change", ["truncated", "rewritten", "removed"])
+@pytest.mark.parametrize("command", ["layer_norm", "batch_norm", "adapt"])
+def test_an_input_that_changes_while_it_is_read(command, change, order, folder, monkeypatch):
+    """A map of a truncated file would end the process with SIGBUS."""
+    np.save("x.npy", random((3000, 50), order=order))
+    monkeypatch.setattr(applying, "CHUNK", 1 << 14)
+    monkeypatch.setattr("gennorm.cli.adapt.CHUNK", 1 << 14)
+    read = files.NpyFile._read
+    calls = []
+
+    def changed(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == (3 if order == "C" else 1):
+            if change == "truncated":
+                os.truncate("x.npy", 4096)
+            elif change == "removed":
+                Path("x.npy").unlink()
+            else:
+                np.save("x.npy", random((3000, 50)))
+            if change != "removed":
+                os.utime("x.npy", ns=(1, 1))
+        return read(self, *arguments)
+
+    monkeypatch.setattr(files.NpyFile, "_read", changed)
+    if command == "adapt":
+        text = failure("adapt", "x.npy", "layer.npz")
+    else:
+        text = failure("apply", "x.npy", "y.npy", "--preset", command)
+    expected = (
+        "x.npy does not exist" if change == "removed" else "x.npy was changed by another process while it was read"
+    )
+    assert expected in text
+    assert not Path("y.npy").exists()
+    assert not Path("layer.npz").exists()
+
+
+def test_an_input_that_is_cut_short_within_the_clock_of_the_file_system(folder, monkeypatch):
+    np.save("x.npy", random((3000, 50)))
+    file = files.read_npy(Path("x.npy"))
+    os.truncate("x.npy", 4096)
+    os.utime("x.npy", ns=(file.modified, file.modified))
+    with pytest.raises(gn.errors.FileError, match="was changed by another process"):
+        file.rows(0, 3000)
+
+
+def archives():
+    """Damaged archives: what is wrong with each, and its bytes."""
+    stream = io.BytesIO()
+    np.savez(stream, a=random((6, 4)))
+    whole = stream.getvalue()
+    local, central = whole.index(b"PK\x03\x04"), whole.index(b"PK\x01\x02")
+
+    def with_method(number):
+        data = bytearray(whole)
+        data[local + 8 : local + 10] = data[central + 10 : central + 12] = number.to_bytes(2, "little")
+        return bytes(data)
+
+    for number in (1, 8, 9, 12, 14, 93, 99):
+        yield f"method {number}", with_method(number)
+    for place in range(central, len(whole)):
+        yield f"byte {place}", whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :]
+    yield "encrypted", whole[: central + 8] + b"\x01" + whole[central + 9 :]
+    yield "huge", whole.replace(b"(6, 4)", b"(6, 9)")
+    yield "negative", whole.replace(b"(6, 4)", b"(-6,4)")
+
+
+def test_damaged_archives(folder):
+    for what, data in archives():
+        Path("x.npz").write_bytes(data)
+        for arguments in (("apply", "x.npz", "y.npz", "--preset", "layer_norm"), ("adapt", "x.npz", "layer.npz")):
+            result = CliRunner().invoke(app, arguments)
+            assert isinstance(result.exception, SystemExit | None), (what, result.exception)
+            if result.exit_code:
+                assert re.match(r'gennorm: (x\.npz|".*" in x\.npz|x\.npz: )', result.stderr), (what, result.stderr)
+        Path("y.npz").unlink(missing_ok=True)
+        Path("layer.npz").unlink(missing_ok=True)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_with_a_name_twice(folder):
+    with zipfile.ZipFile("x.npz", "w") as archive:
+        for _ in range(2):
+            with archive.open("a.npy", "w") as member:
+                np.lib.format.write_array(member, random((3, 4)))
+    text = failure("apply", "x.npz", "y.npz", "--preset", "layer_norm")
+    assert text.startswith('x.npz has two entries "a.npy"')
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.png", "layer.json", "layer.npz"])
+def test_named_pipes_are_not_read(name, folder):
+    os.mkfifo(name)
+    np.save("data.npy", random((3, 4)))
+    text = {
+        "layer.json": lambda: failure("apply", "data.npy", "y.npy", "--config", name),
+        "layer.npz": lambda: failure("apply", "data.npy", "y.npy", "--layer", name),
+    }.get(name, lambda: failure("apply", name, f"y{Path(name).suffix}", "--preset", "layer_norm"))()
+    assert text == f"{name} is a named pipe, not a regular file\ngive the path of a regular file"
+
+
+@pytest.mark.parametrize("name", ["y.npy", "y.npz", "y.png", "layer.npz"])
+@pytest.mark.parametrize("kind", ["pipe", "loop"])
+def test_special_files_are_not_replaced(name, kind, folder):
+    np.save("x.npy", random((3, 4)))
+    np.savez("x.npz", random((3, 4)))
+    save("x.png", random((6, 5, 3), "uint8"))
+    os.mkfifo(name) if kind == "pipe" else Path(name).symlink_to(name)
+    if name == "layer.npz":
+        text = failure("adapt", "x.npy", name)
+    else:
+        text = failure("apply", f"x{Path(name).suffix}", name, "--preset", "layer_norm")
+    assert text.startswith(name)
+    assert Path(name).is_fifo() or Path(name).is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "text"),
+    [
+        ([1.0, np.nan], "int32", "the value nan, which int32 does not have"),
+        ([1.0, np.inf], "int32", "the value inf, which int32 does not have"),
+        ([1.0, -np.inf], "uint8", "the value -inf, which uint8 does not have"),
+        ([1.0, 3e9], "int32", "the value 3000000000.0, which int32 does not have"),
+        ([1.0, 2.0**63], "int64", "the value 9.223372036854776e+18, which int64 does not have"),
+        ([1, 300], "uint8", "the value 300, which uint8 does not have"),
+        ([-1, 3], "uint64", "the value -1, which uint64 does not have"),
+    ],
+)
+def test_integers_that_values_do_not_fit(values, dtype, text, folder):
+    np.save("x.npy", np.array([values]))
+    assert text in failure("apply", "x.npy", "y.npy", "--preset", "layer_norm", "--dtype", dtype)
+    assert text in failure("adapt", "x.npy", "layer.npz", "--dtype", dtype)
+
+
+def test_floats_that_values_do_not_fit_are_infinite(folder):
+    np.save("x.npy", np.array([[1.0, 1e300, 2.0]]))
+    run("apply", "x.npy", "y.npy", "--preset", "layer_norm", "--dtype", "float16")  # warnings are errors here
+    assert np.load("y.npy").dtype == np.float16
+
+
+# -------------------------------------------------------------------------------------------------- transparent colours
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "1", "I;16", "L;2", "L;4"])
+def test_a_transparent_colour_is_kept(mode, folder):
+    pixels = random((20, 16), "uint8") // 10
+    key = int(pixels[3, 5])
+    transparent = pixels == key
+    match mode:
+        case "L":
+            Image.fromarray(pixels).save("x.png", transparency=key)
+        case "RGB":
+            colours = np.stack([pixels, pixels + 1, pixels + 2], -1)
+            Image.fromarray(colours).save("x.png", transparency=(key, key + 1, key + 2))
+        case "1":
+            pixels, key = (pixels > pixels.mean()).astype(np.uint8), 1
+            transparent = pixels == key
+            Image.fromarray(pixels * 255).convert("1").save("x.png", transparency=key)
+        case "I;16":
+            Image.fromarray(pixels.astype(np.uint16) * 1000).save("x.png", transparency=key * 1000)
+        case _:
+            bits = int(mode[-1])
+            pixels %= 1 << bits
+            key = int(pixels[3, 5])
+            transparent = pixels == key
+            Path("x.png").write_bytes(grey_png(pixels, bits, key))
+    run("apply", "x.png", "y.png", "--preset", "instance_norm")
+    with Image.open("y.png") as found:
+        assert found.mode == ("RGBA" if mode == "RGB" else "LA")
+        alpha = np.asarray(found)[..., -1]
+    np.testing.assert_array_equal(alpha, np.where(transparent, 0, 255))
+    assert transparent.any()
+    assert not transparent.all()
+    assert "has transparency" in failure("apply", "x.png", "y.jpg", "--preset", "instance_norm")
+
+
+def grey_png(pixels, bits, key):
+    """A PNG file of grey values of a few bits, and of a transparent one."""
+
+    def chunk(kind, data):
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    height, width = pixels.shape
+    each = 8 // bits
+    packed = sum(pixels[:, i::each].astype(int) << bits * (each - 1 - i) for i in range(each)).astype(np.uint8)
+    lines = b"".join(b"\0" + row.tobytes() for row in packed)
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([bits, 0, 0, 0, 0])
+    chunks = [(b"IHDR", header), (b"tRNS", key.to_bytes(2, "big")), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks)
+
+
+@pytest.mark.parametrize("pixels", [60, 150])
+def test_a_picture_of_too_many_pixels(pixels, folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    save("x.png", random((pixels // 10, 10, 3), "uint8"))
+    arguments = ("apply", "x.png", "y.png", "--preset", "layer_norm")
+    if pixels == 60:
+        run(*arguments)  # Pillow warns of it, and warnings are errors here
+    else:
+        assert failure(*arguments).startswith("x.png has more than 100 pixels")
+
+
+# --------------------------------------------------------------------------------------------- what is said of defaults
+
+
+@pytest.mark.parametrize(
+    ("arguments", "axis"),
+    [
+        (["apply", "x.npy", "y.npy"], "axis 0 is level 1 of one example, not a batch"),
+        (["apply", "x.npz", "y.npz"], "axis 0 is level 1 of one example, not a batch"),
+        (["apply", "x.png", "y.png"], "axis 0 is level 1 of one example, not a batch"),
+        (["apply", "x.npy", "y.npy", "--batched"], "axis 0 is the batch"),
+        (["explain", "--shape", "32,256,14,14"], "axis 0 is level 1 of one example, not a batch"),
+        (["explain", "--shape", "32,256,14,14", "--batched", "--epsilon", "0.1"], "axis 0 is the batch"),
+    ],
+)
+def test_a_layer_that_is_not_described_is_said(arguments, axis, folder):
+    np.save("x.npy", random((6, 3, 4)))
+    np.savez("x.npz", random((6, 3, 4)))
+    save("x.png", random((6, 5, 3), "uint8"))
+    result = run(*arguments)
+    assert re.fullmatch(rf"gennorm: no layer is given, so it is NormalizationLayer\(.*\); {axis}.*\n", result.stderr)
+    for described in (["--aggregate", "-1"], ["--preset", "layer_norm"]):
+        assert run(*[one for one in arguments if one != "--batched"], *described).stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ("100000000000,3", []),
+        ("1,100000000000", ["--preset", "layer_norm"]),
+        ("1,100000000000", ["--preset", "rms_norm"]),
+        ("1,100000000000,2", ["--preset", "batch_norm"]),
+        ("1,100000000000,2", ["--preset", "group_norm", "--groups", "4"]),
+        ("1,100000000000,2", ["--preset", "instance_norm"]),
+        ("3,100000000000", ["--aggregate", "-1", "--scale", "Same"]),
+        ("3,100000000000", ["--config", "layer.json"]),
+    ],
+)
+def test_explain_allocates_no_parameters(shape, options, folder):
+    config = gn.NormalizationLayer(-1, "Same").to_config()
+    Path("layer.json").write_text(json.dumps({**config, "input_shape": ["...", 100000000000]}))
+    tracemalloc.start()
+    try:
+        assert "kernel " in run("explain", "--shape", shape, *options).stdout
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("shape", ["9" * 5000, "9" * 30, f"{2**32},{2**32}", ",".join(["1"] * 65)])
+def test_explain_of_no_array(shape):
+    assert re.search("an array has at most|arrays have at most", misuse("explain", "--shape", shape))
+
+
+def test_levels_without_braces(folder):
+    np.save("x.npy", random((6, 3, 5)))
+    one = run("explain", "--shape", "6,3,5", "--aggregate", "1,3", "--scale", "1,2").stdout
+    assert one == run("explain", "--shape", "6,3,5", "--aggregate", "{1, 3}", "--scale", "{1, 2}").stdout
+    run("adapt", "x.npy", "a.npz", "--level", "1,2")
+    run("adapt", "x.npy", "b.npz", "--level", "{1, 2}")
+    assert Path("a.npz").read_bytes() == Path("b.npz").read_bytes()
+
+
+@pytest.mark.parametrize("level", ["9", "-3", "1,9", "3"])
+def test_levels_that_the_array_does_not_have(level, folder):
+    np.save("x.npy", random((6, 3, 5)))
+    wrong = level.rpartition(",")[2]
+    assert misuse("adapt", "x.npy", "layer.npz", f"--level={level}") == (
+        f"Invalid value for '--level': level {wrong} does not exist: an array of shape (6, 3, 5) is a batch of rank 2"
+    )
+
+
+@pytest.mark.parametrize("preset", ["batch_norm", "instance_norm", "group_norm"])
+@pytest.mark.parametrize(("level", "batched"), [("9", True), ("-3", True), ("3", True), ("4", False), ("-4", False)])
+def test_channel_levels_that_the_array_does_not_have(preset, level, batched):
+    arguments = ["--preset", preset, f"--channel-level={level}", *([] if batched else ["--example"])]
+    arguments += ["--groups", "1"] if preset == "group_norm" else []
+    if preset == "batch_norm" and not batched:
+        return
+    text = misuse("explain", "--shape", "6,3,5", *arguments)
+    what = "a batch of arrays" if batched else "an array"
+    assert text == f"Invalid value for '--channel-level': level {level} does not exist in {what} of shape (6, 3, 5)"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_config_with_a_byte_order_mark(encoding, folder):
+    np.save("x.npy", random((3, 4)))
+    Path("layer.json").write_text(json.dumps(gn.layer_norm(4).to_config()), encoding=encoding)
+    run("apply", "x.npy", "y.npy", "--config", "layer.json")
+    np.testing.assert_array_equal(np.load("y.npy"), gn.layer_norm(4)(np.load("x.npy")))
+
+
+# ---------------------------------------------------------------------------------- streams, and interrupts at any time
+
+
+def shell(line, **environment):
+    """Run a line of a shell in which `gennorm` is the command line."""
+    script = f'gennorm() {{ "{sys.executable}" -m gennorm "$@"; }}; set -o pipefail; {line}'
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, env=variables)
+
+
+@pytest.mark.parametrize("command", ["presets", "explain --shape 3,4", "--help"])
+def test_output_that_cannot_be_written(command, folder):
+    result = shell(f"gennorm {command} >/dev/full")
+    assert result.returncode == 1
+    assert re.fullmatch(r"(gennorm: no layer.*\n)?gennorm: .*No space left on device\n", result.stderr)
+    result = shell(f"gennorm {command} | true")
+    assert result.returncode in ({0, 1} if command == "--help" else {0, 141})  # Rich ends with 1 where it prints help
+    assert re.fullmatch(r"(gennorm: no layer.*\n)?", result.stderr)
+    result = shell(f"gennorm {command} >&-")
+    assert (result.returncode, result.stdout) == (0, "")
+    assert "Traceback" not in result.stderr
+
+
+def test_a_terminal_of_ascii(folder):
+    np.save("é.npy", random((3, 4)))
+    result = shell(
+        "gennorm apply é.npy y☃.npy --preset layer_norm; gennorm presets; gennorm apply", PYTHONIOENCODING="ascii"
+    )
+    assert re.match(r"y.*\.npy: float32 \(3, 4\)\n", result.stdout)
+    assert "Error" not in result.stdout
+    assert "Traceback" not in result.stderr
+    assert result.returncode == 2
+
+
+INTERRUPTED = """
+import signal, sys
+calls = 0
+def profile(frame, event, _):
+    global calls
+    calls += 1
+    if calls == {at}:
+        sys.setprofile(None)
+        signal.raise_signal(signal.SIGINT)
+from gennorm.cli import main
+started = main.__code__
+def begin(frame, event, argument):
+    if event == "return" and frame.f_code.co_name == "_handle":
+        sys.setprofile(profile)
+sys.setprofile(begin)
+try:
+    main()
+finally:
+    sys.setprofile(None)
+    if calls < {at}:
+        print("not reached", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("at", [1, 3, 10, 100, 1000, 5000, 20_000, 60_000, 120_000, 200_000, 400_000])
+def test_an_interrupt_while_the_command_line_starts(at, folder):
+    """At any of its first calls, in its own code or in that of what it imports: one line, and a status."""
+    np.save("x.npy", random((30, 4)))
+    np.savez("x.npz", random((30, 4)))
+    command = [sys.executable, "-c", INTERRUPTED.format(at=at), "apply", "x.npz", "y.npz", "--preset", "layer_norm"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if "not reached" not in result.stderr:
+        assert (result.returncode, result.stderr) == (130, "gennorm: interrupted\n")
+        assert [*folder.glob(".gennorm*")] == []
+
+
+def test_an_interrupt_that_a_library_swallows_or_changes(folder):
+    """The exception of a signal may end in a callback, or become another one."""
+    for body, status in (
+        ("class A:\n    def __del__(self): signal.raise_signal(signal.SIGINT)\nA()\ntime.sleep(30)", 130),
+        ("try: signal.raise_signal(signal.SIGINT)\nexcept BaseException: raise ValueError('it blames another')", 130),
+        ("try: signal.raise_signal(signal.SIGINT)\nexcept BaseException: pass", 130),
+        ("raise ValueError('a mistake')", 1),
+    ):
+        before = (
+            f"import gennorm.cli.app, signal, time\ndef app(**_): exec({body!r}, globals())\ngennorm.cli.app.app = app"
+        )
+        result = process(before=before)
+        assert result.returncode == status, result.stderr
+        assert result.stderr == "gennorm: interrupted\n" or status == 1
+
+
+# ----------------------------------------------------------------------------------------------------- the first kernel
+
+COMPILES = """
+import os, pty, sys
+leader, follower = pty.openpty()
+os.dup2(follower, 2)
+import numpy as np, gennorm as gn
+gn.layer_norm(4)(np.ones((3, 4)))
+gn.layer_norm(4)(np.ones((3, 4), "float32"))
+os.set_blocking(leader, False)
+try:
+    print(os.read(leader, 10000).decode())
+except BlockingIOError:
+    print("nothing")
+"""
+
+
+@pytest.mark.parametrize("quiet", [None, "1"])
+def test_the_first_compilation_is_announced_on_a_terminal(quiet, tmp_path):
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "GENNORM_CACHE_DIR": str(tmp_path)}
+    variables |= {} if quiet is None else {"GENNORM_QUIET": quiet}
+    command = [sys.executable, "-c", COMPILES]
+    text = subprocess.run(command, capture_output=True, text=True, check=True, env=variables).stdout
+    if quiet is None:
+        line = r"gennorm: compiling kernels, which takes seconds; later processes load them from .*"
+        assert re.fullmatch(line, text.strip())
+        assert str(tmp_path) in text
+    else:
+        assert text == "nothing\n"
+    if quiet is None:  # they are stored now
+        again = subprocess.run(command, capture_output=True, text=True, check=True, env=variables)
+        assert again.stdout == "nothing\n"

@@ -427,7 +427,7 @@ def test_e16_e17_standardize_is_the_layer_without_epsilon_and_unbiased():
 def test_e18_a_layer_is_not_initialized_before_its_sizes_are_known():
     with pytest.raises(errors.InitializationError) as caught:
         gn.NormalizationLayer()(sample((2, 5)))
-    assert str(caught.value) == (
+    assert caught.value.message == (
         "the size of level 1, a scaling level, is not known\n"
         "declare input_shape, call initialize(...) with a shape or an array, or pass arrays as scaling and biases"
     )

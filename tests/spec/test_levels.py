@@ -83,7 +83,7 @@ def test_invalid(case):
         read(case)
     assert caught.value.code == case["code"]
     assert caught.value.position == tuple(case["position"])
-    _, text, carets, hint = str(caught.value).split("\n")
+    _, text, carets, hint = caught.value.message.split("\n")
     start, stop = case["position"]
     assert text.startswith('    "')
     assert text.endswith('"')
@@ -292,7 +292,7 @@ def test_what_to_write_instead_of_a_slice(value, write):
     with pytest.raises(LevelSyntaxError) as caught:
         parse(value)
     assert caught.value.code == "L023"
-    assert str(caught.value).endswith(f'write "{write}"')
+    assert caught.value.message.endswith(f'write "{write}"')
     parse(write)
 
 
