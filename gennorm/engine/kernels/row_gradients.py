@@ -25,6 +25,7 @@ from .vector import (
     Array,
     Vector,
     choose,
+    even,
     fence,
     load_part,
     misaligned,
@@ -225,7 +226,8 @@ def combine(
     if i > 0:
         vector = combined(x, x_start, dy, weights, y_start, i, centre, gain, slope, shift, scaling, p_start)
         store_part(dx, y_start, i, vector)
-    aligned = STREAM and size >= 4 * LANES
+    # Elements of an unaligned array are never at the start of a vector.
+    aligned = STREAM == 1 and size >= 4 * LANES and even(dx, y_start + i, 0)
     while i + LANES <= size:
         vector = combined(
             x, x_start + i, dy, weights, y_start + i, LANES, centre, gain, slope, shift, scaling, p_start + i

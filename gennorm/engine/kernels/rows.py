@@ -36,6 +36,7 @@ from .vector import (
     Array,
     Vector,
     choose,
+    even,
     fence,
     first_lanes,
     inverse,
@@ -267,7 +268,8 @@ def normalize(
     i = misaligned(y, y_start) if size >= 4 * LANES else 0
     if i > 0:
         store_part(y, y_start, i, normalized(x, x_start, i, centre, gain, shift, scaling, biases, p_start))
-    aligned = STREAM and size >= 4 * LANES
+    # Elements of an unaligned array are never at the start of a vector.
+    aligned = STREAM == 1 and size >= 4 * LANES and even(y, y_start + i, 0)
     while i + LANES <= size:
         vector = normalized(x, x_start + i, LANES, centre, gain, shift, scaling, biases, p_start + i)
         if STREAM or EXACT == 2:
