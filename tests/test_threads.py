@@ -59,7 +59,7 @@ def test_adapting_is_the_same_for_any_number_of_threads(name, cut, monkeypatch):
     shape, levels = DATA[name]
     monkeypatch.setattr(adapting, "CHUNK", 1 << 20)  # several chunks
     if cut:
-        cut_small(monkeypatch, CACHED=1 << 10, CACHED_TILE=1 << 10, UNIT=1 << 12, BLOCK=1 << 9)
+        cut_small(monkeypatch, CUT=1 << 10, UNIT=1 << 12, BLOCK=1 << 9)
     x, weights = sample(shape), np.random.default_rng(0).uniform(size=shape[-1:])
     answers = []
     for number in (1, 2, 7):

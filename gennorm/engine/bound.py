@@ -12,15 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from gennorm.engine.memory import LINE, address
+from gennorm.engine.threads import get_num_threads
 from gennorm.plan import ITEMSIZE, Plan, dense_strides, make_plan
 from gennorm.spec.config import LayerConfig
 
 from .compiler import jit
-from .kernels import column_gradients, columns, row_gradients, rows, steps
+from .kernels import column_gradients, columns, merging, row_gradients, rows, steps
 from .kernels.vector import LANES
 from .layout import NOTHING_REAL, Layout, deliver, dense, flat, stored
-from .sharing import alone, assembled, run
-from .shortcut import Shortcut
+from .sharing import STEP, alone, assembled, run
+from .shortcut import FORWARD, Shortcut
 
 __all__ = ["Bound", "assembled", "bind", "jit"]
 
@@ -29,6 +30,7 @@ Kernel = Callable[..., None]
 
 PLACEMENTS = {"inside": 0, "floor": 1, "outside": 2}
 NEAR = 16 << 20  # bytes of slices that are measured before they are applied, still in the last-level cache by then
+BACKWARD = 8, 5  # numbers for each lane of a tile in the scratch of a backward kernel: float64, arithmetic
 NOTHING = np.empty(0)
 NOTHINGS = np.empty((2, 0))
 MODULES = {
@@ -37,8 +39,11 @@ MODULES = {
     ("rows", "backward"): row_gradients,
     ("columns", "backward"): column_gradients,
 }
-SHARES = 16  # blocks of units that add up the parameters' gradients by themselves, at the most
-SHARE = 1 << 16  # elements in one, at the least: 6 of them instead of 16 save 20 of 100 us for (512, 768)
+# Blocks of units that add up the parameters' gradients in arrays of their own: at most one for each of 64 threads, with
+# at least as many elements as are worth a thread, and with so many that the arrays are small beside what is read.
+SHARES = 64
+SHARE = 1 << 15
+ENOUGH = 4  # slices, or tiles, for each thread from which no slice is shared by threads
 RECENT = 32  # terms of a parameter's gradient that are added up before they join the rest in float64
 # Bytes of output, or of gradients, from which rows are written past the caches. With layer norms of 1024 elements the
 # output of 16 MB takes 890 us with it and 720 without, that of 24 MB 1.12 ms and 1.25, that of 64 MB 3.8 and 4.1. Where
@@ -94,8 +99,16 @@ class _Sweep(NamedTuple):
     blocks: int  # of units
     block: int  # units in one
     own: int  # arrays of gradients: one for each block, one for all where no two blocks share a parameter, or none
-    often: int  # units after which recent terms join the rest
+    often: int  # parts of slices after which recent terms are added to the array
     recent: int  # room for them, the gradients where there is no array, and to begin at the start of a cache line
+    key: tuple[bool, bool, int, bool, bool]  # what `Bound._sweep` made it for
+
+
+@functools.cache
+def merger(name: str, center: int) -> Kernel:
+    """Compile a kernel that merges what threads have found out about the units of slices."""
+    arrays, integers = (("float64",) * 3, 3) if name == "merge_moments" else (("float64",), 2)
+    return jit.build(getattr(merging, name), {"CENTER": center}, ("float64",) * 3, arrays, integers)
 
 
 class Bound(Layout):
@@ -122,6 +135,7 @@ class Bound(Layout):
             self.tile = plan.geometry[columns.TILE]
         self._parameters = math.prod(size for _, _, size in plan.parameter_cells)
         self._pieces = plan.pieces
+        self.blocks = plan.tasks // plan.cut.units  # slices, or tiles of slices
         self._across = self._in_order_of_memory()
         self._kernels: dict[Any, Kernel] = {}
         self._sweeps: dict[Any, _Sweep] = {}
@@ -142,11 +156,12 @@ class Bound(Layout):
             return moments
         source, target = self.source(x), self.target(y)
         gains, shifts = self.parameter(scaling), self.parameter(biases)
-        if plan.cut.units == 1 and not (self._pieces and (scaling is not None or biases is not None)):
+        by_piece = self._pieces is not None and (scaling is not None or biases is not None)
+        if not (by_piece or self.shares_slices()):
             mean, spread = moments
             self._run(
                 flat(source, plan.dtype), flat(target, plan.result), gains, shifts, mean, spread, self.numbers,
-                MEASURE=1, KEEP=int(keep), APPLY=1,
+                0, self.blocks, MEASURE=1, KEEP=int(keep), APPLY=1,
             )  # fmt: skip
         else:
             moments = self._normalize_in_two(
@@ -220,7 +235,7 @@ class Bound(Layout):
             for given, taken in ((scaling, gains), (biases, shifts))
             if taken is not None
         )
-        again = measures and (plan.cut.units > 1 or self._pieces is not None)
+        again = measures and self._pieces is not None
         if again or plan.copies != "nothing" or plan.tasks == 0 or not settled:
             return None
         return Shortcut(self, gains, shifts, moments)
@@ -326,29 +341,42 @@ class Bound(Layout):
         fields = self.geometry if geometry is None else geometry
         last = plan.tasks if last is None else last
         if first == 0 and alone(self.size):
-            kernel(x, y, gains, shifts, means, spreads, fields, numbers, *self._space(9, 3, 1), 0, last, 0)
+            kernel(x, y, gains, shifts, means, spreads, fields, numbers, *self._space(*FORWARD, 1), 0, last, 0)
             return
 
         def work(parts: int, lo: int, hi: int, team: int) -> None:
-            space = self._space(9, 3, parts)
+            space = self._space(*FORWARD, parts)
             kernel(x, y, gains, shifts, means, spreads, fields, numbers, *space, first + lo, first + hi, team)
 
         tasks = last - first
-        run(work, tasks, self.size * min(tasks, plan.tasks) // plan.tasks)
+        whole = self.blocks if flags.get("MEASURE") and flags.get("APPLY") else plan.tasks
+        run(work, tasks, self.size * min(tasks, whole) // whole)
+
+    def shares_slices(self) -> bool:
+        """Return whether a call measures units of slices in parallel, and then merges them.
+
+        Where there are enough slices for the threads each of them measures whole slices. The answer is the same to the
+        bit: a slice is always measured unit by unit, and its units are merged by the same operations.
+        """
+        if self.plan.cut.units == 1 or alone(self.size):
+            return False
+        if self.size > STEP * self.blocks:  # between units Python may look for an interrupt
+            return True
+        threads = get_num_threads()
+        return self.blocks < ENOUGH * threads and self.blocks % threads > 0
 
     def _in_order_of_memory(self) -> tuple[Array, int, int]:
         """Geometry, tasks and the setting ACROSS for moments that are given: rows of all slices, one after another."""
         cut, fields = self._pieces, self.plan.geometry
+        geometry = self.geometry.copy()
         if cut is not None:
-            geometry = self.geometry.copy()
             geometry[rows.PIECE : rows.UNITS + 1] = cut.piece, cut.pieces, fields[rows.ROWS], cut.portion, cut.units
             return geometry, cut.units * self.plan.slices, 1
-        parts = fields[rows.ROWS] * fields[rows.PIECES] if self.plan.family == "rows" else 1
-        if parts <= 1:
+        if self.plan.family == "columns" or fields[rows.ROWS] == 1:
             return self.geometry, self.plan.tasks, 0
-        geometry = self.geometry.copy()
-        geometry[rows.PORTION] = 1
-        return geometry, parts * self.plan.slices, 1
+        portion = fields[rows.PIECES] if fields[rows.ROWS] * self.plan.slices >= SHARES else 1
+        geometry[rows.PORTION] = portion
+        return geometry, fields[rows.ROWS] * fields[rows.PIECES] // portion * self.plan.slices, 1
 
     def _space(self, doubles: int, reals: int, parts: int, beside: int = 0) -> tuple[Array, ...]:
         """The workspace of one call of a kernel: parts with numbers for every lane of a tile, and some beside them."""
@@ -362,10 +390,19 @@ class Bound(Layout):
         weighted = weights is not NOTHING
         means, spreads = np.zeros((units, slices)), np.zeros(((1 + weighted) * units, slices))
         self._measure_units(x, means, spreads, 0, self.plan.tasks, weights)
-        counts = spreads[units:] if weighted else self._counts()[:, None]
         if weighted:
+            counts = spreads[units:]
             moments[2] = counts.sum(0)
-        moments[0], moments[1] = self._merged(counts, means, spreads[:units])
+            moments[0], moments[1] = self._merged(counts, means, spreads[:units])
+        else:
+            self._merge(means, spreads, 0, slices)
+            moments[0], moments[1] = means[0], spreads[0]
+
+    def _merge(self, means: Array, spreads: Array, first: int, last: int) -> None:
+        """Merge the moments of units, for the slices ``first`` to ``last``, into the first row of each array."""
+        if len(means) > 1:
+            merge = merger("merge_moments", int(self.center))
+            merge(means.reshape(-1), spreads.reshape(-1), self._counts, self.plan.slices, first, last)
 
     def _measure_units(
         self, x: Array, means: Array, spreads: Array, lo: int, hi: int, weights: Array = NOTHING
@@ -378,20 +415,21 @@ class Bound(Layout):
         )  # fmt: skip
 
     def _merged(self, counts: Array, means: Array, spreads: Array) -> tuple[Array, Array]:
-        """The moments of slices from those of their units: deviations of the units' means add to the spread."""
+        """Merge the moments of units with weights. A unit may have next to none: no unit's mean is near the slice's."""
         if len(means) == 1:
             return means[0], spreads[0]
         if not self.center:
             return means[0], _summed(spreads)
-        # In place: 33 us for a batch norm of (4096, 768), which takes 930; with an array for each step 60.
-        away = means - means[0]
-        away *= counts
-        mean = means[0] + _summed(away) / np.maximum(counts.sum(0), steps.NOTHING)
-        away = np.subtract(means, mean, out=means)
-        away *= away
-        away *= counts
-        away += spreads
-        return mean, _summed(away)
+        with np.errstate(all="ignore"):
+            pivot = np.where(np.isfinite(means[0]), means[0], 0.0)  # an infinite mean stays infinite
+            away = means - pivot
+            away *= counts
+            mean = pivot + _summed(away) / np.maximum(counts.sum(0), steps.NOTHING)
+            away = np.subtract(means, mean, out=means)
+            away *= away
+            away *= counts
+            away += spreads
+            return mean, _summed(away)
 
     def _sweep(self, scaled: bool, biased: bool, weighted: int, tangent: bool, merged: bool) -> _Sweep:
         """How the backward kernel is run for some settings, made once and remembered."""
@@ -401,25 +439,25 @@ class Bound(Layout):
             return sweep
         plan, kind = self.plan, self.plan.parameter_kind
         parameters = self._parameters if (scaled or biased) and not tangent else 0
-        flags = {"SCALING": kind * scaled, "BIASES": kind * biased, "WEIGHTED": weighted, "TANGENT": int(tangent)}
         varying = plan.family == "rows" and parameters > 0 and kind == 2
         few = varying and self.size <= RECENT * parameters and parameters >= FEW
+        across = varying and self._pieces is not None
         if varying and self._pieces is not None:
             geometry, tasks, _ = self._across
             room, units, often, own = self._pieces.piece, self._pieces.units, RECENT, 1
             block = -(-units // SHARES) * plan.slices
         else:
             geometry, room, units, tasks = self.geometry, parameters, plan.cut.units, plan.tasks
-            often = max(RECENT * parameters * tasks // self.size, 1)
+            often = _parts_between(plan) if varying else 1
             least = max(32 * parameters, SHARE)
             own = max(1, min(SHARES, tasks, SPARE // max(16 * parameters, 1), self.size // least))
-            block = -(-tasks // own)
+            # Blocks of whole slices, or tiles, where there are as many of these as blocks.
+            block = -(-self.blocks // own) * units if self.blocks >= own else -(-tasks // own)
             own = -(-tasks // block)
         if few:
             room, own = parameters, 0
-        phases = [{"SUMS": 1}, {"APPLY": 1}] if units > 1 or merged else [{"SUMS": 1, "APPLY": 1}]
         sweep = self._sweeps[key] = _Sweep(
-            tuple(self._kernel("backward", **flags, **phase) for phase in phases),
+            self._backward_kernels(key, apart=merged or (across and units > 1)),
             geometry,
             units,
             parameters,
@@ -428,8 +466,21 @@ class Bound(Layout):
             own,
             often,
             (2 * room + LANES) * varying,
+            key,
         )
         return sweep
+
+    def _backward_kernels(
+        self, key: tuple[bool, bool, int, bool, bool], *, apart: bool
+    ) -> tuple[Kernel, ...]:  # fmt: skip
+        """The kernel that takes the sums of slices and writes their gradient; or, apart, one for each."""
+        scaled, biased, weighted, tangent, _ = key
+        plan, kind = self.plan, self.plan.parameter_kind
+        flags = {"SCALING": kind * scaled, "BIASES": kind * biased, "WEIGHTED": weighted, "TANGENT": int(tangent)}
+        if plan.family == "rows" and kind == 2 and (scaled or biased) and not tangent:
+            flags["ACROSS"] = int(self._pieces is not None)
+        phases = [{"SUMS": 1}, {"APPLY": 1}] if apart else [{"SUMS": 1, "APPLY": 1}]
+        return tuple(self._kernel("backward", **flags, **phase) for phase in phases)
 
     def _backward(
         self,
@@ -443,7 +494,7 @@ class Bound(Layout):
         merge: Callable[[Array], Array] | None,
     ) -> Array:
         """Run the backward kernels, with the sums of slices between two of them; gradients by parameter."""
-        units, slices = sweep.units, self.plan.slices
+        plan, units, slices = self.plan, sweep.units, self.plan.slices
         blocks, block, parameters, often = sweep.blocks, sweep.block, sweep.parameters, sweep.often
         gradients = (np.empty if sweep.recent else np.zeros)((sweep.own, 2, parameters))
         geometry, flat, numbers = sweep.geometry, gradients.reshape(-1), self.numbers
@@ -454,7 +505,7 @@ class Bound(Layout):
             gradients = recent[begin : begin + 2 * parameters].reshape(1, 2, parameters)
 
         def work(parts: int, lo: int, hi: int, team: int) -> None:
-            space = self._space(6, 5, parts, column_gradients.BESIDE)
+            space = self._space(*BACKWARD, parts, column_gradients.BESIDE)
             if not space:
                 space = (recent if parts == 1 else np.zeros(parts * sweep.recent, self.compute),)
             kernel(
@@ -462,17 +513,25 @@ class Bound(Layout):
                 block, parameters, often, lo, hi, team,
             )  # fmt: skip
 
-        kernel, sums = sweep.kernels[0], NOTHING
-        if len(sweep.kernels) > 1:
+        kernels, sums = sweep.kernels, NOTHING
+        if len(kernels) == 1 and not alone(self.size) and (block % units or self.shares_slices()):
+            kernels = self._backward_kernels(sweep.key, apart=True)
+        kernel = kernels[0]
+        if len(kernels) > 1:
             sums = np.zeros(units * 2 * slices)
             run(work, blocks, self.size, apart=sweep.own > 0)
-            sums = sums.reshape(units, 2 * slices).sum(0)
+            if units > 1:
+                merger("merge_sums", 1)(sums, units, 2 * slices)
+            sums = sums[: 2 * slices]
             if merge is not None:
                 sums = self.ordered(merge(self.shaped(sums.reshape(2, slices)))).reshape(-1)
-            kernel = sweep.kernels[1]
+            kernel = kernels[1]
+            if geometry is self.geometry:  # no gradient of a parameter is added up: every unit is a block
+                block, blocks = 1, plan.tasks
         run(work, blocks, self.size, apart=sweep.own > 0)
         return gradients[0] if len(gradients) == 1 else gradients.sum(0)
 
+    @functools.cached_property
     def _counts(self) -> Array:
         """Elements that each unit of a slice contributes to it."""
         cut, geometry = self.plan.cut, self.plan.geometry
@@ -485,33 +544,30 @@ class Bound(Layout):
     def _normalize_in_two(
         self, x: Array, y: Array, scaling: Array | None, biases: Array | None, *, keep: bool
     ) -> Array:
-        """Measure slices that are larger than the cache, or have such parameters, then apply.
+        """Measure units in parallel, merge them and apply the moments of the slices.
 
-        A few at a time for the cache behind it, or a piece of all slices after another for the parameters.
+        A few slices at a time for the last-level cache; or all of them where a piece of every slice is written before
+        the next piece, for the parameters.
         """
-        plan, units, slices = self.plan, self.plan.cut.units, self.plan.slices
-        moments = np.zeros((2, slices))
-        mean, spread = moments
+        units, slices = self.plan.cut.units, self.plan.slices
         means, spreads = np.zeros((units, slices)), np.zeros((units, slices))
-        counts = self._counts()[:, None]
-        blocks = plan.tasks // units
+        blocks = self.blocks
         by_piece = self._pieces is not None and (scaling is not None or biases is not None)
         together = blocks if by_piece else max(1, NEAR * blocks // (self.size * x.itemsize))
         for block in range(0, blocks, together):
             following = min(block + together, blocks)
             lo, hi = block * units, following * units
             self._measure_units(x, means, spreads, lo, hi)
-            part = slice(self._first_slice(block), self._first_slice(following))
-            mean[part], spread[part] = self._merged(counts, means[:, part], spreads[:, part])
+            self._merge(means, spreads, self._first_slice(block), self._first_slice(following))
             if not by_piece:
-                self._run(x, y, scaling, biases, mean, spread, self.numbers, lo, hi, APPLY=1, KEEP=int(keep))
+                self._run(x, y, scaling, biases, means[0], spreads[0], self.numbers, lo, hi, APPLY=1, KEEP=int(keep))
         if by_piece:
             geometry, tasks, across = self._across
             self._run(
-                x, y, scaling, biases, mean, spread, self.numbers, 0, tasks, geometry,
+                x, y, scaling, biases, means[0], spreads[0], self.numbers, 0, tasks, geometry,
                 APPLY=1, KEEP=int(keep), ACROSS=across,
             )  # fmt: skip
-        return moments
+        return np.stack((means[0], spreads[0])) if keep else NOTHINGS
 
     def _first_slice(self, block: int) -> int:
         """The first slice of a block of the kernel's units: a slice, or a tile of columns."""
@@ -519,6 +575,23 @@ class Bound(Layout):
             return block
         width, tile, tiles, fold = self.plan.geometry[columns.WIDTH : columns.FOLD + 1]
         return block // tiles * (width // fold) + block % tiles * tile // fold
+
+
+def _parts_between(plan: Plan) -> int:
+    """How many parts of slices, one after another, no parameter has more than `RECENT` terms in.
+
+    Parts are counted as the kernel takes them: pieces of a row, then the runs from the innermost outwards.
+    """
+    span, terms = plan.cut.pieces, 1
+    nest = [run for run in reversed(plan.runs[:-1]) if run.aggregated]
+    nest += [run for run in reversed(plan.runs[:-1]) if not run.aggregated]
+    for loop in nest:
+        if loop.p == 0:
+            if terms * loop.size > RECENT:
+                return span * (RECENT // terms)
+            terms *= loop.size
+        span *= loop.size
+    return span
 
 
 def _summed(terms: Array) -> Array:

@@ -23,6 +23,7 @@ __all__ = ["Shortcut"]
 Array = npt.NDArray[Any]
 Kernel = Callable[..., None]
 NOTHING = np.empty(0)
+FORWARD = 12, 3  # numbers for each lane of a tile in the scratch of a forward kernel: float64, arithmetic
 
 
 class Shortcut:
@@ -107,7 +108,7 @@ class Shortcut:
 
         if plan.family == "columns" or len(sweep.kernels) > 1 or sweep.own == 0:
             return general
-        ((kernel,), geometry, _, parameters, blocks, block, own, often, recent), numbers = sweep, bound.numbers
+        ((kernel,), geometry, _, parameters, blocks, block, own, often, recent, _), numbers = sweep, bound.numbers
         size, new, shape, zeros = bound.size, np.empty if recent else np.zeros, (own, 2, parameters), np.zeros
 
         def pulling(x: Array, dy: Array, dx: Array, scaling: Array, factors: Array) -> Array:
@@ -128,7 +129,7 @@ class Shortcut:
 
     def _measuring(self, *, keep: int) -> Callable[..., Array]:
         bound = self.bound
-        return self._call(bound.numbers, bound.geometry, bound.plan.tasks, MEASURE=1, KEEP=keep, APPLY=1)
+        return self._call(bound.numbers, bound.geometry, bound.blocks, MEASURE=1, KEEP=keep, APPLY=1)
 
     @functools.cached_property
     def _applying(self) -> Callable[[Array, Array, Array], Array]:
@@ -141,6 +142,7 @@ class Shortcut:
         gains, shifts, kind = self._gains, self._shifts, plan.parameter_kind
         flags |= {"SCALING": 0 if gains is None else kind, "BIASES": 0 if shifts is None else kind}
         kernel: Kernel | None = None
+        own_gains, own_shifts, measures = gains, shifts, "MEASURE" in flags
         gains, shifts = self._unused if gains is None else gains, self._unused if shifts is None else shifts
         size, space, shape, nothing, empty = bound.size, bound._space, plan.resolved.shape, NOTHING, np.empty
         result = None if plan.result == plan.dtype else np.dtype(plan.result)
@@ -161,14 +163,18 @@ class Shortcut:
                 if rows:
                     kernel(source, target, gains, shifts, means, spreads, geometry, numbers, 0, tasks, 0)
                 else:
-                    beside = space(9, 3, 1)
+                    beside = space(*FORWARD, 1)
                     kernel(source, target, gains, shifts, means, spreads, geometry, numbers, *beside, 0, tasks, 0)
+                return y
+            if measures and bound.shares_slices():
+                found = bound._normalize_in_two(source, target, own_gains, own_shifts, keep=bool(flags["KEEP"]))
+                if flags["KEEP"]:
+                    means[:], spreads[:] = found
                 return y
 
             def work(parts: int, lo: int, hi: int, team: int, kernel: Kernel = kernel) -> None:
-                kernel(
-                    source, target, gains, shifts, means, spreads, geometry, numbers, *space(9, 3, parts), lo, hi, team
-                )
+                beside = space(*FORWARD, parts)
+                kernel(source, target, gains, shifts, means, spreads, geometry, numbers, *beside, lo, hi, team)
 
             run(work, tasks, size)
             return y

@@ -29,6 +29,9 @@ def text_of(plan: Plan) -> str:
     source = {"input": "", "moving": ": the moving ones, in training the input's", "dataset": ": those of the data set"}
     once = " (1 in inference)" if plan.reads == 2 and plan.config.statistics == "moving" else ""
     read, written = map(_bytes, plan.traffic)
+    whole = "slice" if plan.family == "rows" else "tile of slices"
+    shared = f": {_count(plan.tasks // plan.cut.units, whole)} in {plan.cut.units} units each"
+    units = shared if plan.cut.units > 1 and plan.tasks else ""
     lines = {
         "array": f"{plan.dtype} {resolved.shape}, {'a batch of examples' if resolved.batched else 'one example'}",
         "aggregates": f"{_places(resolved, resolved.aggregation)}: {_count(plan.slices, 'slice')} of "
@@ -40,7 +43,7 @@ def text_of(plan: Plan) -> str:
         "kernel": f"{plan.family}, {plan.compute} arithmetic{copied[plan.copies]}",
         "memory": f"{_count(plan.reads, 'read')}{once}, {_count(min(plan.reads, 1), 'write')}{copies[plan.copies]}: "
         f"{read} read, {written} written",
-        "parallel": f"{_count(plan.tasks, 'task')}",
+        "parallel": f"{_count(plan.tasks, 'task')}{units}",
     }
     return "\n".join(f"{name:<11}{line}" for name, line in lines.items())
 

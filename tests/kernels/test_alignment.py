@@ -12,7 +12,7 @@ import pytest
 import gennorm as gn
 from gennorm.engine import bound
 from tests.kernels.test_forms import made
-from tests.strategies import buffer_of, dtype_of, layout, sample
+from tests.strategies import buffer_of, layout, sample
 
 ROOT = Path(__file__).resolve().parents[2]
 STREAMED = {"forward": 0, "kept": 0, "backward": 0}
@@ -187,5 +187,6 @@ layer = gn.NormalizationLayer({level}, "Complement", scaling=None, biases=None)
 {LARGE[name]}
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, signal.Signals(-done.returncode) if done.returncode < 0 else done.stderr

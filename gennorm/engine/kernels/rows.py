@@ -7,7 +7,7 @@ The geometry of a call is one array of integers, the fields below and then two l
 run outwards: the kept ones that tell slices apart, and the aggregated ones outside the row. A run has a size and its
 strides in the input, the output and the parameters. What the numbers are stands in ``steps``.
 
-A call works on the units ``lo`` to ``hi`` and writes nothing that belongs to others, so calls may run side by side.
+A call works on the tasks ``lo`` to ``hi`` and writes nothing that belongs to other tasks, so calls may run in parallel.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .steps import (
     PLACEMENT,
     cancelled,
     inverse_deviation,
+    joined,
     moments,
     offsets,
     part_at,
@@ -77,7 +78,7 @@ PIECE = 1  # elements in a piece of a row; the last piece may be shorter
 PIECES = 2  # pieces in a row: 1 unless it is very long
 ROWS = 3  # rows in a slice
 PORTION = 4  # pieces in a unit; the last unit of a slice may have fewer
-UNITS = 5  # units in a slice: 1 unless it is larger than the cache
+UNITS = 5  # units in a slice: 1 unless it has so many elements that threads should share it
 SLICES = 6
 KEPT = 7  # runs in the first list
 OUTER = 8  # runs in the second
@@ -97,73 +98,56 @@ def forward(
     hi: int,
     team: int,
 ) -> None:
-    """Take the moments of one unit after another, and write its output while it is still in the cache."""
+    """Take the moments of slices, and write their output while they are still in the cache.
+
+    With MEASURE and APPLY a task is a slice, whose units are measured one after another and then merged. Otherwise it
+    is one unit, so that threads can share a slice; the moments of its units are then merged by ``merging``, by the same
+    operations in the same order.
+    """
     length, piece, pieces, rows = geometry[LENGTH], geometry[PIECE], geometry[PIECES], geometry[ROWS]
     portion, units, slices = geometry[PORTION], geometry[UNITS], geometry[SLICES]
     kept, outer = geometry[KEPT], geometry[OUTER]
     outer_runs = RUNS + 4 * kept
-    for unit in range(lo, hi):
-        number = unit // units if units > 1 else unit
-        first = (unit - number * units) * portion
-        if ACROSS:
-            first = unit // slices * portion
-            number = unit - unit // slices * slices
-        last = min(first + portion, rows * pieces)
+    for task in range(lo, hi):
+        if MEASURE and APPLY:  # a task is a slice
+            number = task
+            first = 0
+            last = rows * pieces
+        else:  # a task is a unit
+            number = task // units if units > 1 else task
+            first = (task - number * units) * portion
+            if ACROSS:
+                first = task // slices * portion
+                number = task - task // slices * slices
+            last = min(first + portion, rows * pieces)
         x_slice, y_slice, p_slice = offsets(geometry, RUNS, kept, number)
 
         mean = 0.0
         spread = 0.0
         if MEASURE:
-            pivot = real(0)
-            # Over a sample or in float32, over everything, and over that again if it is not enough.
-            for attempt in range(1 if EXACT == 1 else 0, 3):
-                end = last if attempt > 0 or EXACT else min(last, first - -SAMPLE // piece)
-                often = 1 + int(math.sqrt(end - first))  # rows in a block, and about as many blocks
-                added = splat(0.0)
-                squared = splat(0.0)
-                count = 0.0
-                for block in range(first, end, often):
-                    block_added = splat(0.0)
-                    block_squared = splat(0.0)
-                    for part in range(block, min(block + often, end)):
-                        row, start, size = part_at(part, length, piece, pieces)
-                        if attempt == 0 and not EXACT:
-                            size = min(size, SAMPLE)
-                        x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
-                        x_start = x_slice + x_row + start
-                        weight: Any = np.float64(size)
-                        if WEIGHTED:
-                            sum_, sum_of_squares, weight = sums_weighted(
-                                x, x_start, y, y_slice + y_row + start, size, pivot
-                            )
-                        elif EXACT == 2 and attempt == 0:
-                            x_next, _, _ = offsets(geometry, outer_runs, outer, min(part + 1, last - 1) // pieces)
-                            sum_, sum_of_squares = sums(x, x_start, size, real(0), real(LEAST), FEW, x_next - x_row)
-                        elif EXACT != 2 and attempt == 1:
-                            x_next, _, _ = offsets(geometry, outer_runs, outer, min(part + 1, last - 1) // pieces)
-                            about = 0.0 if EXACT else np.float64(pivot)
-                            sum_, sum_of_squares = sums(x, x_start, size, about, 0.0, BLOCK, x_next - x_row)
-                        else:
-                            sum_, sum_of_squares = sums(x, x_start, size, np.float64(pivot), 0.0, BLOCK, 0)
-                        block_added += sum_
-                        block_squared += sum_of_squares
-                        count += weight
-                    added += block_added
-                    squared += block_squared
-                in_all = total(squared)
-                mean, spread = moments(total(added), in_all, larger(count, NOTHING), np.float64(pivot))
-                if EXACT == 2 and attempt == 0:
-                    if rounded(in_all, spread, count) == 0.0:
-                        break
-                else:
-                    if attempt == 2 or (attempt == 1 and cancelled(in_all, spread) == 0.0):
-                        break
-                    pivot = real(mean)
+            pivot = 0.0
+            added = 0.0
+            squared = 0.0
+            before = 0.0
+            for begin in range(first, last, portion):
+                mean, spread, count = measured(
+                    x, y, geometry, x_slice, y_slice, begin, min(begin + portion, last)
+                )  # fmt: skip
+                if begin == 0:
+                    pivot = mean if -math.inf < mean < math.inf else 0.0
+                    added = (mean - pivot) * count
+                    squared = spread
+                elif APPLY:
+                    added, squared = joined(mean, spread, count, pivot, added, squared, before)
+                before += count
+            if APPLY and units > 1:
+                mean, spread = pivot + added / before, squared
             if KEEP:
-                means[(unit - number * units) * slices + number] = mean
-                spreads[(unit - number * units) * slices + number] = spread
+                at = number if APPLY else (task - number * units) * slices + number
+                means[at] = mean
+                spreads[at] = spread
                 if WEIGHTED:
-                    spreads[(units + unit - number * units) * slices + number] = count
+                    spreads[units * slices + at] = before
         else:
             mean = means[number]
             spread = spreads[number]
@@ -195,6 +179,63 @@ def forward(
                 )  # fmt: skip
     if STREAM:
         fence()
+
+
+def measured(
+    x: Array, y: Array, geometry: Array, x_slice: int, y_slice: int, first: int, last: int
+) -> tuple[float, float, float]:  # fmt: skip
+    """Mean, second moment and number, or sum of weights, of the elements of one unit."""
+    length, piece, pieces = geometry[LENGTH], geometry[PIECE], geometry[PIECES]
+    outer = geometry[OUTER]
+    outer_runs = RUNS + 4 * geometry[KEPT]
+    mean = 0.0
+    spread = 0.0
+    count = 0.0
+    pivot = real(0)
+    # Over a sample or in float32, over everything, and over that again if it is not enough.
+    for attempt in range(1 if EXACT == 1 else 0, 3):
+        end = last if attempt > 0 or EXACT else min(last, first - -SAMPLE // piece)
+        often = 1 + int(math.sqrt(end - first))  # rows in a block, and about as many blocks
+        added = splat(0.0)
+        squared = splat(0.0)
+        count = 0.0
+        for block in range(first, end, often):
+            block_added = splat(0.0)
+            block_squared = splat(0.0)
+            for part in range(block, min(block + often, end)):
+                row, start, size = part_at(part, length, piece, pieces)
+                if attempt == 0 and not EXACT:
+                    size = min(size, SAMPLE)
+                x_row, y_row, _ = offsets(geometry, outer_runs, outer, row)
+                x_start = x_slice + x_row + start
+                weight: Any = np.float64(size)
+                if WEIGHTED:
+                    sum_, sum_of_squares, weight = sums_weighted(x, x_start, y, y_slice + y_row + start, size, pivot)
+                elif EXACT == 2 and attempt == 0:
+                    x_next, _, _ = offsets(geometry, outer_runs, outer, min(part + 1, last - 1) // pieces)
+                    sum_, sum_of_squares = sums(x, x_start, size, real(0), real(LEAST), FEW, x_next - x_row)
+                elif EXACT != 2 and attempt == 1:
+                    x_next, _, _ = offsets(geometry, outer_runs, outer, min(part + 1, last - 1) // pieces)
+                    about = 0.0 if EXACT else np.float64(pivot)
+                    sum_, sum_of_squares = sums(x, x_start, size, about, 0.0, BLOCK, x_next - x_row)
+                else:
+                    sum_, sum_of_squares = sums(x, x_start, size, np.float64(pivot), 0.0, BLOCK, 0)
+                block_added += sum_
+                block_squared += sum_of_squares
+                count += weight
+            added += block_added
+            squared += block_squared
+        in_all = total(squared)
+        mean, spread = moments(total(added), in_all, larger(count, NOTHING), np.float64(pivot))
+        if EXACT == 2 and attempt == 0:
+            if rounded(in_all, spread, count) == 0.0:
+                break
+        else:
+            if attempt == 2 or (attempt == 1 and cancelled(in_all, spread) == 0.0):
+                break
+            # Deviations from an infinite pivot would be NaN, and so would the mean, which is infinite.
+            pivot = real(mean) if -math.inf < mean < math.inf else real(0)
+    return mean, spread, count
 
 
 def sums(x: Array, start: int, size: int, about: Any, least: Any, block: int, ahead: int) -> tuple[Vector, Vector]:

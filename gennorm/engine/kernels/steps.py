@@ -73,6 +73,22 @@ def moments(added: Any, squared: Any, count: Any, pivot: Any) -> tuple[Any, Any]
     return pivot + beside, larger(squared - added * beside, 0.0)
 
 
+def joined(
+    mean: Any, spread: Any, count: Any, pivot: Any, added: Any, squared: Any, before: Any
+) -> tuple[Any, Any]:  # fmt: skip
+    """Add the moments of one more unit of a slice to those of the ``before`` elements in the units before it.
+
+    ``added`` is the sum of all deviations from ``pivot``, the mean of the first unit: the mean of the slice is rounded
+    once, however many units there are. ``squared`` is the second moment about the mean of the units so far. An infinite
+    mean stays infinite.
+    """
+    if not CENTER:
+        return added, squared + spread
+    away = mean - pivot
+    apart = away - added / before
+    return added + away * count, squared + (spread + apart * apart * (before * count / (before + count)))
+
+
 def cancelled(squared: Any, spread: Any) -> Any:
     """1 where one pass was not enough, 0 elsewhere."""
     if not CENTER:
