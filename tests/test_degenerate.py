@@ -167,9 +167,7 @@ def test_one_element(preset, dtype, epsilon):
 
 
 PLACEMENTS = [
-    (placement, epsilon)
-    for placement in ("inside", "floor", "outside")
-    for epsilon in (0.0, 1e-16, 1e-8, 0.25)
+    (placement, epsilon) for placement in ("inside", "floor", "outside") for epsilon in (0.0, 1e-16, 1e-8, 0.25)
 ]
 placements = pytest.mark.parametrize(("placement", "epsilon"), PLACEMENTS)
 
@@ -199,7 +197,7 @@ def test_one_element_by_given_or_shared_moments(method, levels):
     layer = gn.NormalizationLayer(levels, (), scaling=None, biases=None, method=method, epsilon=0.25)
     x = np.array([[3.0], [4.0]]) if levels == 2 else np.array([[3.0, 4.0]])
     given = gn.Moments.from_variance(np.zeros(2), np.full(2, 3.75))
-    y, pullback = layer.vjp(x, moments=given)
+    _, pullback = layer.vjp(x, moments=given)
     assert (pullback(np.ones_like(x)).input == 0.5).all()
     if method == "Standardize":
         both = gn.Moments(np.full(2, 4.0), np.zeros(2), np.full(2, 15.0))

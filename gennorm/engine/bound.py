@@ -40,7 +40,7 @@ MODULES = {
     ("columns", "backward"): column_gradients,
 }
 # Blocks of units that add up the parameters' gradients in arrays of their own: at most one for each of 64 threads, with
-# at least as many elements as are worth a thread, and with so many that the arrays are small beside what is read.
+# at least as many elements as are worth a thread, and so many that the arrays are small in comparison with the input.
 SHARES = 64
 SHARE = 1 << 15
 ENOUGH = 4  # slices, or tiles, for each thread from which no slice is shared by threads
@@ -106,7 +106,7 @@ class _Sweep(NamedTuple):
 
 @functools.cache
 def merger(name: str, center: int) -> Kernel:
-    """Compile a kernel that merges what threads have found out about the units of slices."""
+    """Compile a kernel that merges the results of the units of slices."""
     arrays, integers = (("float64",) * 3, 3) if name == "merge_moments" else (("float64",), 2)
     return jit.build(getattr(merging, name), {"CENTER": center}, ("float64",) * 3, arrays, integers)
 
@@ -140,7 +140,7 @@ class Bound(Layout):
         self._kernels: dict[Any, Kernel] = {}
         self._sweeps: dict[Any, _Sweep] = {}
 
-    # What the layer asks for -----------------------------------------------------------------------------------------
+    # Calls -----------------------------------------------------------------------------------------------------------
 
     def normalize(
         self, x: Array, y: Array, scaling: Array | None, biases: Array | None, *, keep: bool = False
@@ -185,10 +185,10 @@ class Bound(Layout):
         return moments
 
     def factors(self, rows: Array, *, given: bool = False) -> Array:
-        """What a gradient is told of every slice, shaped as the layer's moments behind an axis of four.
+        """Return the factors of every slice that a gradient needs, in arrays of the shape of the layer's moments.
 
-        The rows are what `normalize` kept, or `measure` found; or mean and variance that were given, which a gradient
-        does not go through. What the four are stands in ``steps``.
+        The rows are those that `normalize` or `measure` returned; or, with ``given``, mean and variance, which a
+        gradient does not go through. ``kernels.steps`` lists the four factors.
         """
         factors = np.ones((4, self.plan.slices))
         factors[:2] = rows[:2]
@@ -310,7 +310,7 @@ class Bound(Layout):
             flags["STREAM"] = int(large and "APPLY" in flags)
             if step == "forward":  # going back, the method is in the numbers
                 flags.setdefault("CENTER", self.center)
-                # Where nothing is measured KEEP has told that a gradient follows, and says nothing to the kernel.
+                # Where nothing is measured, KEEP only chooses the threshold above; the kernel does not need it.
                 flags["KEEP"] = flags.get("KEEP", 0) * flags.get("MEASURE", 0)
             kernel = self._kernels[key] = kernel_of(plan.family, step, self.dtypes, frozenset(flags.items()))
         return kernel
@@ -378,11 +378,11 @@ class Bound(Layout):
         geometry[rows.PORTION] = portion
         return geometry, fields[rows.ROWS] * fields[rows.PIECES] // portion * self.plan.slices, 1
 
-    def _space(self, doubles: int, reals: int, parts: int, beside: int = 0) -> tuple[Array, ...]:
-        """The workspace of one call of a kernel: parts with numbers for every lane of a tile, and some beside them."""
+    def _space(self, doubles: int, reals: int, parts: int, more: int = 0) -> tuple[Array, ...]:
+        """Allocate the scratch of a call: for each part numbers for every lane of a tile, and ``more`` behind them."""
         if self.plan.family == "rows":
             return ()
-        return np.empty(parts * doubles * self.tile), np.empty(parts * (reals * self.tile + beside), self.compute)
+        return np.empty(parts * doubles * self.tile), np.empty(parts * (reals * self.tile + more), self.compute)
 
     def _measure(self, x: Array, moments: Array, weights: Array) -> None:
         """Fill in the moments of every slice; the count where there are weights."""
@@ -415,7 +415,7 @@ class Bound(Layout):
         )  # fmt: skip
 
     def _merged(self, counts: Array, means: Array, spreads: Array) -> tuple[Array, Array]:
-        """Merge the moments of units with weights. A unit may have next to none: no unit's mean is near the slice's."""
+        """Merge the moments of units with weights. The first unit may have hardly any, so there are two passes."""
         if len(means) == 1:
             return means[0], spreads[0]
         if not self.center:
@@ -505,7 +505,7 @@ class Bound(Layout):
             gradients = recent[begin : begin + 2 * parameters].reshape(1, 2, parameters)
 
         def work(parts: int, lo: int, hi: int, team: int) -> None:
-            space = self._space(*BACKWARD, parts, column_gradients.BESIDE)
+            space = self._space(*BACKWARD, parts, column_gradients.TERMS)
             if not space:
                 space = (recent if parts == 1 else np.zeros(parts * sweep.recent, self.compute),)
             kernel(

@@ -32,7 +32,7 @@ CUT = 1 << 15
 UNITS = 64
 UNIT = 1 << 13
 LARGEST = 1 << 21  # elements in a unit at the most: there are more than UNITS of them in a slice that has more
-LINES = 128  # lines in a unit of columns at the least, beside which merging its moments costs little
+LINES = 128  # lines in a unit of columns at the least: merging its moments costs as much as about ten lines
 BLOCK = 1 << 13  # elements of a block of lines: it stays in the first-level cache from lane to lane
 WIDEST = 1024  # lanes in a tile at the most: its sums fill half of the first-level cache
 # Rows of so many parameters that they fill the cache themselves are gone over piece by piece, a piece of every slice
@@ -120,7 +120,7 @@ class Plan:
         Which kernels run it.
     cut : _Cut
     geometry : tuple of int
-        What the kernel is told; see the first lines of ``kernels/rows.py`` and ``kernels/columns.py``.
+        The first array of integers of a kernel; see ``kernels/rows.py`` and ``kernels/columns.py`` for its fields.
     parameter_kind : int
         How the parameters vary in the innermost loop, in the kernel's terms; 0 is not used.
     parameter_cells : tuple of tuple of int
@@ -346,9 +346,9 @@ def _plan(
     family: Literal["rows", "columns"] = "rows" if cells[-1].aggregated else "columns"
     outside = cells[:-taken]
     if family == "rows" and 0 < width < FOLDED and any(cell.aggregated for cell in outside):
-        beside, lanes = _contiguous(outside, width)
-        if beside and not outside[-1].aggregated and any(cell.aggregated for cell in outside[:-beside]):
-            family, fold, taken, width = "columns", width, taken + beside, lanes
+        kept_cells, lanes = _contiguous(outside, width)
+        if kept_cells and not outside[-1].aggregated and any(cell.aggregated for cell in outside[:-kept_cells]):
+            family, fold, taken, width = "columns", width, taken + kept_cells, lanes
     inner, rest = cells[-taken:], cells[:-taken]
     lanes_vary = any(cell.varies for cell in inner)
     runs = _merged(rest, width if lanes_vary else 1)

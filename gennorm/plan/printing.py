@@ -14,7 +14,7 @@ __all__ = ["text_of"]
 
 
 def text_of(plan: Plan) -> str:
-    """The plan as a table, a fact a line."""
+    """Return the plan as a table with one fact in each line."""
     resolved = plan.resolved
     scaled = [name for name in ("scaling", "biases") if getattr(plan.config, name) is not None]
     parameters = ", ".join(f"{name} {resolved.parameter_shape}" for name in scaled) or "no parameters"

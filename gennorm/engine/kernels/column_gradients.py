@@ -1,8 +1,8 @@
-"""Columns, backwards: from the gradient of the output to those of the input and of the parameters.
+"""Columns, backward pass: from the gradient of the output to those of the input and of the parameters.
 
-What ``row_gradients`` does for one slice, for a tile of neighbouring ones. The workspace holds eight numbers a lane in
-float64, and the last array five in the type of the arithmetic and, behind them, BESIDE more: for each of the lines that
-are taken together a vector of terms of its scaling, and one of its biases.
+``row_gradients`` does the same for one slice; here it is done for a tile of neighbouring slices. The scratch ``work``
+has eight numbers a lane in float64. ``lanes`` has five in the type of the arithmetic and, behind them, TERMS more: for
+each of the lines that are taken together a vector of terms of its scaling, and one of terms of its biases.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ STREAM = 0  # write past the caches, where lines are whole vectors and begin at 
 real = np.float32
 
 RECENT = 32  # vectors of terms of a line's own parameter that are added up before they are added in float64
-BESIDE = 2 * TOGETHER * LANES
+TERMS = 2 * TOGETHER * LANES
 
 
 def backward(
@@ -90,7 +90,7 @@ def backward(
 ) -> None:
     """Take the sums of tiles of slices, and write their gradient while they are still in the cache.
 
-    What SUMS and APPLY mean together, ``row_gradients.backward`` says.
+    SUMS and APPLY are what they are in ``row_gradients.backward``.
     """
     length, piece, pieces, rows = geometry[LENGTH], geometry[PIECE], geometry[PIECES], geometry[ROWS]
     portion, units, slices = geometry[PORTION], geometry[UNITS], geometry[SLICES]
@@ -261,10 +261,10 @@ def products(
     gradients: Array, to_scaling: int, to_biases: int,
 ) -> None:  # fmt: skip
     """Add the terms of some lanes of a few lines to the lanes' sums, and to parameters that vary from line to line."""
-    beside = 5 * tile
+    terms_at = 5 * tile
     if SCALING == 3 or BIASES == 3:
-        for i in range(0, BESIDE, LANES):
-            store(lanes, beside + i, splat(real(0)))
+        for i in range(0, TERMS, LANES):
+            store(lanes, terms_at + i, splat(real(0)))
     while lines == TOGETHER and lane + LANES <= stop:
         products_at(
             x, x_start, x_line, dy, weights, y_start, y_line, TOGETHER, lane, LANES, lanes, tile, work,
@@ -278,7 +278,7 @@ def products(
         )  # fmt: skip
         lane += LANES
     for i in range(lines):
-        at = beside + 2 * i * LANES
+        at = terms_at + 2 * i * LANES
         if SCALING == 3 and not TANGENT:
             gradients[to_scaling + i * p_line] += total(widen(load(lanes, at)))
         if BIASES == 3:
@@ -308,11 +308,11 @@ def products_at(
             term = gradient
             if SCALING > 1 and not TANGENT:
                 term = gradient * first_lanes(muladd(deviation, inverse, rest), count)
-            beside = 5 * tile + 2 * i * LANES
+            terms_at = 5 * tile + 2 * i * LANES
             if SCALING == 3 and not TANGENT:
-                store(lanes, beside, load(lanes, beside) + term)
+                store(lanes, terms_at, load(lanes, terms_at) + term)
             if BIASES == 3:
-                store(lanes, beside + LANES, load(lanes, beside + LANES) + gradient)
+                store(lanes, terms_at + LANES, load(lanes, terms_at + LANES) + gradient)
             if SCALING == 2 and not TANGENT:
                 at = to_scaling + p_at + left + lane
                 store_part(gradients, at, count, load_part(gradients, at, count) + widen(term))

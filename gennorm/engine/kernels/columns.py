@@ -5,8 +5,8 @@ channels of an array with channels first. Group normalization with channels last
 slice when they have been summed.
 
 The geometry is that of ``rows`` with lines, runs of lanes, in the place of elements: a slice tile is a set of blocks
-of lines, the innermost aggregated run being LENGTH lines long. The workspace holds 12 numbers a lane in float64, and
-the last array three in the type of the arithmetic.
+of lines, the innermost aggregated run being LENGTH lines long. The scratch ``work`` has 12 numbers a lane in float64,
+and ``lanes`` three in the type of the arithmetic.
 """
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ from .vector import (
 
 MEASURE = 1  # take the moments from the input; otherwise read them
 KEEP = 0  # write the moments
-WEIGHTED = 0  # the output's place holds weights of the elements, in its layout, and what they sum to is kept too
+WEIGHTED = 0  # the argument of the output holds weights of the elements, and their sums are written too
 APPLY = 1  # write the output
 STREAM = 0  # write past the caches, where lines are whole vectors and begin at even places
 SCALING = 0  # 0: absent, 1: constant along a lane, 2: varies from lane to lane and line to line, 3: one a line
 BIASES = 0
 INVERT = 0  # from output to input: the scaling is given as its reciprocals
-EXACT = 1  # one pass about 0 may be enough (2: even in float32); if not, the first is about the mean of a sample
+EXACT = 1  # try one pass about 0 first (2: in float32); if 0, the first pass is about the mean of a sample
 real = np.float32  # the type of the arithmetic; moments are always float64
 
 SAMPLE = 24  # lines in a sample
-DOWN = 16  # lines of float64, or of halves, that are summed in registers before they join the sums in memory
+DOWN = 16  # lines of float64, float16 or bfloat16 that are summed in registers before the sums in memory
 
 LENGTH = 0  # lines in the innermost aggregated run
 PIECE = 1  # lines in a piece of it; the last piece may be shorter
@@ -92,7 +92,7 @@ P_LINE = 15
 P_LANE = 16  # stride of a parameter that is constant along a lane, from lane to lane: 0 or 1
 RUNS = 17
 
-# Lines of more than WIDE lanes are summed a few at a time, in the order of memory, with the next few on their way: the
+# Lines of more than WIDE lanes are summed a few at a time, in the order of memory, and the next few are prefetched: the
 # sums in memory are loaded and stored once for all of them. (4096, 512) takes 180 us, 330 line by line, and 100 MB of
 # 256 lanes 3.3 ms and 4.8; all lines at a time would take 13. They are written line by line: nothing is faster.
 TOGETHER = 8
@@ -115,7 +115,7 @@ def forward(
 ) -> None:
     """Take the moments of tiles of slices, and write their output while they are still in the cache.
 
-    What a task is, ``rows.forward`` says.
+    A task is what it is in ``rows.forward``, with a tile for a slice.
     """
     length, piece, pieces, rows = geometry[LENGTH], geometry[PIECE], geometry[PIECES], geometry[ROWS]
     portion, units, slices = geometry[PORTION], geometry[UNITS], geometry[SLICES]
@@ -232,7 +232,7 @@ def measure(
     x: Array, y: Array, geometry: Array, x_tile: int, y_tile: int, width: int, first: int, last: int,
     work: Array, lanes: Array,
 ) -> float:  # fmt: skip
-    """Leave mean and second moment of the lanes of one unit in the workspace; return how many elements a slice has."""
+    """Write mean and second moment of the lanes of one unit to the scratch; return how many elements a slice has."""
     length, piece, pieces = geometry[LENGTH], geometry[PIECE], geometry[PIECES]
     outer, tile, fold = geometry[OUTER], geometry[TILE], geometry[FOLD]
     x_line, y_line = geometry[X_LINE], geometry[Y_LINE]
@@ -312,12 +312,12 @@ def measure(
 
 
 def finite(numbers: Vector) -> Vector:
-    """The numbers, with 0 in the place of infinities and NaN."""
+    """Return the numbers, with 0 in place of infinities and NaN."""
     return choose(exceeds(numbers, -math.inf) * exceeds(numbers * -1.0, -math.inf), numbers, splat(0.0))
 
 
 def join(work: Array, recent: int) -> None:
-    """Add the recent sums to those before; they begin anew."""
+    """Add the recent sums to those before, and reset them to 0."""
     for lane in range(0, recent, LANES):
         store(work, lane, load(work, lane) + load(work, recent + lane))
         store(work, recent + lane, splat(0.0))
@@ -344,9 +344,10 @@ def sums_about(
     x: Array, start: int, line: int, lines: int, width: int, pivots: Array, least: Any, work: Array,
     recent: int, squares: int,
 ) -> None:  # fmt: skip
-    """Add what each lane's deviations from its pivot sum up to, and their squares, to its sums.
+    """Add each lane's deviations from its pivot, and their squares, to its sums.
 
-    The sums of these lines are of the type of ``least``, which squares begin at; where it is not 0, every pivot is.
+    The sums over these lines are of the type of ``least``, at which those of squares begin. Where ``least`` is not 0,
+    every pivot is 0.
     """
     lane = 0
     while lane + WIDE <= width and lines != TOGETHER:
@@ -375,7 +376,7 @@ def add_lines(
     x: Array, start: int, line: int, lines: int, count: int, ahead: int, pivots: Array, least: Any, work: Array,
     recent: int, squares: int, lane: int,
 ) -> None:  # fmt: skip
-    """Add up to a vector of lanes of some lines; what lies ``ahead`` is fetched meanwhile."""
+    """Add up to a vector of lanes of some lines; prefetch the elements ``ahead``, if that is not 0."""
     added = splat(least - least)
     squared = splat(least)
     pivot = like(load(pivots, lane), least) if least == 0 else splat(least - least)

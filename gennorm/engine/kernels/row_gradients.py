@@ -1,8 +1,8 @@
-"""Rows, backwards: from the gradient of the output to those of the input and of the parameters.
+"""Rows, backward pass: from the gradient of the output to those of the input and of the parameters.
 
 With ``g = scaling * dy`` and the deviations ``d`` of a slice from its mean, the gradient of its elements is ``inverse *
 g + by_sum * sum(g) + by_product * sum(g * d) * d``; see ``slopes``. Four factors of each slice, in this order, are all
-that this needs of the forward pass; ``steps`` says which.
+that this needs of the forward pass; ``steps`` lists them.
 
 The geometry is that of ``rows``. Its strides of the output are also those of the output's gradient, of the input's
 gradient and of the weights, which share one layout. Units are counted slice by slice, or, with ACROSS, position by
@@ -49,7 +49,7 @@ APPLY = 1  # write the input's gradient; otherwise write the sums
 SCALING = 0  # 0: absent, 1: constant along a row, 2: varies along a row
 BIASES = 0
 TANGENT = 0  # a directional derivative: the scaling multiplies what comes out instead of what goes in
-STREAM = 0  # write past the caches
+STREAM = 0  # write past the caches, where elements are aligned
 ACROSS = 0  # take the same unit of one slice after another
 WEIGHTED = 0  # the weights are a mask; 1: it chooses what the statistics contribute to, 2: what the sums are of
 real = np.float32
@@ -89,7 +89,7 @@ def backward(
     done = 0
     low = parameters  # the parameters that have recent terms, from the first to the last
     high = 0
-    fresh = 0  # nothing has joined the gradients of a piece yet, and whatever is in their place does not count
+    fresh = 0  # whether no terms were added to the gradients of a piece yet: their memory is not initialized
     slice_added = 0.0
     slice_squared = 0.0
     for unit in range(lo * block, final):
@@ -197,7 +197,7 @@ def products(
     x: Array, x_start: int, dy: Array, weights: Array, y_start: int, size: int, centre: Vector,
     scaling: Array, p_start: int, inverse: Vector, rest: Vector, recent: Array, recent_at: int, room: int,
 ) -> tuple[float, float]:  # fmt: skip
-    """Sums of ``g`` and of ``g`` times the deviation over contiguous elements; gradients that vary along them."""
+    """Return sums of ``g`` and of ``g`` times the deviation over contiguous elements; add terms of parameters."""
     added = splat(0.0)
     squared = splat(0.0)
     i = 0
@@ -229,7 +229,7 @@ def products_at(
     x: Array, x_start: int, dy: Array, weights: Array, y_start: int, count: int, centre: Vector,
     scaling: Array, p_start: int, inverse: Vector, rest: Vector, recent: Array, recent_at: int, room: int,
 ) -> tuple[Vector, Vector]:  # fmt: skip
-    """The terms of up to a vector of elements."""
+    """Return ``g`` and the deviations of up to a vector of elements."""
     gradient = load_part(dy, y_start, count)
     deviation: Vector = load_part(x, x_start, count) - centre
     gradient, deviation = contribution(gradient, deviation, weights, y_start, count)
@@ -245,7 +245,7 @@ def products_at(
 
 
 def settle(gradients: Array, start: int, recent: Array, recent_at: int, size: int, fresh: int) -> None:
-    """Let recent terms join the gradients in float64."""
+    """Add recent terms to the gradients in float64, and reset them to 0."""
     for i in range(0, size, LANES):
         count = size - i
         terms = widen(load_part(recent, recent_at + i, count))
@@ -288,7 +288,7 @@ def combined(
     x: Array, x_start: int, dy: Array, weights: Array, y_start: int, count: int, centre: Vector,
     gain: Vector, slope: Vector, shift: Vector, scaling: Array, p_start: int,
 ) -> Vector:  # fmt: skip
-    """The gradient of up to a vector of elements."""
+    """Return the gradient of up to a vector of elements."""
     gradient = load_part(dy, y_start, count)
     if SCALING == 2 and not TANGENT:
         gradient = gradient * load_part(scaling, p_start, count)

@@ -5,7 +5,7 @@ batch normalization with channels first has one row an example.
 
 The geometry of a call is one array of integers, the fields below and then two lists of runs, each from the innermost
 run outwards: the kept ones that tell slices apart, and the aggregated ones outside the row. A run has a size and its
-strides in the input, the output and the parameters. What the numbers are stands in ``steps``.
+strides in the input, the output and the parameters. ``steps`` describes the array ``numbers``.
 
 A call works on the tasks ``lo`` to ``hi`` and writes nothing that belongs to other tasks, so calls may run in parallel.
 """
@@ -58,20 +58,20 @@ from .vector import (
 
 MEASURE = 1  # take the moments from the input; otherwise read them
 KEEP = 0  # write the moments
-WEIGHTED = 0  # the output's place holds weights of the elements, in its layout, and what they sum to is kept too
+WEIGHTED = 0  # the argument of the output holds weights of the elements, and their sums are written too
 APPLY = 1  # write the output
 SCALING = 0  # 0: absent, 1: constant along a row, 2: varies along a row
 BIASES = 0
-STREAM = 0  # write past the caches, and fetch the next row meanwhile, as last rows of halves do that are not long
-ACROSS = 0  # take the same unit of one slice after another: with moments that are given, that is the order of memory
+STREAM = 0  # write past the caches, and prefetch the next row, as short last rows of float16 and bfloat16 do
+ACROSS = 0  # take the same unit of one slice after another: with given moments, that is the order of memory
 INVERT = 0  # from output to input: the scaling is given as its reciprocals
-EXACT = 1  # one pass about 0 may be enough (2: even in float32); if not, the first is about the mean of a sample
+EXACT = 1  # try one pass about 0 first (2: in float32); if 0, the first pass is about the mean of a sample
 real = np.float32  # the type of the arithmetic; moments are always float64
 
 SAMPLE = 64  # elements in a sample
-BLOCK = 4096  # elements that are summed by themselves before they join those before them
+BLOCK = 4096  # elements of a row that are summed before the sum is added to that of the blocks before
 FEW = 16 * LANES  # the same in float32; 8 vectors take 5 % longer, 32 as long
-NEXT = 8192  # halves in the last row of a slice, at the most, beside which the next row is fetched: more fill a cache
+NEXT = 8192  # elements in a last row during which the next row is prefetched, at the most: both fit a cache
 
 LENGTH = 0  # elements in a row
 PIECE = 1  # elements in a piece of a row; the last piece may be shorter
@@ -184,9 +184,9 @@ def forward(
 def measured(
     x: Array, y: Array, geometry: Array, x_slice: int, y_slice: int, first: int, last: int
 ) -> tuple[float, float, float]:  # fmt: skip
-    """Mean, second moment and number, or sum of weights, of the elements of one unit."""
+    """Return mean and second moment of one unit, and how many elements, or the sum of the weights, it has."""
     length, piece, pieces = geometry[LENGTH], geometry[PIECE], geometry[PIECES]
-    outer = geometry[OUTER]
+    outer, parts = geometry[OUTER], geometry[ROWS] * pieces
     outer_runs = RUNS + 4 * geometry[KEPT]
     mean = 0.0
     spread = 0.0
@@ -212,10 +212,10 @@ def measured(
                 if WEIGHTED:
                     sum_, sum_of_squares, weight = sums_weighted(x, x_start, y, y_slice + y_row + start, size, pivot)
                 elif EXACT == 2 and attempt == 0:
-                    x_next, _, _ = offsets(geometry, outer_runs, outer, min(part + 1, last - 1) // pieces)
+                    x_next, _, _ = offsets(geometry, outer_runs, outer, min(part + 1, parts - 1) // pieces)
                     sum_, sum_of_squares = sums(x, x_start, size, real(0), real(LEAST), FEW, x_next - x_row)
                 elif EXACT != 2 and attempt == 1:
-                    x_next, _, _ = offsets(geometry, outer_runs, outer, min(part + 1, last - 1) // pieces)
+                    x_next, _, _ = offsets(geometry, outer_runs, outer, min(part + 1, parts - 1) // pieces)
                     about = 0.0 if EXACT else np.float64(pivot)
                     sum_, sum_of_squares = sums(x, x_start, size, about, 0.0, BLOCK, x_next - x_row)
                 else:
@@ -239,11 +239,11 @@ def measured(
 
 
 def sums(x: Array, start: int, size: int, about: Any, least: Any, block: int, ahead: int) -> tuple[Vector, Vector]:
-    """Sums, in each lane, of deviations of contiguous elements and of their squares.
+    """Return sums, in each lane, of deviations of contiguous elements and of their squares.
 
-    Two accumulators hide the latency of one, and begin anew with each block, those of squares at ``least``. Their type
-    is that of ``about``, which is subtracted. What lies ``ahead`` is fetched meanwhile, if that is not here: the
-    processor does not expect it.
+    Two accumulators hide the latency of one. They are reset for each block, those of squares to ``least``. Their type
+    is that of ``about``, which is subtracted. Where ``ahead`` is not 0, the elements so far ahead are prefetched: they
+    are in another row, which the processor does not expect.
     """
     added = splat(0.0)
     squared = splat(0.0)
@@ -279,7 +279,7 @@ def sums(x: Array, start: int, size: int, about: Any, least: Any, block: int, ah
 def sums_weighted(
     x: Array, x_start: int, weights: Array, w_start: int, size: int, pivot: Any
 ) -> tuple[Vector, Vector, float]:
-    """The same with weights, and the sum of the weights; 0 times NaN counts as 0."""
+    """Return the same sums with weights, and the sum of the weights; 0 times NaN counts as 0."""
     centre = widen(splat(pivot))
     zero = splat(0.0)
     added = splat(0.0)
@@ -329,7 +329,7 @@ def normalized(
     x: Array, x_start: int, count: int,
     centre: Vector, gain: Vector, shift: Vector, scaling: Array, biases: Array, p_start: int,
 ) -> Vector:  # fmt: skip
-    """Up to a vector of output. Where the count is LANES, the compiler drops the mask."""
+    """Return up to a vector of output. Where the count is LANES, the compiler drops the mask."""
     scale = gain
     if SCALING == 2:
         scale = load_part(scaling, p_start, count)
