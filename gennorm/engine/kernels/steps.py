@@ -36,8 +36,9 @@ NEAR = 1.9
 NOTHING = 1e-300  # divides the sums, which are 0, of a slice in which nothing is counted: its mean is 0
 
 # Squares of float16 and bfloat16 are exact in float32, and so few are added up there that it is enough where the mean
-# square is at most 16 variances, and neither infinite nor so small that squares were lost. Those that are not exact, below 2**-133,
-# are negligible against what their sums begin at: whether a product is rounded before it is added makes no difference.
+# square is at most 16 variances, and neither infinite nor so small that squares were lost. Those that are not exact,
+# below 2**-133, are negligible against what their sums begin at: whether a product is rounded before it is added makes
+# no difference.
 NEARBY = 16.0
 LEAST, SMALL, LARGE = 2.0**-100, 2.0**-50, 2.0**200
 
