@@ -145,7 +145,8 @@ def backward(
                     done += 1
                     low = min(low, p_row + start)
                     high = max(high, p_row + start + size)
-                    complete = part + 1 == last and ((unit + 1) % block == 0 or (ACROSS == 1 and number + 1 == slices))
+                    ends = (unit + 1) % block == 0 or unit + 1 == slices * units
+                    complete = part + 1 == last and (ends or (ACROSS == 1 and number + 1 == slices))
                     if done == often or complete:
                         at = low - window
                         settle(gradients, to_scaling + low, recent, recent_at + at, high - low, fresh)
