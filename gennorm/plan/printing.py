@@ -29,7 +29,7 @@ def text_of(plan: Plan) -> str:
     source = {"input": "", "moving": ": the moving ones, in training the input's", "dataset": ": those of the data set"}
     once = " (1 in inference)" if plan.reads == 2 and plan.config.statistics == "moving" else ""
     read, written = map(_bytes, plan.traffic)
-    whole = "slice" if plan.family == "rows" else "tile of slices"
+    whole = "slice" if plan.family == "rows" else "tile"
     shared = f": {_count(plan.tasks // plan.cut.units, whole)} in {plan.cut.units} units each"
     units = shared if plan.cut.units > 1 and plan.tasks else ""
     lines = {

@@ -106,7 +106,7 @@ def test_a_slice_is_shared_where_there_are_few(monkeypatch):
     ("shape", "levels", "text"),
     [
         ((1, 1_000_000), -1, "64 tasks: 1 slice in 64 units each"),
-        ((4096, 256), 0, "32 tasks: 1 tile of slices in 32 units each"),
+        ((4096, 256), 0, "32 tasks: 1 tile in 32 units each"),
         ((3, 32_768), -1, "12 tasks: 3 slices in 4 units each"),
         ((3, 32_767), -1, "3 tasks"),
     ],
