@@ -22,7 +22,7 @@ STATES = ("raise", "warn")
 
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch):
-    cut_small(monkeypatch, CACHED=1 << 10, CACHED_TILE=1 << 10, UNIT=1 << 10, BLOCK=1 << 9)
+    cut_small(monkeypatch, CUT=1 << 10, UNIT=1 << 10, BLOCK=1 << 9)
 
 
 def extremes(dtype):

@@ -44,6 +44,11 @@ CODE = re.compile(r"[A-Z]\d{3}")
 DROP = object()
 
 
+def moments_of(data, config, **arguments):
+    layer = gn.NormalizationLayer.from_config({**config.to_dict(), "statistics": "dataset"})
+    return adapting.moments_of(data, config, measure=layer._measure_all, **arguments)
+
+
 def scaling(value):
     return levels.parse(value, argument="scaling_levels")
 

@@ -100,7 +100,7 @@ OURS = {
     "changing": ("", "forks.changing"),
     "importing": ("from gennorm import engine", "engine._importing"),
     "compiling": (
-        "import gennorm.engine.bound",
+        "import gennorm.engine.call",
         "__import__('numba.core.compiler_lock').core.compiler_lock.global_compiler_lock",
     ),
 }
@@ -120,7 +120,7 @@ def test_a_fork_waits_for_these_locks_before_those_of_other_modules(ours, wants)
 
 MANY = """
 import os, threading
-import gennorm.engine.bound
+import gennorm.engine.call
 from gennorm.engine import forks
 
 def work():
@@ -267,7 +267,7 @@ def test_adapting_is_the_same_for_any_number_of_threads(name, cut, monkeypatch):
     shape, levels = DATA[name]
     monkeypatch.setattr(adapting, "CHUNK", 1 << 20)  # several chunks
     if cut:
-        cut_small(monkeypatch, CACHED=1 << 10, CACHED_TILE=1 << 10, UNIT=1 << 12, BLOCK=1 << 9)
+        cut_small(monkeypatch, CUT=1 << 10, UNIT=1 << 12, BLOCK=1 << 9)
     x, weights = sample(shape), np.random.default_rng(0).uniform(size=shape[-1:])
     answers = []
     for number in (1, 2, 7):

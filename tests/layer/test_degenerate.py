@@ -166,6 +166,80 @@ def test_one_element(preset, dtype, epsilon):
     assert not found.scaling.any()
 
 
+PLACEMENTS = [
+    (placement, epsilon) for placement in ("inside", "floor", "outside") for epsilon in (0.0, 1e-16, 1e-8, 0.25)
+]
+placements = pytest.mark.parametrize(("placement", "epsilon"), PLACEMENTS)
+
+
+@every_preset
+@dtypes
+@placements
+def test_the_only_element_has_no_gradient(preset, dtype, placement, epsilon):
+    """For rounding either, however much a deviation of 0 is magnified."""
+    if preset == "rms_norm":
+        return
+    layer = made(preset, epsilon=epsilon, epsilon_placement=placement, instead=LAYERS_OF_ONE)
+    x = sample(LONE[preset], dtype)
+    dy = np.random.default_rng(1).normal(size=x.shape).astype(x.dtype)
+    y, pullback = layer.vjp(x, **training(preset))
+    found, along = pullback(dy), layer.jvp(x, dy, **training(preset))[1]
+    np.testing.assert_array_equal(y, biases_of(layer, x).astype(y.dtype))
+    assert not found.input.any()
+    assert not found.scaling.any()
+    assert not along.any()
+
+
+@pytest.mark.parametrize("levels", [2, 1])
+@pytest.mark.parametrize("method", ["Standardize", "RMS"])
+def test_one_element_by_given_or_shared_moments(method, levels):
+    """Moments that are given, or those of other arrays too, make one element as any other."""
+    layer = gn.NormalizationLayer(levels, (), scaling=None, biases=None, method=method, epsilon=0.25)
+    x = np.array([[3.0], [4.0]]) if levels == 2 else np.array([[3.0, 4.0]])
+    given = gn.Moments.from_variance(np.zeros(2), np.full(2, 3.75))
+    _, pullback = layer.vjp(x, moments=given)
+    assert (pullback(np.ones_like(x)).input == 0.5).all()
+    if method == "Standardize":
+        both = gn.Moments(np.full(2, 4.0), np.zeros(2), np.full(2, 15.0))
+        _, pullback = layer.vjp(x, moments=both, shared=True)
+        assert pullback(np.ones_like(x), merge=lambda sums: sums).input.any()
+
+
+@every_preset
+@dtypes
+@placements
+def test_constant_slices_by_placement(preset, dtype, placement, epsilon):
+    """8.2 and 8.3, in the output and in both derivatives."""
+    value = 0.0 if epsilon == 0 and preset == "rms_norm" else 0.5
+    layer = made(preset, epsilon=epsilon, epsilon_placement=placement)
+    x, dy = np.full(SHAPE, value, dtype_of(dtype)), direction(SHAPE, dtype)
+    if dtype == "float16" and 0 < epsilon < 1e-3:  # the gradient is out of its range
+        return
+    y, found, along = derivatives(layer, x, dy, **training(preset))
+    if preset != "rms_norm":
+        np.testing.assert_array_equal(y, biases_of(layer, x).astype(y.dtype))
+        assert not found.scaling.any()
+    if epsilon == 0:
+        assert not found.input.any()
+        assert not along.any()
+
+
+@every_preset
+@dtypes
+@placements
+def test_nothing_counted_by_placement(preset, dtype, placement, epsilon):
+    """8.4, in the output and in both derivatives."""
+    layer = made(preset, epsilon=epsilon, epsilon_placement=placement)
+    x, dy = sample(SHAPE, dtype), direction(SHAPE, dtype)
+    if dtype == "float16" and 0 < epsilon < 1e-3:  # out of its range
+        return
+    y, found, along = derivatives(layer, x, dy, mask=np.zeros((1,), bool), **training(preset))
+    if epsilon == 0:
+        np.testing.assert_array_equal(y, biases_of(layer, x).astype(y.dtype))
+        assert not found.input.any()
+        assert not along.any()
+
+
 @every_preset
 def test_unbiased_with_one_element(preset):
     """2.3: the shape says that there is no variance, and no call is made."""

@@ -143,7 +143,7 @@ def test_piece_by_piece(name, dtype, plain, monkeypatch):
     shape, every = PIECEWISE[name]
     every = {**every, "scaling_levels": "Same"}
     if name == "slices of several units":
-        cut_small(monkeypatch, CACHED=700, UNIT=300)
+        cut_small(monkeypatch, CUT=700, UNIT=300)
     if plain:
         in_plain_python(monkeypatch)
     whole = made(every, shape)(sample(shape, dtype))
@@ -175,7 +175,7 @@ def test_few_terms_are_the_gradients(name, dtype, plain, pieces, monkeypatch):
     levels = 2 if name == "parameters spread over a row" else "Same"
     every = {**every, "scaling_levels": levels}
     if name == "slices of several units":
-        cut_small(monkeypatch, CACHED=700, UNIT=300)
+        cut_small(monkeypatch, CUT=700, UNIT=300)
     if plain:
         in_plain_python(monkeypatch)
     if pieces:
@@ -818,7 +818,7 @@ def test_the_number_of_threads_makes_no_difference(name, cut, threads, monkeypat
     if cut == "pieces":
         in_pieces(monkeypatch)
     elif cut:
-        cut_small(monkeypatch, CACHED=1 << 10, CACHED_TILE=1 << 10, UNIT=1 << 12, BLOCK=1 << 9)
+        cut_small(monkeypatch, CUT=1 << 10, UNIT=1 << 12, BLOCK=1 << 9)
     x, dy = sample(shape), direction(shape, "float32")
     layer = differing(gn.NormalizationLayer(**every).initialize(shape))
     mask = some(shape[-1:])

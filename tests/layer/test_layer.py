@@ -880,7 +880,7 @@ moments    (256,), float64: the moving ones, in training the input's
 runs       6272 aggregated x 256 kept
 kernel     columns, float32 arithmetic
 memory     2 reads (1 in inference), 1 write: 12.8 MB read, 6.42 MB written
-parallel   7 tasks""",
+parallel   49 tasks: 1 tile in 49 units each""",
     ),
     "instance norm": (
         gn.instance_norm(256),
@@ -964,7 +964,7 @@ moments    (32, 14, 14), float64
 runs       32 kept x 256 aggregated x 196 kept
 kernel     columns, float32 arithmetic
 memory     1 read, 1 write: 6.42 MB read, 6.42 MB written
-parallel   32 tasks""",
+parallel   64 tasks: 32 tiles in 2 units each""",
     ),
     "layer norm of the channels, last": (
         gn.layer_norm(256, batched=True),
@@ -992,7 +992,7 @@ moments    (32,), float64
 runs       32 kept x 50176 aggregated
 kernel     rows, float32 arithmetic
 memory     1 read, 1 write: 6.42 MB read, 6.42 MB written
-parallel   32 tasks""",
+parallel   224 tasks: 32 slices in 7 units each""",
     ),
     "rms norm, channels last": (
         gn.rms_norm(256),
@@ -1076,7 +1076,7 @@ moments    (), float64
 runs       16777216 aggregated
 kernel     rows, float32 arithmetic
 memory     2 reads, 1 write: 134 MB read, 67.1 MB written
-parallel   64 tasks""",
+parallel   64 tasks: 1 slice in 64 units each""",
     ),
     "every other element": (
         gn.layer_norm(256, batched=True),
@@ -1104,7 +1104,7 @@ moments    (2,), float64: the moving ones, in training the input's
 runs       2 aggregated x 2 kept x 4194304 aggregated
 kernel     rows, float32 arithmetic
 memory     2 reads (1 in inference), 1 write: 134 MB read, 67.1 MB written
-parallel   64 tasks""",
+parallel   128 tasks: 2 slices in 64 units each""",
     ),
     "feature norm": (
         gn.feature_norm(input_shape=(256,)),
@@ -1118,7 +1118,7 @@ moments    (256,), float64: those of the data set
 runs       4194304 aggregated x 256 kept
 kernel     columns, float32 arithmetic
 memory     1 read, 1 write: 4.29 GB read, 4.29 GB written
-parallel   4,096 tasks""",
+parallel   512 tasks: 1 tile in 512 units each""",
     ),
     "no elements": (
         gn.layer_norm(256),
