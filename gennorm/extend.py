@@ -212,7 +212,7 @@ class Computation:
         allowed = {(2, *shape)} if given else {(2, *shape), (3, *shape)}
         if not isinstance(kept, np.ndarray) or kept.shape not in allowed or kept.dtype.name != "float64":
             has = f"{kept.dtype} of shape {kept.shape}" if isinstance(kept, np.ndarray) else type(kept).__name__
-            msg = f"what was kept is {has}, and that of an input of shape {x.shape} is float64 of shape (2, *{shape})"
+            msg = f"what was kept is {has}, and that of an input of shape {x.shape} is float64 of shape {(2, *shape)}"
             msg += "\npass what forward returned for this input"
             raise ShapeError(msg, code="S023")
         parameters = parameters_of(state, call, scaling, biases)

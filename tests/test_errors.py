@@ -23,18 +23,18 @@ import numpy as np
 import pytest
 
 import gennorm as gn
-from gennorm import definition, errors, masks, presets
+from gennorm import definition, errors, extend, masks, presets
 from gennorm.engine import memory
 from gennorm.engine import threads as threads_
 from gennorm.errors import GennormError, point, suggest
-from gennorm.layer import adapting, arrays, files, hints, parameters, statistics
+from gennorm.layer import adapting, arrays, derivatives, files, hints, parameters, statistics
 from gennorm.layer import layer as layers
 from gennorm.spec import config, levels
 
 MODULES: list[ModuleType] = [
     definition,
     *(levels, config, masks, statistics, adapting, files, hints, presets),
-    *(layers, arrays, parameters, memory, threads_),
+    *(layers, arrays, parameters, derivatives, memory, threads_, extend),
 ]
 # Modules whose texts are asserted in tests of their own.
 ELSEWHERE = ["test_moments.py"]
@@ -182,6 +182,7 @@ def into_its_scaling():
 NAMES = {
     **{name: getattr(module, name) for module in MODULES for name in module.__all__},
     "gn": gn,
+    "extend": extend,
     "Moments": gn.Moments,
     "save": save,
     "load": load,
@@ -202,6 +203,7 @@ NAMES = {
     "at": at,
     "layer": layer,
     "stored": stored,
+    "moments_of": moments_of,
     "DROP": DROP,
 }
 
@@ -259,16 +261,14 @@ def constants(source: str) -> set[str]:
 
 
 def makers(source: str) -> set[int]:
-    """Lines of the statements that raise, or that build an error to be raised elsewhere.
-
-    What raises a name hands on somebody else's error.
-    """
+    """Return the lines that raise a new error, or that build one to be raised elsewhere; lack of memory has no code."""
     kinds = {name for name in errors.__all__ if name.endswith("Error")}
     lines = set()
     for node in ast.walk(ast.parse(source)):
         call = node.value if isinstance(node, ast.Return) else None
         builds = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in kinds
-        if (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)) or builds:
+        raises = isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)
+        if (raises and ast.unparse(node.exc.func) != "MemoryError") or builds:
             lines.add(node.lineno)
     return lines
 

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from gennorm import engine
-from gennorm.errors import ShapeError
 from gennorm.plan import ITEMSIZE, Plan, dense_strides, make_plan
 from gennorm.spec.config import LayerConfig
 
@@ -586,22 +585,12 @@ class PreparedCall(Layout):
                 merger("merge_sums", 1)(sums, units, 2 * slices)
             sums = sums[: 2 * slices]
             if merge is not None:
-                sums = self.ordered(self._merged_sums(merge, sums)).reshape(-1)
+                sums = self.ordered(merge(self.shaped(sums.reshape(2, slices)))).reshape(-1)
             kernel = kernels[1]
             if geometry is self.geometry:  # no gradient of a parameter is added up: every unit is a block
                 block, blocks = 1, plan.tasks
         run(work, blocks, self.size, apart=sweep.own > 0)
         return gradients[0] if len(gradients) == 1 else gradients.sum(0)
-
-    def _merged_sums(self, merge: Callable[[Array], Array], sums: Array) -> Array:
-        """Return what the caller's function makes of the sums, as an array of float64 of the same shape."""
-        shaped = self.shaped(sums.reshape(2, self.plan.slices))
-        merged = np.ascontiguousarray(merge(shaped), np.float64)
-        if merged.shape != shaped.shape:
-            msg = f"merge returned sums of shape {merged.shape}, and was given sums of shape {shaped.shape}\n"
-            msg += "return an array of the shape it was given"
-            raise ShapeError(msg, code="S024")
-        return merged
 
     @functools.cached_property
     def _counts(self) -> Array:

@@ -74,9 +74,7 @@ ATTRIBUTES = {
     **dict.fromkeys(("backward", "grad", "gradients"), "write y, pullback = layer.vjp(x), and pullback(dy)"),
     **dict.fromkeys(("parameters", "weights", "trainable_weights"), "write layer.scaling and layer.biases"),
     **dict.fromkeys(("state_dict", "get_weights", "get_params"), "write layer.save(path), or pickle the layer"),
-    **dict.fromkeys(
-        ("load_state_dict", "set_weights", "set_params"), "write gn.load(path), or layer.adopt(scaling=...)"
-    ),
+    **dict.fromkeys(("load_state_dict", "set_weights", "set_params"), "write gn.load(path), or layer.scaling = ..."),
     "get_config": "write layer.to_config()",
     "build": "write layer.initialize(shape_or_array)",
     "eps": "write layer.epsilon",
@@ -148,11 +146,9 @@ def unknown_argument(what: str, name: object, known: Iterable[str]) -> ConfigErr
     return ConfigError(msg, code="C060")
 
 
-def unknown_attribute(name: str, known: Iterable[str], settings: Iterable[str]) -> UnknownNameError:
-    """The error for an attribute that a layer does not have; its settings are read in another way."""
+def unknown_attribute(name: str, known: Iterable[str]) -> UnknownNameError:
+    """Return the error for an attribute that a layer does not have."""
     hint = foreign_attribute(name)
-    if name in settings:
-        hint = f'write layer.information("{name}")'
     nearest = "" if hint else suggest(name, known)
     msg = f"a layer has no attribute {shown(name)}{nearest}\n{hint or 'help(gn.NormalizationLayer) lists what it has'}"
     return UnknownNameError(msg, code="N001")

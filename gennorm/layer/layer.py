@@ -18,7 +18,7 @@ import numpy.typing as npt
 from gennorm.engine import CompilationError, fallback_reason, use_definition
 from gennorm.engine.forks import changing
 from gennorm.engine.memory import copied
-from gennorm.errors import ConfigError, InitializationError, OutputError, ParameterError, shown, suggest
+from gennorm.errors import ConfigError, FrozenError, InitializationError, OutputError, ParameterError, shown, suggest
 from gennorm.layer import files
 from gennorm.layer.arrays import (
     dtype_given,
@@ -59,6 +59,8 @@ from gennorm.spec.config import LayerConfig, resolve_config
 __all__ = ["NormalizationLayer", "load"]
 
 Array = npt.NDArray[Any]
+CHANGEABLE = ("epsilon", "epsilon_placement", "momentum", "trainable", "unbiased", "learning_rate_multipliers")
+ASSIGNED = frozenset(("_state", "scaling", "biases", "moments"))
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -785,13 +787,6 @@ class NormalizationLayer:
         """
         return self._state.config.trainable
 
-    @trainable.setter
-    def trainable(self, value: bool) -> None:
-        with changing:
-            state = self._state
-            config = LayerConfig.make(**{**state.config.arguments(), "trainable": value})
-            self._state = State(config, state.parameters, state.moments, state.calls)
-
     @with_fallback
     def adapt(
         self,
@@ -1073,7 +1068,28 @@ class NormalizationLayer:
         def __getattr__(self, name: str) -> Any:
             if name.startswith("_"):  # protocols look for such names, also before the layer has its own
                 return object.__getattribute__(self, name)
-            raise unknown_attribute(name, [one for one in dir(self) if one[0] != "_"], DEFAULTS)
+            if name in DEFAULTS:
+                return self._state.config.arguments()[name]
+            raise unknown_attribute(name, [one for one in dir(self) if one[0] != "_"])
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name in CHANGEABLE:
+                with changing:
+                    state = self._state
+                    config = LayerConfig.make(**{**state.config.arguments(), name: value})
+                    self._state = State(config, state.parameters, state.moments)
+            elif name in ASSIGNED or (type(self) is not NormalizationLayer and not hasattr(type(self), name)):
+                object.__setattr__(self, name, value)
+            elif name in DEFAULTS:
+                msg = f"{name} of a layer cannot be changed\n"
+                msg += f"make another layer: NormalizationLayer.from_config({{**layer.to_config(), {name!r}: ...}})"
+                raise FrozenError(msg, code="C140")
+            elif hasattr(type(self), name):
+                msg = f"{name} of a layer cannot be assigned\n"
+                msg += "scaling, biases, moments, epsilon, momentum, trainable and unbiased can be"
+                raise FrozenError(msg, code="C141")
+            else:
+                raise unknown_attribute(name, [one for one in dir(self) if one[0] != "_"])
 
     def __repr__(self) -> str:
         return represent(self._state)

@@ -202,6 +202,7 @@ def run(asked: Request, *, keep: bool = False) -> Array | None:
 
 def shared_rows(call: PreparedCall, moments: Moments) -> Array:
     """Return mean, second moment and count of moments that are shared with other arrays."""
-    mean = np.zeros(moments.shape) if moments.mean is None else moments.mean
-    shape = (3, *call.plan.resolved.moments_shape)
-    return call.ordered(np.broadcast_to(np.stack([mean, moments.m2, moments.count]), shape))
+    rows = np.empty((3, *call.plan.resolved.moments_shape))
+    rows[0] = 0.0 if moments.mean is None else moments.mean
+    rows[1], rows[2] = moments.m2, moments.count
+    return call.ordered(rows)
