@@ -22,7 +22,7 @@ from gennorm.moments import Moments
 if TYPE_CHECKING:
     from gennorm.engine.call import PreparedCall
 
-__all__ = ["Gradients", "Kept", "Merge", "Pullback", "directions_of", "pull_back", "push_forward"]
+__all__ = ["Gradients", "Kept", "Merge", "Pullback", "directions_of", "merged_sums", "pull_back", "push_forward"]
 
 Array = npt.NDArray[Any]
 Merge = Callable[[Array], Array]

@@ -56,7 +56,16 @@ from gennorm.spec import config as configs
 from gennorm.spec import levels
 from gennorm.spec.config import LayerConfig, resolve_config
 
-__all__ = ["NormalizationLayer", "load"]
+__all__ = [
+    "NormalizationLayer",
+    "checked_parameter",
+    "filled",
+    "known_shape",
+    "load",
+    "parameter_mode",
+    "with_fallback",
+    "with_mode",
+]
 
 Array = npt.NDArray[Any]
 CHANGEABLE = ("epsilon", "epsilon_placement", "momentum", "trainable", "unbiased", "learning_rate_multipliers")

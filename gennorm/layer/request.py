@@ -22,7 +22,16 @@ from gennorm.spec import config as configs
 if TYPE_CHECKING:
     from gennorm.engine.call import PreparedCall
 
-__all__ = ["Request", "given_rows", "laid", "parameters_of", "request", "run"]
+__all__ = [
+    "Request",
+    "given_rows",
+    "laid",
+    "parameters_of",
+    "request",
+    "require_learnable",
+    "run",
+    "shared_rows",
+]
 
 Array = npt.NDArray[Any]
 
