@@ -225,7 +225,7 @@ def test_sizes_are_known_from_the_declaration_or_from_the_first_use():
 def test_what_was_never_counted_changes_nothing():
     layer = gn.batch_norm(2, momentum=0.5)
     x = np.array([[1.0, 5.0], [3.0, 7.0]])
-    layer(x, training=True, mask=np.array([True, False]))
+    layer(x, training=True, mask=np.array([[True, False]]))
     assert layer.moments.mean.tolist() == [1, 0]
     assert layer.moments.variance().tolist() == [1, 1]
     before = layer.moments
@@ -366,7 +366,7 @@ def test_eight_threads_train_and_every_update_counts():
     assert layer.moments.variance().item() == 2.0**-48
 
 
-@pytest.mark.parametrize("place", ["folded", "measured"])
+@pytest.mark.parametrize("place", ["folded_rows", "run"])
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, MemoryError])
 def test_an_interruption_leaves_the_moments_as_they_were(monkeypatch, place, kind):
     layer = gn.batch_norm(4)
