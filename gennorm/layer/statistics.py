@@ -351,7 +351,7 @@ def folded_rows(moving: Moments, rows: Array, call: PreparedCall, config: LayerC
             new *= 1 - momentum
             new += momentum * old
     new.setflags(write=False)
-    return Moments.of_read_only(ones(moving.shape), None if moving.mean is None else new[0, ...], new[1, ...])
+    return Moments.of_read_only(ones(new.shape[1:]), None if moving.mean is None else new[0, ...], new[1, ...])
 
 
 def following(
