@@ -641,7 +641,7 @@ class _Slices:
         xp, total = self.xp, self.total
         if self.counted is None:
             added = total(x)
-            count = xp.zeros_like(added) + math.prod(self.whole[i] for i in self.aggregated)
+            count = xp.zeros_like(added) + math.prod([self.whole[i] for i in self.aggregated])
         else:
             added = total(self.weighted(x))
             count = total(self.widen(self.counted) if self.weights is None else self.weights)
