@@ -1,10 +1,10 @@
-"""The normalization layers of a model, computed by the engine: one call, and one that undoes it.
+"""Replace the normalization layers of a model by those of gennorm, and undo it.
 
-A layer stays the object that it is, with its parameters, buffers, hooks and name: what changes is its class, to a
-subclass of the one it had, whose `forward` is the engine's. Torch's own classes become those of `gennorm.torch.layers`.
-Of another class it must first be proved what it computes: a copy of the layer with random parameters is called beside
-each layer of the core that it could be, on inputs of several scales and ranks, and outputs and gradients must agree.
-Whatever has not been proved of it, such as another dtype, the layer computes as it always did.
+A layer stays the same object, with its parameters, buffers, hooks and name. Its class changes to a subclass of the one it
+had, whose `forward` is that of gennorm. Torch's classes become those of `gennorm.torch.layers`. A layer of another class
+is probed first: a copy with random parameters is called, and each layer of the core that it could be, on inputs of
+several scales and ranks; outputs and gradients must agree. For inputs that were not probed, such as those of another
+dtype, the layer calls the forward that it had.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,21 +22,22 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 import gennorm
 from gennorm.errors import GennormError, InputError
 from gennorm.torch import layers
-from gennorm.torch.layers import Computed
-from gennorm.torch.module import DERIVED, Normalization
+from gennorm.torch.layers import Configured
+from gennorm.torch.module import Normalization, text_of
 from gennorm.torch.tensors import FLOATING, HALVES
 
 __all__ = ["Left", "Replaced", "Report", "accelerate", "restore"]
 
 DROPINS: dict[type, type] = {getattr(nn, name): getattr(layers, name) for name in layers.__all__}
 OTHERS = (nn.modules.batchnorm._NormBase, nn.LocalResponseNorm, nn.CrossMapLRN2d)  # torch's that have no drop-in
-MADE = (*DERIVED, "guess", "config", "_present", "_text", "_double", "_original", "_proved")
+ATTRIBUTES = ("_gennorm", "_gennorm_float64", "_gennorm_proof")  # those of ours; the rest is the layer's own
 
 # How far two right answers may be apart, in units of the dtype's rounding and relative to the largest value. For 8 to
 # 8,192 elements the layers of Llama, T5 and torch, and layer norm written out in torch, are 2.6 units apart at most in
 # float32, 9.7 in float64 and 1.8 in 16 bits. What has to be seen is far more: between n and n - 1 in a variance there
 # are 513 units of float32 for 8,192 elements. In 16 bits there are 1.3, so those are proved in float32 too.
 UNITS = {torch.float32: 16.0, torch.float64: 32.0, torch.bfloat16: 4.0, torch.float16: 4.0}
+Verdict = tuple[type, "Proof | None"]  # the class that a layer becomes
 SCALES = (1.0, 30.0)  # of inputs; besides that at which epsilon counts as much as the variance
 RANKS = (2, 3, 4)
 
@@ -148,15 +149,14 @@ def accelerate(model: nn.Module) -> Report:
     for name, module in model.named_modules():
         kind = type(module).__name__
         if isinstance(module, Normalization):
-            if "_original" in vars(module):
-                left.append(Left(name, vars(module)["_original"].__name__, "it was replaced before"))
+            if _original(module) is not None:
+                left.append(Left(name, kind, "it was replaced before"))
         elif _is_candidate(module):
             verdict = judge(module)
             if isinstance(verdict, str):
                 left.append(Left(name, kind, verdict))
             else:
-                by = _install(module, verdict)
-                replaced.append(Replaced(name, kind, by))
+                replaced.append(Replaced(name, kind, _install(module, *verdict)))
     return Report(tuple(replaced), tuple(left))
 
 
@@ -188,9 +188,9 @@ def restore(model: nn.Module) -> int:
     _require_module(model)
     number = 0
     for module in model.modules():
-        original = vars(module).get("_original")
+        original = _original(module)
         if original is not None:
-            for name in MADE:
+            for name in ATTRIBUTES:
                 vars(module).pop(name, None)
             object.__setattr__(module, "__class__", original)
             number += 1
@@ -234,28 +234,35 @@ class Guess:
         return gennorm.layer_norm(shape, **settings)
 
 
-class Proved(Computed):
-    """A layer of any class, computed by a layer of the core where the two have been proved to agree."""
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a layer of an unknown class computes, for inputs of some dtypes and ranks."""
 
     guess: Guess
-    _proved: frozenset[tuple[torch.dtype, int]]  # dtypes and ranks of inputs
+    inputs: frozenset[tuple[torch.dtype, int]]
+
+
+class Proved(Configured):
+    """A layer of any class, computed by a layer of the core for the inputs for which the two agree."""
+
+    _gennorm_proof: Proof
 
     @property
     def __constants__(self) -> tuple[str, ...]:
-        return (self.guess.epsilon,) if isinstance(self.guess.epsilon, str) else ()
+        epsilon = self._gennorm_proof.guess.epsilon
+        return (epsilon,) if isinstance(epsilon, str) else ()
 
     def layer(self) -> gennorm.NormalizationLayer:
         """Make the layer of the core that was proved."""
-        return self.guess.layer(self)
+        return self._gennorm_proof.guess.layer(self)
 
     def forward(self, *given: Any, **named: Any) -> Any:
-        """Compute it by the engine, or what has not been proved as before."""
+        """Compute by the layer of the core, or by the original forward for inputs without a proof."""
         if len(given) == 1 and not named:
-            x = given[0]
-            weight = self._parameters.get("weight")
+            x, weight = given[0], self._parameter("weight")
             if (
                 isinstance(x, Tensor)
-                and (x.dtype, x.dim()) in self._proved
+                and (x.dtype, x.dim()) in self._gennorm_proof.inputs
                 and x.is_cpu
                 and (weight is None or weight.dtype is x.dtype)
             ):
@@ -265,12 +272,14 @@ class Proved(Computed):
 
 @functools.cache
 def _class(original: Any, base: Any) -> Any:
-    """A class that is the original, but for what the base computes."""
+    """Return a subclass of the original whose forward is that of the base."""
 
     def reduce(self: Any, protocol: Any) -> Any:
         return _revived, (original, base), self.__getstate__()
 
-    return type(original.__name__, (base, original), {"__reduce_ex__": reduce, "__doc__": original.__doc__})
+    own = {"__reduce_ex__": reduce, "__doc__": original.__doc__, "_gennorm_original": original}
+    # A drop-in class of torch's class is a subclass of it already.
+    return type(original.__name__, (base,) if issubclass(base, original) else (base, original), own)
 
 
 def _revived(original: Any, base: Any) -> Any:
@@ -278,20 +287,18 @@ def _revived(original: Any, base: Any) -> Any:
     return kind.__new__(kind)
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The class that a layer becomes, and what that has to know."""
-
-    becomes: type
-    attributes: dict[str, Any] = field(default_factory=dict)
+def _original(module: nn.Module) -> type | None:
+    """Return the class that a replaced layer had."""
+    return getattr(type(module), "_gennorm_original", None)
 
 
-def _install(module: Any, verdict: Verdict) -> str:
-    """Change the class; the text is that of the layer of the core."""
-    vars(module).update(verdict.attributes, _original=type(module))
-    module.__class__ = verdict.becomes
+def _install(module: Any, becomes: type, proof: Proof | None = None) -> str:
+    """Change the class of a layer; return the text of the layer of the core."""
+    if proof is not None:
+        vars(module)["_gennorm_proof"] = proof
+    module.__class__ = becomes
     module._begin()
-    return repr(module.layer())
+    return text_of(module._settings())
 
 
 # ---------------------------------------------------------------------------------------------------------- the judge
@@ -318,7 +325,7 @@ class _Judge:
         base = next((one for one in DROPINS if isinstance(module, one)), None)
         if base is not None and _computes_as(kind, base):
             own = DROPINS[base]
-            return Verdict(own if kind is base else _class(kind, own))
+            return _class(kind, own), None
         settings = {name: repr(value) for name, value in vars(module).items() if not name.startswith("_")}
         settings.pop("training")
         tensors = [(name, one.shape, one.dtype) for name, one in module.named_parameters()]
@@ -342,7 +349,7 @@ def _unfit(module: nn.Module) -> str | None:
         if one.dtype not in FLOATING:
             return f"its parameters are of the dtype {one.dtype}"
     if nn.utils.parametrize.is_parametrized(module):
-        return "its parameters are computed, by torch.nn.utils.parametrize"
+        return "its class was made by torch.nn.utils.parametrize: call accelerate before it"
     own = {name for name, _ in module.named_parameters()}
     held = {name for name, _ in module.named_buffers()}
     if type(module) not in DROPINS and not isinstance(module, tuple(DROPINS)) and (held or own - {"weight", "bias"}):
@@ -373,7 +380,7 @@ def _probed(module: nn.Module) -> Verdict | str:
             least, ranks = _judged(module, guess, dtype)
             if ranks:
                 proved = frozenset((dtype, rank) for rank in ranks)
-                return Verdict(_class(kind, Proved), {"guess": guess, "_proved": proved})
+                return _class(kind, Proved), Proof(guess, proved)
             if least < differs:
                 nearest, differs = repr(guess.layer(module)), least
     if not nearest:
@@ -412,13 +419,13 @@ def _judged(module: nn.Module, guess: Guess, dtype: torch.dtype) -> tuple[float,
 def _difference(module: nn.Module, guess: Guess, dtype: torch.dtype, rank: int) -> float:
     """How far outputs and gradients are apart at most, relative to the largest value; infinite where one has none."""
     kind: Any = type(module)
-    verdict = Verdict(_class(kind, Proved), {"guess": guess, "_proved": frozenset({(dtype, rank)})})
+    verdict = _class(kind, Proved), Proof(guess, frozenset({(dtype, rank)}))
     generator = torch.Generator().manual_seed(rank)
     theirs, ours = (copy.deepcopy(module).to(dtype) for _ in range(2))
     _randomize(theirs, ours, generator=generator)
     try:
         core = guess.layer(module)
-        _install(ours, verdict)
+        _install(ours, *verdict)
     except GennormError:
         return float("inf")
     weight = module._parameters.get("weight")
