@@ -5,14 +5,15 @@ return arrays of the same kind. They use no kernel, write to no array and do not
 differentiate them (to any order), compile, export and vectorize them. The engine is the fast way to the same values.
 
 Notation, for one slice with elements :math:`x_i`: weights :math:`w_i` (1 for what a mask counts, 0 for the rest), count
-:math:`n = \sum w`, mean :math:`\mu = \sum w x / n` (0 for the method RMS), second moment :math:`M = \sum w (x - \mu)^2`,
-variance :math:`v = M / N` with :math:`N = n` or, unbiased, :math:`n - 1`. With the divisor :math:`\delta(v)` and
-:math:`r = 1 / \delta`, the standardized elements are :math:`z_i = (x_i - \mu) r`, and the output is
-:math:`y = s z + b`.
+:math:`n = \sum w`, mean :math:`\mu = \sum w x / n` (0 for the method RMS), second moment
+:math:`M = \sum w (x - \mu)^2`, variance :math:`v = M / N` with :math:`N = n` or, unbiased, :math:`n - 1`. With the
+divisor :math:`\delta(v)` and :math:`r = 1 / \delta`, the standardized elements are :math:`z_i = (x_i - \mu) r`, and
+the output is :math:`y = s z + b`.
 
 *Precision.* Elements are computed in the engine's arithmetic (`COMPUTED`: float32 for halves, float64 for float64).
-Sums and moments are float64 where the namespace has it, else float32. The mean is found in two steps, an estimate and
-the mean of the deviations from it, and both are subtracted: data whose mean is a million deviations is right in float32.
+Sums and moments are float64 where the namespace has it, else float32 (then squares beyond the range of float32 are
+infinite). The mean is found in two steps, an estimate and the mean of the deviations from it, and both are subtracted:
+float32 data whose mean is a million deviations from zero is right.
 
 Inputs are trusted; callers check them. NumPy warns where a value overflows or is not finite: call with
 ``numpy.errstate(all="ignore")``.
@@ -164,11 +165,6 @@ def measure(x: Array, config: LayerConfig, resolved: Resolved, *, weights: Array
     SliceMoments
         In float64 where the namespace has it, else in float32.
 
-    Raises
-    ------
-    InputError
-        `x` is an array of no known namespace.
-
     Examples
     --------
     >>> import numpy as np
@@ -206,11 +202,6 @@ def apply(
     -------
     array
 
-    Raises
-    ------
-    InputError
-        `x` is an array of no known namespace.
-
     Examples
     --------
     >>> import numpy as np
@@ -245,11 +236,6 @@ def invert(
     -------
     array
         In the output's dtype; the mean where the divisor is 0.
-
-    Raises
-    ------
-    InputError
-        `y` is an array of no known namespace.
 
     Examples
     --------
@@ -301,11 +287,6 @@ def fold(
     -------
     mean, variance : array
         New arrays.
-
-    Raises
-    ------
-    InputError
-        The arrays are of no known namespace.
 
     Examples
     --------
@@ -382,11 +363,6 @@ def pull_back(
     Gradients
         That of the input in the output's dtype, those of the parameters in theirs.
 
-    Raises
-    ------
-    InputError
-        `x` is an array of no known namespace.
-
     Examples
     --------
     >>> import numpy as np
@@ -443,11 +419,6 @@ def push_forward(
     -------
     array
         Of the shape and the dtype of the output.
-
-    Raises
-    ------
-    InputError
-        `x` is an array of no known namespace.
 
     Examples
     --------
@@ -537,7 +508,7 @@ class _State(NamedTuple):
     z: Array
     factor: Array
     variance: Array
-    count: Array | None
+    count: Array  # or None
     centre: Array
     rest: Array
     m2: Array | None
@@ -564,6 +535,9 @@ class _Slices:
             for i, axis in enumerate(self.axis_of)
             if axis in resolved.aggregation and self.axis_of[i : i + 2] != [axis, axis]
         )
+        self.number = 1  # of elements in a slice; torch.compile has no math.prod of symbolic sizes
+        for i in self.aggregated:
+            self.number *= self.whole[i]
         name = _name(x.dtype)
         self.real, self.exact = _floating(xp, x, COMPUTED[name])
         self.result = self.real
@@ -646,7 +620,7 @@ class _Slices:
         xp, total = self.xp, self.total
         if self.counted is None:
             added = total(x)
-            count = xp.zeros_like(added) + math.prod([self.whole[i] for i in self.aggregated])
+            count = xp.zeros_like(added) + self.number
         else:
             added = total(self.weighted(x))
             count = total(self.widen(self.counted) if self.weights is None else self.weights)
@@ -654,22 +628,21 @@ class _Slices:
             return count, xp.zeros_like(self.narrow(added)), xp.zeros_like(added), self.squares(x), x
         n = xp.where(count == 0, 1.0, count)
         centre = self.inside(self.narrow(added / n), x, count)
-        deviations = x - centre
+        deviations = self.widen(x) - self.widen(centre)
         rest = total(self.weighted(deviations)) / n
-        return count, centre, rest, self.squares(self.widen(deviations) - rest), deviations - self.narrow(rest)
+        return count, centre, rest, self.squares(deviations - rest), (x - centre) - self.narrow(rest)
 
     def squares(self, values: Array) -> Array:
         """The sum of squares, each of them in the dtype of moments."""
         wide = self.widen(values)
-        if self.counted is not None:  # before they are squared: the square of what does not count may overflow
+        if self.counted is not None:  # the square of what does not count may overflow
             wide = self.xp.where(self.counted, wide, 0.0)
-        wide = wide * wide
-        return self.total(wide if self.weights is None else wide * self.weights)
+        return self.total(self.weighted(wide * wide))
 
     def inside(self, mean: Array, x: Array, count: Array) -> Array:
         """The mean, not outside its slice: that of equal elements is exact, so that they have the variance 0."""
         xp = self.xp
-        if 0 in [self.whole[i] for i in self.aggregated]:
+        if self.number == 0:
             return mean
         low = high = x
         if self.counted is not None:
@@ -726,11 +699,15 @@ class _Slices:
         scaling = self.resolved.scaling
         return (0, *scaling) if self.resolved.batched and len(parameter.shape) > len(scaling) else scaling
 
+    def ascending(self, axes: tuple[int, ...]) -> list[int]:
+        """The axes in their order in the array; torch.compile cannot sort integers that it takes for symbolic."""
+        return [axis for axis in range(len(self.shape)) if axis in axes]
+
     def spread(self, parameter: Array) -> Array:
         """A parameter, broadcastable to the elements."""
         axes = self.axes(parameter)
         shape = [size if axis in axes else 1 for axis, size in zip(self.axis_of, self.whole, strict=True)]
-        order = tuple(sorted(range(len(axes)), key=axes.__getitem__))
+        order = tuple(axes.index(axis) for axis in self.ascending(axes))
         return self.xp.reshape(self.xp.permute_dims(self.narrow(parameter), order), tuple(shape))
 
     def gathered(self, values: Array, parameter: Array) -> Array:
@@ -738,9 +715,11 @@ class _Slices:
         xp, axes = self.xp, self.axes(parameter)
         others = tuple(i for i, axis in enumerate(self.axis_of) if axis not in axes)
         summed = xp.sum(values, axis=others, dtype=self.exact) if others else values
-        ordered = sorted(axes)
+        ordered = self.ascending(axes)
         summed = xp.reshape(summed, tuple(self.shape[axis] for axis in ordered))
-        return xp.astype(xp.permute_dims(summed, tuple(map(ordered.index, axes))), parameter.dtype, copy=False)
+        return xp.astype(
+            xp.permute_dims(summed, tuple(ordered.index(axis) for axis in axes)), parameter.dtype, copy=False
+        )
 
 
 # ------------------------------------------------------------------------------------------------------ the namespaces

@@ -1,17 +1,19 @@
 """For fronts: what a layer computes as a function of arrays, without a layer that holds parameters or moments.
 
-A front (a package that brings the layer to a framework) keeps parameters and moments itself, hands them to each call, and
-keeps for the backward pass what the forward pass returns. `Computation` is made of a config and does no more than that;
-its arguments are checked like those of a layer. What else a front needs is named here too: how many threads share a call,
-what settings mean for a shape, and how moving moments change.
+A front is a package that brings the layer to a framework. It stores parameters and moments itself, passes them to each
+call, and stores for the backward pass what the forward pass returns. `Computation` is made from a config and does no more
+than that; its arguments are checked like those of a layer. The other functions that a front needs are named here too.
 
 >>> import numpy as np
 >>> import gennorm as gn
->>> computation = Computation.of(gn.layer_norm(4))
->>> x, ones = np.array([[1.0, 2.0, 4.0, 8.0]]), np.ones(4)
+>>> computation = Computation.of(gn.layer_norm(4, epsilon=0))
+>>> x, ones = np.array([[1.0, 2.0, 4.0, 5.0]]), np.ones(4)
 >>> y, kept = computation.forward(x, ones, ones)
->>> computation.backward(x, y, kept, ones, ones).biases
-array([0.17, 0.63, 1.07, 2.13])
+>>> kept
+array([[ 3.],
+       [10.]])
+>>> computation.backward(x, y, kept, ones, ones).scaling
+array([1.6, 0.4, 0.4, 1.6])
 """
 
 from __future__ import annotations

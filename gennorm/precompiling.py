@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gennorm.engine import assemble, built
+from gennorm.engine import built, prepare_threads
 from gennorm.layer import NormalizationLayer
 from gennorm.layer.arrays import dtype_given, dtype_name, real, result_dtype, shape_of
 
@@ -111,7 +111,7 @@ def precompile(
         if gradients:
             y, pullback = stand_in.vjp(x, training=training)
             pullback(np.zeros_like(y, result_dtype(x.dtype)))
-    assemble()
+    prepare_threads()
     found = built()[before:]
     compiled, loaded = (tuple(str(one) for one in found if one.compiled is new) for new in (True, False))
     return Precompiled(compiled, loaded, time.perf_counter() - begin)

@@ -20,6 +20,7 @@ INSIDE = {
     "errors": set(),
     "spec": {"errors"},
     "plan": {"spec"},
+    "definition": {"errors", "spec", "plan"},
     "moments": {"errors"},
     "engine": {"errors", "spec", "plan"},
     "layer": {"errors", "spec", "plan", "moments", "engine"},
@@ -34,6 +35,7 @@ INSIDE = {
 BENCHED = {"torch", "jax", "onnx", "onnxruntime", "sklearn", "transformers"}
 # What each may import from elsewhere, the standard library apart.
 OUTSIDE = {
+    "definition": {"array_api_compat"},
     "moments": {"numpy"},
     "engine": {"numpy", "numba", "llvmlite", "ml_dtypes"},
     "layer": {"numpy", "ml_dtypes", "safetensors", "rich", "tqdm"},

@@ -20,7 +20,7 @@ from tests.conformance import test_vectors as vectors
 from tests.kernels.test_forms import FORMS, LAYOUTS, MAIN, SETTINGS, made, with_dtypes
 from tests.strategies import DTYPES, RESULTS, dtype_of, named_layouts, sample, some
 
-# ------------------------------------------------------------------------------------------------------ the namespaces
+# ------------------------------------------------------------------------------------------------------- the namespaces
 
 
 def numpy_arrays():
@@ -103,7 +103,7 @@ def ran(form, **others):
     return {**form.settings, **others}
 
 
-# --------------------------------------------------------------------------------------- the vectors of the specification
+# ------------------------------------------------------------------------------------- the vectors of the specification
 
 
 def case_config(case):
@@ -131,15 +131,12 @@ def vector_cases():
             chosen = {
                 "numpy": True,
                 "strict": dtype == "float64",
-                "torch": dtype == "float32" or WIDTH[dtype] == 0 or case["exact_in"] == "float64",
+                "torch": dtype == "float32" or case["exact_in"] == "float64",
                 "jax": dtype == "float64" and quick,
             }[namespace]
             if chosen:
                 found.append(pytest.param(case, dtype, namespace, id=f"{parameter.id}, {namespace}"))
     return found
-
-
-WIDTH = vectors.WIDTH
 
 
 @pytest.mark.parametrize(("case", "dtype", "namespace"), vector_cases())
@@ -189,15 +186,8 @@ def test_vectors_of_derivatives(case, arrays):
 def test_vectors_of_inverses(case, arrays):
     y = vectors.array(case["output"])
     keywords, config = case_call(case, "float64", case_config(case))
-    moments = keywords.pop("moments")
     del keywords["weights"]
-    x = call(
-        lambda y, moments, *rest, **others: definition.invert(y, *rest, moments, **others),
-        *(arrays, y, moments),
-        config=config,
-        shape=y.shape,
-        **keywords,
-    )
+    x = call(definition.invert, arrays, y, config=config, shape=y.shape, **keywords)
     vectors.agree(x, case["input"], 1e-11, "input")
 
 
@@ -214,7 +204,7 @@ def test_vectors_of_moving_moments(case, arrays):
         vectors.agree(mean, case["moving"]["mean"], 1e-12, "mean")
 
 
-# ------------------------------------------------------------------------------------------- the reference and the engine
+# ----------------------------------------------------------------------------------------- the reference and the engine
 
 
 def check(arrays, layer, x, settings, **others):
@@ -435,7 +425,7 @@ def _last(one, i):
     return _axis_of(one)[i : i + 2] != [_axis_of(one)[i]] * 2
 
 
-# --------------------------------------------------------------------------------------------- moments shared with others
+# ------------------------------------------------------------------------------------------- moments shared with others
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -482,9 +472,7 @@ def test_parts_of_a_batch(method, masked, unbiased):
     pulled = together(definition.pull_back, dy, scaling=np.arange(5.0))
     np.testing.assert_allclose(np.concatenate([one.input for one in pulled]), whole.input, rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(sum(one.scaling for one in pulled), whole.scaling, rtol=1e-12, atol=1e-13)
-    np.testing.assert_allclose(
-        np.concatenate(together(definition.push_forward, dx)), along, rtol=1e-12, atol=1e-13
-    )
+    np.testing.assert_allclose(np.concatenate(together(definition.push_forward, dx)), along, rtol=1e-12, atol=1e-13)
 
 
 def _part(config, arrays, function, x, *others, moments=None, **keywords):
@@ -494,7 +482,7 @@ def _part(config, arrays, function, x, *others, moments=None, **keywords):
     return function(x, *others, config, resolved, **keywords)
 
 
-# ------------------------------------------------------------------------------------------------- the frameworks' gradients
+# -------------------------------------------------------------------------------------------- the frameworks' gradients
 
 
 def torch_call(one, function, *positional, **others):
@@ -572,7 +560,7 @@ def test_second_derivatives_are_the_engine_s(name, masked):
     found = torch.autograd.grad(gradients[:2], (dy, x, scaling), (t, p))
     dscaling = p.numpy()
     exact = reference.second(
-        *(one.x, one.dy, one.dx, dscaling, np.zeros_like(dscaling)),
+        *(one.x, one.dy, (one.dx, dscaling, None)),
         **{key: value for key, value in one.reference.items() if key != "biases"},
     )
     for part, other in zip(found, exact, strict=True):
@@ -601,7 +589,7 @@ def test_jax_gives_the_gradients_of_the_formulas(name, way, double):
     np.testing.assert_allclose(pushed, exact, rtol=1e-11, atol=1e-11)
 
 
-# ------------------------------------------------------------------------------------------------------ degenerate slices
+# ---------------------------------------------------------------------------------------------------- degenerate slices
 
 
 DEGENERATE = {
@@ -686,8 +674,9 @@ def test_what_is_not_finite_stays_in_its_slice(arrays):
     keywords = {"config": config, "shape": x.shape}
     clean = call(definition.normalize, arrays, x, **keywords)[0], call(definition.pull_back, arrays, x, dy, **keywords)
     x[1, 2], x[2, 3] = np.nan, np.inf
-    y, found = call(definition.normalize, arrays, x, **keywords)[0], call(
-        definition.pull_back, arrays, x, dy, **keywords
+    y, found = (
+        call(definition.normalize, arrays, x, **keywords)[0],
+        call(definition.pull_back, arrays, x, dy, **keywords),
     )
     for one, other in ((y, clean[0]), (found.input, clean[1].input)):
         assert np.isnan(one[1:3]).all()
@@ -707,7 +696,7 @@ def test_no_elements(shape, arrays):
     assert not call(definition.pull_back, arrays, x, x, **keywords).scaling.any()
 
 
-# -------------------------------------------------------------------------------------------------------------- exactness
+# ------------------------------------------------------------------------------------------------------------ exactness
 
 
 FAR = [(1e6, 1.0, "float32"), (1e4, 1e-1, "float32"), (1e30, 1e30, "float32"), (1e-30, 1e-30, "float32")]
@@ -719,6 +708,8 @@ FAR += [(1e15, 1.0, "float64"), (1e3, 1.0, "float16")]
 @pytest.mark.parametrize("namespace", ["numpy", "torch", "jax"])
 def test_a_mean_far_from_zero(mean, deviation, dtype, aggregated, arrays):
     """The bound of the engine holds: see docs/explanation/numerics.md."""
+    if arrays.of is not np.asarray and mean == 1e-30 and "jax" in type(arrays.of(np.ones(1))).__module__:
+        mean = deviation = 1e-25  # XLA takes subnormal numbers for 0, and the rest of a mean would be one
     x = (mean + deviation * sample((300, 70), "float64")).astype(dtype)
     settings = {"aggregation_levels": aggregated, "epsilon": 0.0}
     y, _ = call(definition.normalize, arrays, x, config=config_of(settings), shape=x.shape)
@@ -762,7 +753,7 @@ def test_jax_without_float64():
     assert definition.normalize(numbers, config, resolve_config(config, (1, 6)))[0].dtype.name == "float32"
 
 
-# ----------------------------------------------------------------------------------------------- tracing and vectorization
+# -------------------------------------------------------------------------------------------- tracing and vectorization
 
 
 def test_jit_and_vmap_of_jax(double):
@@ -801,7 +792,7 @@ def test_compile(name):
     torch = pytest.importorskip("torch")
     torch._dynamo.reset()
     one = Given(name)
-    normalize = torch.compile(torch_normalize(one), fullgraph=True, backend="aot_eager", dynamic=True)
+    normalize = torch.compile(torch_normalize(one), fullgraph=True, backend="aot_eager")
     for examples in (len(one.x), len(one.x) + 3):
         x = sample((examples, *one.shape[1:]), "float64", examples)
         tensor = torch.from_numpy(x).requires_grad_()
@@ -839,6 +830,7 @@ def test_export_with_open_sizes(name):
         np.testing.assert_allclose(found, reference.normalize(x, **one.reference), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_transforms_of_torch():
     torch = pytest.importorskip("torch")
     one = Given("group norm")
@@ -859,7 +851,7 @@ def test_transforms_of_torch():
     assert (meta.shape, meta.dtype, meta.device.type) == (x.shape, x.dtype, "meta")
 
 
-# ----------------------------------------------------------------------------------------------------------------- errors
+# --------------------------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize("value", [[1.0, 2.0], 3.0, "x"])

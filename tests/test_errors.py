@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 import gennorm as gn
-from gennorm import errors, presets
+from gennorm import definition, errors, presets
 from gennorm.engine import memory
 from gennorm.engine import threads as threads_
 from gennorm.errors import GennormError, point, suggest
@@ -31,6 +31,7 @@ from gennorm.layer import layer as layers
 from gennorm.spec import config, levels
 
 MODULES: list[ModuleType] = [
+    definition,
     *(levels, config, statistics, adapting, files, presets),
     *(layers, arrays, parameters, memory, threads_),
 ]

@@ -1,4 +1,4 @@
-"""Kernels before the first call: nothing is left to compile, and the layer is what it was."""
+"""`gn.precompile`: afterwards calls compile nothing, and the layer is unchanged."""
 
 import copy
 import functools
@@ -13,7 +13,7 @@ from gennorm.engine import sharing, threads
 from gennorm.engine.compiler import jit
 from tests.strategies import named_layouts, sample
 
-# A preset, made for these arrays.
+# Layers, each with the shape of an input.
 PRESETS = {
     "batch norm": (lambda: gn.batch_norm(6), (4, 6, 5, 5)),
     "batch norm, channels last": (lambda: gn.batch_norm(6, channel_level=-1), (4, 5, 5, 6)),
@@ -29,11 +29,11 @@ presets = pytest.mark.parametrize("name", PRESETS)
 
 @pytest.fixture
 def fresh(monkeypatch):
-    """A process of one thread in which no kernel is there yet."""
+    """Use one thread, and forget all compiled kernels."""
     monkeypatch.setattr(threads, "_threads", 1)
-    monkeypatch.setattr(sharing, "_teams", [])
+    monkeypatch.setattr(sharing, "_pools", [])
     monkeypatch.setattr(engine_call, "kernel_of", functools.cache(engine_call.kernel_of.__wrapped__))
-    monkeypatch.setattr(jit, "_kept", {})
+    monkeypatch.setattr(jit, "_results", {})
     monkeypatch.setattr(jit, "built", [])
 
 
@@ -66,7 +66,7 @@ def test_afterwards_nothing_is_compiled(name, dtype, fresh):
 
 
 @presets
-def test_without_gradients_there_is_less_to_do(name, fresh):
+def test_without_gradients_no_backward_kernel_is_compiled(name, fresh):
     make, shape = PRESETS[name]
     for_calls = gn.precompile(make(), shape)
     assert not [one for one in (*for_calls.compiled, *for_calls.loaded) if "backward" in one]
@@ -75,7 +75,7 @@ def test_without_gradients_there_is_less_to_do(name, fresh):
 
 
 @presets
-def test_a_training_step_is_a_forward_and_a_backward(name, fresh):
+def test_a_training_step_has_two_kernels(name, fresh):
     make, shape = PRESETS[name]
     layer, x = make().initialize(shape), sample(shape)
     if name == "feature norm":
@@ -85,7 +85,7 @@ def test_a_training_step_is_a_forward_and_a_backward(name, fresh):
     assert [one.name.split(".")[1] for one in engine.built()] == ["forward", "backward"]
 
 
-def test_the_layer_is_what_it_was():
+def test_the_layer_is_unchanged():
     layer = gn.batch_norm(6)
     layer.scaling = np.arange(6)
     before = copy.deepcopy(layer)
@@ -97,7 +97,7 @@ def test_the_layer_is_what_it_was():
     assert not fresh.initialized
 
 
-def test_an_array_counts_with_its_layout(fresh):
+def test_an_array_is_given_instead_of_a_shape(fresh):
     x = named_layouts(3)["channels last"].hold(sample((4, 6, 20)))
     layer = gn.instance_norm(6)
     before = x.tobytes()
@@ -109,22 +109,27 @@ def test_an_array_counts_with_its_layout(fresh):
     assert x.tobytes() == before
 
 
-def test_what_threads_need_is_ready_too(fresh):
+def test_the_thread_pool_is_compiled_too(fresh):
     gn.set_num_threads(2)
     layer = gn.layer_norm(20)
     gn.precompile(layer, (9, 20), gradients=True)
     names = [one.name for one in engine.built()]
-    assert sorted(set(names)) == ["row_gradients.backward", "rows.forward", "team.lead", "team.serve"]
-    assert str(engine.built()[names.index("team.lead")]).startswith("team.lead of int64, ")
+    assert sorted(set(names)) == [
+        "row_gradients.backward",
+        "rows.forward",
+        "workers.share",
+        "workers.work_until_idle",
+    ]
+    assert str(engine.built()[names.index("workers.share")]).startswith("workers.share of int64, ")
     y, pullback = layer.vjp(np.ones((20_000, 20), np.float32))
     pullback(y)
     assert len(engine.built()) == len(names)
-    assert sharing._teams[0].members
+    assert sharing._pools[0].workers
 
 
-def test_it_tells_what_it_did(fresh):
+def test_the_report(fresh):
     gn.precompile(gn.layer_norm(20), (9, 20))
-    jit._kept.clear()
+    jit._results.clear()
     engine_call.kernel_of.cache_clear()
     jit.built.clear()
     told = str(gn.precompile(gn.layer_norm(20), (9, 20))).splitlines()
@@ -133,7 +138,7 @@ def test_it_tells_what_it_did(fresh):
     assert told[1].endswith(" s")
 
 
-def test_what_a_call_refuses_is_refused():
+def test_inputs_that_a_call_refuses_are_refused():
     with pytest.raises(gn.errors.ShapeError):
         gn.precompile(gn.layer_norm(20), (9, 21))
     with pytest.raises(gn.errors.DtypeError):

@@ -1,10 +1,9 @@
 """The prepared call: what all calls on arrays of one layout share. Only this module runs kernels.
 
-A `PreparedCall` belongs to one plan, that is to one shape, dtype, layout and form of the parameters. It knows how arrays,
-parameters and moments have to lie for the kernels (`Layout`), chooses the kernels, and runs them: `normalize`, `apply`,
-`invert`, `measure`, `backward`. Parameters come in the order and type of the kernel, as `Layout.parameter` returns them.
-Moments are *rows*: one row each for mean and second moment (or variance), with one column for each slice, in the order in
-which the kernel counts slices.
+A `PreparedCall` belongs to one plan: to one shape, dtype, layout and form of the parameters. It knows how arrays,
+parameters and moments have to lie for the kernels (`Layout`), chooses the kernels, and runs them. Parameters come in
+the order and type of the kernel, as `Layout.parameter` returns them. Moments are *rows*: one row each for mean and
+second moment (or variance), with one column for each slice, in the order in which the kernel counts slices.
 """
 
 from __future__ import annotations
@@ -18,11 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gennorm import engine
 from gennorm.errors import ShapeError
 from gennorm.plan import ITEMSIZE, Plan, dense_strides, make_plan
 from gennorm.spec.config import LayerConfig
 
-from .compiler import jit
+from .compiler import CompilationError, Signature, jit
 from .kernels import column_gradients, columns, row_gradients, rows, steps
 from .kernels.vector import LANES
 from .layout import NOTHING_REAL, Layout, deliver, dense, flat, stored_empty
@@ -76,6 +76,8 @@ SPARE = 1 << 26  # bytes their sums may take
 @functools.cache
 def kernel_of(family: str, step: str, dtypes: tuple[str, str, str], flags: frozenset[tuple[str, int]]) -> Kernel:
     """Compile a kernel for some dtypes and settings; what is not set is 0."""
+    if (reason := engine.compilation_failure()) is not None:
+        raise CompilationError(reason)
     storage, result, compute = dtypes
     module = MODULES[family, step]
     names = (
@@ -100,10 +102,10 @@ def kernel_of(family: str, step: str, dtypes: tuple[str, str, str], flags: froze
     space = (double, real) if family == "columns" else ()
     if step == "forward":
         y = real if settings["WEIGHTED"] else result
-        arrays = (storage, y, real, real, double, double, "int64", double, *space)
-        return jit.build(module.forward, settings, dtypes, arrays, 3)
-    arrays = (storage, result, result, real, real, double, double, double, "int64", double, *(space or (real,)))
-    return jit.build(module.backward, settings, dtypes, arrays, 6)
+        arrays = (storage, y, real, real, double, double, "int64", double)
+        return jit.build(module.forward, settings, dtypes, Signature(arrays, space, 3, shared=True))
+    both = (storage, result, result, real, real, double, double, double, "int64", double)
+    return jit.build(module.backward, settings, dtypes, Signature(both, space or (real,), 6, shared=True))
 
 
 class _Sweep(NamedTuple):
@@ -134,7 +136,7 @@ class PreparedCall(Layout):
     single : bool
         Whether the call is made on one example, and the plan is that of a batch of one. Set by the owner.
     views : tuple of (ndarray or None), or None
-        Scaling and biases of the layer as the kernels take them, where these are views that stay valid. Set by the owner.
+        Scaling and biases of the layer as the kernels take them, where these are views. Set by the owner.
     """
 
     def __init__(self, plan: Plan, strides: tuple[int, ...]) -> None:
@@ -152,10 +154,10 @@ class PreparedCall(Layout):
         self.geometry = np.array(plan.geometry, np.int64)
         if plan.family == "columns":
             self.tile = plan.geometry[columns.TILE]
-        in_order = plan.order == tuple(range(len(resolved.shape)))
-        self._small = in_order and plan.size * ITEMSIZE[plan.result] < WORTH
+        self._small = self._in_order and plan.size * ITEMSIZE[plan.result] < WORTH
         self._result = None if plan.result == plan.dtype else np.dtype(plan.result)  # None: the input's dtype
         self._parameters = math.prod(size for _, _, size in plan.parameter_cells)
+        self._per = self._per_counts(resolved.count)
         self._pieces = plan.pieces
         self._across = self._in_order_of_memory()
         self._steps: dict[Any, Step] = {}
@@ -212,17 +214,18 @@ class PreparedCall(Layout):
         self._step(kind, None, None)(x, laid, None, None, means.reshape(-1), spreads.reshape(-1))
         moments = np.empty((3, slices))
         counts = self._counts()[:, None] if weights is None else spreads[units:]
-        moments[2] = plan.resolved.count if weights is None else counts.sum(0)
-        moments[0], moments[1] = self._merged(counts, means, spreads[:units])
+        with np.errstate(all="ignore"):
+            moments[2] = plan.resolved.count if weights is None else counts.sum(0)
+            moments[0], moments[1] = self._merged(counts, means, spreads[:units])
         return moments
 
     def statistics(self, moments: Array) -> Array:
-        """Return mean and variance (or mean square) of slices from what `measure` returned."""
-        mean, spread, count = moments
-        found = np.empty((2, len(mean)))
-        found[0] = mean if self.center else 0.0
+        """Return mean and variance (or mean square) of slices from mean, second moment and perhaps count."""
+        found = moments[:2].copy()
+        count: Any = moments[2] if len(moments) == 3 else float(self.plan.resolved.count)
+        unbiased = self.plan.config.unbiased
         # A slice in which too little is counted has no spread: its variance is 0.
-        np.divide(spread, np.maximum(count - self.plan.config.unbiased, 1.0), out=found[1])
+        found[1] /= np.maximum(count - 1 if unbiased else count, 1.0)
         return found
 
     def remembered(self, moments: object, held: bool, make: Callable[[], Array]) -> Array:
@@ -232,47 +235,38 @@ class PreparedCall(Layout):
             self._given = last = moments, held, make()
         return last[2]
 
-    def factors(self, moments: Array, *, through: bool) -> Array:
-        """Return what a backward kernel needs of every slice: the four numbers that ``steps`` describes, in one array.
-
-        Parameters
-        ----------
-        moments : ndarray
-            Where the gradient goes through the statistics: mean, second moment and, unless every element counts,
-            count. Otherwise mean and variance.
-        through : bool
-            Whether the gradient goes through the statistics.
-        """
-        factors = np.zeros((4, self.plan.slices))
+    def _factors(self, moments: Array, *, through: bool) -> Array:
+        """Return the four numbers that a backward kernel needs of every slice; ``steps`` says which."""
+        factors = np.empty((4, self.plan.slices))
         if not through:
             factors[:2] = moments
+            factors[2:] = 0.0
             return factors.reshape(-1)
-        config = self.plan.config
-        if len(moments) == 2:
-            count = self.plan.resolved.count
-            per_count, per_degree = (1 / number if number > 0 else 0.0 for number in (count, count - config.unbiased))
-            np.multiply(moments[1], per_degree, out=factors[1])
-        else:
-            count = moments[2]
-            per_count, per_degree = (
-                np.divide(1.0, count - lost, out=np.zeros(count.shape), where=count > lost)
-                for lost in (0, config.unbiased)
-            )
-            np.multiply(moments[1], per_degree, out=factors[1])
+        per_count, per_degree = self._per if len(moments) == 2 else self._per_counts(moments[2])
         factors[0] = moments[0]
-        if self.center:
-            factors[2] = per_count
+        np.multiply(moments[1], per_degree, out=factors[1])
+        factors[2] = per_count
         factors[3] = per_degree
         return factors.reshape(-1)
+
+    def _per_counts(self, count: Any) -> tuple[Any, Any]:
+        """Return one over the count and over the degrees of freedom, 0 where there are none or nothing is divided."""
+        count = np.asarray(count, np.float64)
+        per_degree, per_count = (
+            np.divide(1.0, number, out=np.zeros(count.shape), where=number > 0)
+            for number in (count - self.plan.config.unbiased, count)
+        )
+        return per_count if self.center else 0.0, per_degree
 
     def backward(
         self,
         x: Array,
         dy: Array,
         dx: Array,
-        factors: Array,
+        moments: Array,
         gains: Array | None,
         *,
+        through: bool,
         biased: bool = False,
         weights: Array | None = None,
         tangent: bool = False,
@@ -284,10 +278,13 @@ class PreparedCall(Layout):
         ----------
         x, dy, dx : ndarray
             The input, the gradient of the output, and where the gradient of the input is written.
-        factors : ndarray
-            What `factors` returned.
+        moments : ndarray
+            Where the gradient goes through the statistics: mean, second moment and, unless every element counts,
+            count. Otherwise mean and variance.
         gains : ndarray or None
             The scaling.
+        through : bool
+            Whether the gradient goes through the statistics.
         biased : bool
             Whether the gradient of biases is needed.
         weights : ndarray, optional
@@ -321,7 +318,7 @@ class PreparedCall(Layout):
             flat(target, plan.result),
             unused if weights is None else flat(self.laid_out(weights), plan.compute),
             unused if gains is None else gains,
-            factors,
+            self._factors(moments, through=through),
             merge,
         )
         deliver(target, dx)
@@ -575,7 +572,8 @@ class PreparedCall(Layout):
             lo, hi = block * units, following * units
             measure(x, unwritten, None, None, flat_means, flat_spreads, lo, hi)
             part = slice(self._first_slice(block), self._first_slice(following))
-            mean[part], spread[part] = self._merged(counts, means[:, part], spreads[:, part])
+            with np.errstate(all="ignore"):
+                mean[part], spread[part] = self._merged(counts, means[:, part], spreads[:, part])
             if not by_piece:
                 apply(x, y, gains, shifts, mean, spread, lo, hi)
         if by_piece:

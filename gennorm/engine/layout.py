@@ -36,6 +36,7 @@ class Layout:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.size = plan, plan.size
         self.compute = np.dtype(plan.compute)
+        self._in_order = plan.order == tuple(range(len(plan.resolved.shape)))
         self._parameter_steps = self._prepared_steps()
         kept = [axis for axis, _ in plan.moments_cells]
         self._moments_sizes = [size for _, size in plan.moments_cells]
@@ -57,7 +58,9 @@ class Layout:
         return y if self.plan.copies != "both" else dense(self.plan, y.dtype)
 
     def laid_out(self, values: Array) -> Array:
-        """Values that broadcast to the input, as an array of the output's layout in the type of the arithmetic."""
+        """Return values that broadcast to the input, in the layout of an output and in the type of the arithmetic."""
+        if self._in_order and values.shape == self.plan.resolved.shape:
+            return values.astype(self.compute, "C")
         laid = dense(self.plan, self.compute)
         np.copyto(laid, values, casting="unsafe")
         return laid
@@ -103,7 +106,10 @@ class Layout:
         """Return a parameter as one contiguous run in the kernel's order and type, copied only if it is not one."""
         if array is None:
             return None
-        if self._parameter_steps is not None:
+        if self._parameter_steps is None:
+            if array.dtype == self.compute and array.flags.c_contiguous:
+                return array.reshape(-1)
+        else:
             split, order, aligned, spread = self._parameter_steps
             array = np.broadcast_to(array.reshape(split).transpose(order).reshape(aligned), spread)
         with np.errstate(all="ignore"):

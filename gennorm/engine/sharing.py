@@ -1,8 +1,8 @@
-"""Calls of kernels, and which threads share them.
+"""The thread pool: calls of kernels, and the threads that share them.
 
-The ranges that a call is cut into never decide what is computed, only who computes it, so the results are the same for
-any number of threads. The threads are Python's own, and wait in ``compiler.team.serve``: a team is made when it is
-first worth it, made anew after a fork, and done without wherever it cannot be had.
+How a call is divided never decides what is computed, only which thread computes it. So results are the same for any
+number of threads. The workers are threads of Python that wait in ``compiler.workers.work_until_idle``. They are started when a call
+is first worth sharing, and again in a child after a fork. Where no thread can be started, the caller does all the work.
 """
 
 from __future__ import annotations
@@ -20,49 +20,57 @@ import numpy.typing as npt
 from gennorm.engine.memory import address
 from gennorm.engine.threads import WORTH_SHARING, get_num_threads, shared
 
-from .compiler import jit
-from .compiler import team as shared_team
+from .compiler import jit, workers
 
 __all__ = ["alone", "assembled", "run"]
 
-# More ranges than threads, so that one that is held up does not hold up the rest. Each thread has a portion of its own,
-# which is in its core's cache where the call before was on the same arrays: 690 against 850 us for a layer norm of
-# (4096, 768), on two cores, if whoever is free took the next.
+# A call has more ranges than threads, so that a thread that is delayed does not delay the rest. Each thread begins with
+# its own portion of them, which is in the cache of its core where the last call had the same arrays: 690 us against 850
+# for a layer norm of (4096, 768) on two cores.
 RANGES_EACH = 8
-MOST = 256  # threads in a team
-# Seconds for which a thread looks for another call before it goes to sleep, giving way to any other that wants its
-# processor. Forward and backward of (512, 768) take 306 us with a twentieth of a millisecond, 234 with a tenth or two.
+MOST = 256  # threads that share a call
+# Seconds for which a worker looks for another call before it sleeps. In between it yields its processor to any thread
+# that wants it. Forward and backward of (512, 768) take 306 us with 0.05 ms and 234 us with 0.1 or 0.2.
 WAIT = 2e-4
-LOOKS = 1000  # how often it looks while that is measured
-# A thread that sleeps is woken up for so many elements, or if the last call ended less than WAIT ago, so that it will
-# stay awake: layer norm of (256, 768), once a millisecond, takes 56 us alone and 91 with one that has to wake up, (512,
-# 768) 134 and 137, (1024, 768) 284 and 220.
+LOOKS = 1000  # how often it looks while the time of a look is measured
+# A sleeping worker is woken for calls on so many elements, or if the last call ended less than WAIT ago, so that it
+# will stay awake. Once a millisecond, layer norms of (256, 768), (512, 768) and (1024, 768) take 56, 134 and 284 us
+# with one thread, and 91, 137 and 220 with a second one that has to wake up.
 WAKING = 1 << 19
-STEP = 1 << 27  # elements after which Python may look for an interrupt: 60 ms
+STEP = 1 << 27  # elements after which Python may handle an interrupt: 60 ms
 
-_teams: list[Team] = []  # the first is that of this process
+_pools: list[ThreadPool] = []  # the first is that of this process
 
 
 class Work(Protocol):
     """A call of a kernel."""
 
-    def __call__(self, parts: int, lo: int, hi: int, team: int) -> None:
-        """Make it for some of the tasks, with workspace of so many parts and a team at that address, or none at 0."""
+    def __call__(self, parts: int, lo: int, hi: int, request: int, /) -> None:
+        """Do the tasks ``lo`` to ``hi``.
+
+        Parameters
+        ----------
+        parts : int
+            Number of parts that the workspace has.
+        lo, hi : int
+        request : int
+            Address of what says how many threads share the call, or 0 for one.
+        """
 
 
 def run(work: Work, tasks: int, elements: int, *, apart: bool = True) -> None:
-    """Make a call of a kernel for all of its tasks, with a team where that is worth it.
+    """Do all tasks of a call of a kernel, with several threads where that is faster.
 
     Parameters
     ----------
     work : callable
-        Makes the call for the tasks ``lo`` to ``hi``.
+        Does the tasks ``lo`` to ``hi``.
     tasks : int
         Number of independent tasks.
     elements : int
-        Size of all of them together, which decides whether sharing pays.
+        Number of elements of all tasks together, which decides whether several threads are faster.
     apart : bool
-        Whether each thread has a part of the workspace for itself.
+        Whether each thread has its own part of the workspace.
     """
     if alone(elements):
         work(1, 0, tasks, 0)
@@ -73,102 +81,102 @@ def run(work: Work, tasks: int, elements: int, *, apart: bool = True) -> None:
         for lo in range(0, tasks, step):
             work(1, lo, min(lo + step, tasks), 0)
         return
-    team, parts = assembled(), threads if apart else 1
-    request = team.gather(threads, parts)
+    pool, parts = assembled(), threads if apart else 1
+    request = pool.request(threads, parts)
     for lo in range(0, tasks, step):
-        team.call(threads, elements)
+        pool.wake(threads, elements)
         work(parts, lo, min(lo + step, tasks), request)
-        team.ended = time.perf_counter()
+        pool.ended = time.perf_counter()
 
 
 def alone(elements: int) -> bool:
-    """Return whether work on so many elements is one call of a kernel, by one thread."""
+    """Return whether work on so many elements is a single call of a kernel by the calling thread."""
     return not shared(elements) or (elements <= STEP and get_num_threads() == 1)
 
 
-def assembled() -> Team:
-    """Return the team of this process; what its threads live in is compiled when there is none yet."""
-    if not _teams:
-        _teams.append(Team())  # where two threads do it at once, there is one that nobody asks
-    return _teams[0]
+def assembled() -> ThreadPool:
+    """Return the thread pool of this process; the first call compiles the functions in which workers wait."""
+    if not _pools:
+        _pools.append(ThreadPool())  # of two that two threads append at once, only the first is used
+    return _pools[0]
 
 
-class Team:
-    """Threads that share calls."""
+class ThreadPool:
+    """Threads that share calls of kernels."""
 
     def __init__(self) -> None:
         integers = "int64", "int64", "int64"
-        memory = np.zeros(shared_team.TAKEN + (MOST + 1) * shared_team.LINE, np.int64)
-        self.control = control = memory[-address(memory) // 8 % shared_team.LINE :]
+        memory = np.zeros(workers.TAKEN + (MOST + 1) * workers.LINE, np.int64)
+        self.control = control = memory[-address(memory) // 8 % workers.LINE :]
         self.address = address(control)
-        self.lead = jit.address(shared_team.lead, {}, integers, (), 5)
-        self.serve = jit.build(shared_team.serve, {}, integers, (), 2)
-        self.members: list[Member] = []
-        self._growing = threading.Lock()
-        self.requests: dict[tuple[int, int], tuple[int, npt.NDArray[np.int64]]] = {}
+        self.share = jit.address(workers.share, {}, integers, workers.SHARE_SIGNATURE)
+        self.work_until_idle = jit.build(workers.work_until_idle, {}, integers, workers.WORK_SIGNATURE)
+        self.workers: list[Worker] = []
         self.ended = 0.0  # when the last call did
-        control[shared_team.GIVE_WAY] = _give_way()
-        control[shared_team.PATIENCE] = LOOKS
+        self._growing = threading.Lock()
+        self._requests: dict[tuple[int, int], tuple[int, npt.NDArray[np.int64]]] = {}
+        control[workers.YIELD] = _yield_address()
+        control[workers.POLLS] = LOOKS
         begin = time.perf_counter()
-        self.serve(0, self.address)  # there is nothing to do yet
-        control[shared_team.PATIENCE] = 1 + round(LOOKS * WAIT / (time.perf_counter() - begin))
+        self.work_until_idle(0, self.address)  # looks for work so often, and finds none
+        control[workers.POLLS] = 1 + round(LOOKS * WAIT / (time.perf_counter() - begin))
 
-    def gather(self, threads: int, parts: int) -> int:
-        """The request that so many threads share a call, the caller's own included, or as many as can be had."""
-        if len(self.members) < threads - 1 and self._growing.acquire(blocking=False):
+    def request(self, threads: int, parts: int) -> int:
+        """Return the address of a request that so many threads share a call, and start the workers that are missing."""
+        if len(self.workers) < threads - 1 and self._growing.acquire(blocking=False):
             try:
                 self._grow(threads - 1)
             finally:
                 self._growing.release()
-        found = self.requests.get((threads, parts))
+        found = self._requests.get((threads, parts))
         if found is None:
-            request = np.array([self.address, self.lead, threads, RANGES_EACH, parts], np.int64)
-            found = self.requests.setdefault((threads, parts), (address(request), request))
+            request = np.array([self.address, self.share, threads, RANGES_EACH, parts], np.int64)
+            found = self._requests.setdefault((threads, parts), (address(request), request))
         return found[0]
 
     def _grow(self, number: int) -> None:
-        """Have so many members, or as many as can be had."""
-        while len(self.members) < number:
-            member = Member(self, len(self.members) + 1)
-            self.members.append(member)  # before it starts: an interrupt may lose a thread, and gives none two places
+        """Start workers until there are so many, or until the system refuses."""
+        while len(self.workers) < number:
+            worker = Worker(self, len(self.workers) + 1)
+            self.workers.append(worker)  # before it starts: after an interrupt no two workers have the same number
             try:
-                member.start()
+                worker.start()
             except RuntimeError:  # the interpreter is shutting down, or the system has no threads left
-                self.members.remove(member)
+                self.workers.remove(worker)
                 return
 
-    def call(self, threads: int, elements: int) -> None:
-        """Wake those up who sleep, if it is worth it; a call follows."""
+    def wake(self, threads: int, elements: int) -> None:
+        """Wake the sleeping workers for the call that follows, if that is faster."""
         if elements < WAKING and time.perf_counter() - self.ended > WAIT:
             return
-        for member in self.members[: threads - 1]:
-            if member.asleep:
-                member.calls.put(None)
+        for worker in self.workers[: threads - 1]:
+            if worker.asleep:
+                worker.calls.put(None)
 
 
-class Member(threading.Thread):
-    """A thread that looks for calls to share, or sleeps. It ends with the process."""
+class Worker(threading.Thread):
+    """A thread that takes part in calls, or sleeps. It ends with the process."""
 
-    def __init__(self, team: Team, number: int) -> None:
-        super().__init__(name="gennorm-team", daemon=True)
+    def __init__(self, pool: ThreadPool, number: int) -> None:
+        super().__init__(name="gennorm-worker", daemon=True)
         self.asleep = False
         self.calls: SimpleQueue[None] = SimpleQueue()
-        self._team, self._number = team, number
+        self._pool, self._number = pool, number
 
     def run(self) -> None:
-        """Live."""
-        team, control, number = self._team, self._team.control, self._number
+        """Take part in calls until there is none for a while, then sleep until the next."""
+        pool, control, number = self._pool, self._pool.control, self._number
         while True:
-            team.serve(number, team.address)
-            if control[shared_team.STATE] & shared_team.OPEN and number < control[shared_team.THREADS]:
+            pool.work_until_idle(number, pool.address)
+            if control[workers.STATE] & workers.OPEN and number < control[workers.THREADS]:
                 continue
             self.asleep = True
             self.calls.get()
             self.asleep = False
 
 
-def _give_way() -> int:
-    """Where the system's function is that lets another thread have the processor."""
+def _yield_address() -> int:
+    """Return the address of the system's function that lets another thread use this processor."""
     windows = os.name == "nt"
     library = ctypes.CDLL("kernel32" if windows else None)
     function = library.SwitchToThread if windows else library.sched_yield
@@ -176,4 +184,4 @@ def _give_way() -> int:
 
 
 if hasattr(os, "register_at_fork"):  # the threads of the parent do not exist in the child
-    os.register_at_fork(after_in_child=_teams.clear)
+    os.register_at_fork(after_in_child=_pools.clear)

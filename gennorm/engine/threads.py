@@ -1,44 +1,24 @@
-"""How many threads share a call; what is not broken off by an interrupt, and what holds still while a process forks."""
+"""The number of threads that a large call uses."""
 
 from __future__ import annotations
 
+import functools
 import operator
 import os
 import threading
-from collections.abc import Callable
-from queue import SimpleQueue
-from typing import Protocol, TypeVar, cast
 
+from gennorm.engine import limits
 from gennorm.errors import ConfigError, shown
 
-__all__ = ["Using", "changing", "get_num_threads", "hold_in_forks", "set_num_threads", "shared", "unbroken"]
+__all__ = ["Using", "get_num_threads", "set_num_threads", "shared"]
 
-
-T = TypeVar("T")
-
-
-class Lock(Protocol):
-    """What can be held."""
-
-    def acquire(self) -> object:
-        """Wait until nobody else has it."""
-
-    def release(self) -> object:
-        """Let go of it."""
-
-
-# What another thread gains, by elements: layer norm of 768 takes 15 us alone and 13 with two threads for 49,152 of
-# them, 24 and 17 for twice, 48 and 27 for four times as many; with gradients 46 and 46, 77 and 68, 170 and 108.
-SHARED = 1 << 16  # from which work is worth more than one thread
-WORTH_SHARING = SHARED // 2  # that each of them has at the least
-
-# Held where the state of a layer changes, for moments, and by every fork: a child has one thread of its parent's only,
-# and would wait for ever for a lock that another held. Reentrant, because a signal's handler may call a layer while the
-# thread it interrupts is changing one. Nothing is imported or compiled while it is held.
-changing = threading.RLock()
+# Layer norm of 768 on 49,152, 98,304 and 196,608 elements takes 15, 24 and 48 us with one thread and 13, 17 and 27 with
+# two; with gradients 46, 77 and 170 us, and 46, 68 and 108.
+SHARED = 1 << 16  # elements of the smallest call that several threads share
+WORTH_SHARING = SHARED // 2  # elements for each thread, at the least
 
 _threads: int | None = None
-_here = threading.local()  # .number: how many threads calls from this one use, where `Using` says so
+_here = threading.local()  # .number: how many threads the calls from this thread use, inside `Using`
 
 
 def get_num_threads() -> int:
@@ -47,8 +27,8 @@ def get_num_threads() -> int:
     Returns
     -------
     int
-        What `set_num_threads` was given; before that ``OMP_NUM_THREADS``, where it is set, or the processors this
-        process may run on.
+        The number passed to `set_num_threads`. Before the first such call it is the least of ``OMP_NUM_THREADS``, where
+        that is set, the processors this process may run on, and the whole processors of the CPU quota of its container.
 
     Examples
     --------
@@ -65,8 +45,17 @@ def get_num_threads() -> int:
     if _threads is not None:
         return _threads
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota()
+    if quota is not None:
+        available = min(available, quota)
     wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return min(available, int(wanted)) if wanted.isdecimal() and int(wanted) else available
+
+
+@functools.cache
+def _quota() -> int | None:
+    """The quota of processors when it was first needed: reading the files takes longer than a call."""
+    return limits.processors()
 
 
 def set_num_threads(number: int) -> None:
@@ -99,11 +88,16 @@ def set_num_threads(number: int) -> None:
     if count < 1:
         msg = f"the number of threads cannot be {shown(number)}\nwrite an integer of 1 or more"
         raise ConfigError(msg, code="C101")
-    _threads = count  # the team changes with the next large call
+    _threads = count  # the thread pool grows in the next large call
 
 
 class Using:
-    """Use so many threads for the calls that this thread makes meanwhile, whatever was set.
+    """A context in which calls from the current thread use a given number of threads.
+
+    Parameters
+    ----------
+    number : int
+        At least 1. It takes precedence over `set_num_threads`.
 
     Examples
     --------
@@ -126,58 +120,5 @@ class Using:
 
 
 def shared(elements: int) -> bool:
-    """Return whether work on so many elements is worth more than one thread, however many there are."""
+    """Return whether several threads, where there are several, share a call on so many elements."""
     return elements >= SHARED
-
-
-# -------------------------------------------------------------------------------------------------- interrupts, forks
-
-
-def unbroken(work: Callable[[], T]) -> T:
-    """Return what the work returns; KeyboardInterrupt ends the waiting for it, and not the work.
-
-    An import or a compilation of Numba that is broken off leaves it half there, and useless to the process.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return work()  # no other thread is interrupted
-    # Taking from a queue is one step of the interpreter: an interrupt between two of a future's leaves its lock held.
-    answers: SimpleQueue[tuple[T, None] | tuple[None, BaseException]] = SimpleQueue()
-
-    def live() -> None:
-        try:
-            answers.put((work(), None))
-        except BaseException as error:  # noqa: BLE001  it is raised where it is waited for
-            answers.put((None, error))
-
-    try:
-        threading.Thread(target=live, name="gennorm-unbroken").start()
-    except RuntimeError:  # no new thread: the interpreter is shutting down, or the system has none left
-        return work()
-    answer, error = answers.get()
-    if error is not None:
-        raise error
-    return cast("T", answer)
-
-
-_held: list[Lock] = [changing]  # locks that a fork waits for
-_holding: list[Lock] = []  # those that the fork which is going on has
-
-
-def hold_in_forks(lock: Lock) -> None:
-    """Have every fork from now on wait until nobody else holds the lock."""
-    _held.append(lock)
-
-
-def _before_fork() -> None:
-    for lock in _held:  # while it waits for one, another thread may import the engine, which adds another
-        lock.acquire()
-        _holding.append(lock)
-
-
-def _after_fork() -> None:
-    while _holding:
-        _holding.pop().release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -157,6 +156,8 @@ def mask_for(mask: Any, x: Array) -> Array:
 
 
 def _broadcast(values: Array, x: Array, what: str) -> Array:
+    if values.shape == x.shape:
+        return values
     try:
         return np.broadcast_to(values, x.shape)
     except ValueError:
@@ -184,8 +185,8 @@ def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(COMPUTED[dtype.name])
 
 
-def writable(out: Any, x: Array, parameters: Mapping[str, Array | None]) -> Array:
-    """The array itself, once it is known that the output can be written into it."""
+def writable(out: Any, x: Array, scaling: Array | None, biases: Array | None) -> Array:
+    """Return the array for the output, once it is known that the output can be written into it."""
     if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
         msg = f"out is of type {type(out).__name__}\n"
         msg += f"pass a NumPy array of shape {x.shape} and dtype {result_dtype(x.dtype)}"
@@ -197,28 +198,38 @@ def writable(out: Any, x: Array, parameters: Mapping[str, Array | None]) -> Arra
         msg = f"out has the dtype {out.dtype}, and the output for {x.dtype} is {result_dtype(x.dtype)}\n"
         msg += f"pass np.empty(x.shape, {result_dtype(x.dtype).name!r})"
         raise OutputError(msg, code="O004")
-    if not out.flags.writeable:
+    flags = out.flags
+    if not flags.writeable:
         msg = "out is read-only\npass an array that can be written"
         raise OutputError(msg, code="O005")
-    if out.size and any(stride == 0 and size > 1 for stride, size in zip(out.strides, out.shape, strict=True)):
+    repeated = not flags.c_contiguous and out.size and 0 in out.strides
+    if repeated and any(stride == 0 and size > 1 for stride, size in zip(out.strides, out.shape, strict=True)):
         msg = f"out is a broadcast view: several of its elements are one place in memory (strides {out.strides})\n"
         msg += "pass np.empty_like(x)"
         raise OutputError(msg, code="O006")
-    for name, array in {"the input": x, **parameters}.items():
-        same = array is x and (out.__array_interface__["data"], out.strides) == (
-            x.__array_interface__["data"],
-            x.strides,
-        )
-        if array is not None and not same and _share(out, array):
-            msg = f"out shares memory with {name}\npass x itself to normalize in place, or an array apart from it"
-            raise OutputError(msg, code="O007")
+    if out is not x:
+        _require_apart(out, x, "the input", same=True)
+    if scaling is not None:
+        _require_apart(out, scaling, "scaling")
+    if biases is not None:
+        _require_apart(out, biases, "biases")
     return np.asarray(out)
 
 
+def _require_apart(out: Array, array: Array, name: str, *, same: bool = False) -> None:
+    """Refuse an output that overlaps an array; it may be the `same` memory in the same order."""
+    if not np.may_share_memory(out, array):
+        return
+    one, two = out.__array_interface__, array.__array_interface__
+    if same and (one["data"], out.strides) == (two["data"], array.strides):
+        return
+    if _share(out, array):
+        msg = f"out shares memory with {name}\npass x itself to normalize in place, or an array apart from it"
+        raise OutputError(msg, code="O007")
+
+
 def _share(one: Array, two: Array) -> bool:
-    """Whether two arrays overlap; where finding out would take long, that they do."""
-    if not np.may_share_memory(one, two):
-        return False
+    """Return whether two arrays overlap; True where finding out would take long."""
     try:
         return np.shares_memory(one, two, max_work=100_000)  # type: ignore[arg-type]  # any number will do
     except np.exceptions.TooHardError:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gennorm import engine
-from gennorm.engine.threads import changing
+from gennorm.engine.forks import changing
 from gennorm.layer.arrays import result_dtype
 from gennorm.layer.parameters import Parameters
 from gennorm.layer.statistics import is_one_example, ungrouped

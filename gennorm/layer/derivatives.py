@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gennorm.engine import CompilationError, use_definition
 from gennorm.layer.arrays import like_output
 from gennorm.layer.parameters import Parameter
 from gennorm.layer.request import Request, laid
@@ -91,21 +92,28 @@ class Kept(NamedTuple):
 
     @classmethod
     def of(cls, asked: Request, rows: Array) -> Kept:
-        """Keep a request; the gains are those of a new output."""
-        gains = asked.gains
-        if asked.call is not asked.new:
-            gains = asked.new.parameter(asked.parameters[0].array)
-        given = asked.rows is not None
-        return cls(asked.x, asked.new, asked.parameters, gains, asked.weights, rows, asked.through, given)
-
-    def copied(self) -> Kept:
-        """Return the same with copies of the scaling and the mask, which the caller may write to."""
-        weights = self.weights
+        """Keep what was requested, with copies of the scaling and the mask, which the caller may write to."""
+        x, _, call, new, parameters, gains, _, weights, given_rows, _, shared, _, _ = asked
+        if call is not new:
+            per_example = parameters[0].per_example or parameters[1].per_example
+            gains, _ = laid(new, parameters, per_example)
+        if gains is not None:
+            gains = gains.copy()
         if weights is not None:  # an axis that was broadcast is copied once
             once = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in weights.strides)
             weights = np.broadcast_to(weights[once].copy(), weights.shape)
-        gains = None if self.gains is None else self.gains.copy()
-        return self._replace(gains=gains, weights=weights)
+        given = given_rows is not None
+        return cls(x, new, parameters, gains, weights, rows, shared or not given, given)
+
+    def by_definition(self) -> Kept:
+        """Return the same for the definition, where a kernel cannot be compiled."""
+        from gennorm.engine.fallback import DefinitionCall
+
+        call, (scaling, biases) = DefinitionCall(self.call.plan, self.call.strides), self.parameters
+        per_example = scaling.per_example or biases.per_example
+        gains = scaling.over_batch(self.x.shape[0]) if per_example else scaling.array
+        rows = call.ordered(self.call.shaped(self.rows))
+        return self._replace(call=call, gains=gains, rows=rows)  # type: ignore[arg-type]
 
 
 def pull_back(kept: Kept, dy: Array, merge: Merge | None = None) -> Gradients:
@@ -113,17 +121,23 @@ def pull_back(kept: Kept, dy: Array, merge: Merge | None = None) -> Gradients:
     call = kept.call
     scaling, biases = kept.parameters
     dx = call.output(kept.x)
-    to_scaling, to_biases = call.backward(
-        kept.x,
-        dy,
-        dx,
-        call.factors(kept.rows, through=kept.through),
-        kept.gains,
-        biased=biases.array is not None,
-        weights=kept.weights,
-        merge=merge,
-    )
-    return Gradients(dx, scaling.gradient(to_scaling), biases.gradient(to_biases))
+    try:
+        with np.errstate(all="ignore"):
+            to_scaling, to_biases = call.backward(
+                kept.x,
+                dy,
+                dx,
+                kept.rows,
+                kept.gains,
+                through=kept.through,
+                biased=biases.array is not None,
+                weights=kept.weights,
+                merge=merge,
+            )
+            return Gradients(dx, scaling.gradient(to_scaling), biases.gradient(to_biases))
+    except CompilationError as error:
+        use_definition(error)
+    return pull_back(kept.by_definition(), dy, merge)
 
 
 def directions_of(
@@ -149,22 +163,23 @@ def push_forward(
     """Return the derivative of the output along directions of the input and of the parameters."""
     x, call = kept.x, kept.call
     dy = call.output(x)
-    factors = call.factors(kept.rows, through=kept.through)
-    if dx is None and merge is None:
-        dy[...] = 0
-    else:
-        dx = np.zeros_like(dy) if dx is None else dx
-        call.backward(x, dx, dy, factors, kept.gains, weights=kept.weights, tangent=True, merge=merge)
-    if directions is not None:
-        # The output is linear in the parameters: what their directions add is the output that they would give.
-        per_example = directions[0].per_example or directions[1].per_example
-        other = state.calls.find(x, kept.given, per_example=per_example)
-        statistics = factors.reshape(4, -1)[:2]
-        if other is not call:
-            statistics = other.ordered(call.shaped(statistics))
-        added = other.output(x)
-        other.apply(x, added, statistics, *laid(other, directions, per_example))
-        with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):
+        if dx is None and merge is None:
+            dy[...] = 0
+        else:
+            dx = np.zeros_like(dy) if dx is None else dx
+            call.backward(
+                x, dx, dy, kept.rows, kept.gains, through=kept.through, weights=kept.weights, tangent=True, merge=merge
+            )
+        if directions is not None:
+            # The output is linear in the parameters: what their directions add is the output that they would give.
+            per_example = directions[0].per_example or directions[1].per_example
+            other = state.calls.find(x, kept.given, per_example=per_example)
+            statistics = call.statistics(kept.rows) if kept.through else kept.rows
+            if other is not call:
+                statistics = other.ordered(call.shaped(statistics))
+            added = other.output(x)
+            other.apply(x, added, statistics, *laid(other, directions, per_example))
             dy += added
     return dy
 

@@ -1,22 +1,24 @@
 """The layer: its settings, its parameters, and the calls that normalize arrays.
 
-Here are the public methods and their documentation. What they do is done elsewhere: `request` checks a call and runs it,
+Here are the public methods and their documentation. The work is done elsewhere: `request` checks a call and runs it,
 `state` is what a layer is at one moment, `derivatives` has pullbacks, `statistics` the held moments, `files` saves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from gennorm.engine import CompilationError, fallback_reason, use_definition
+from gennorm.engine.forks import changing
 from gennorm.engine.memory import copied
-from gennorm.engine.threads import changing
 from gennorm.errors import ConfigError, InitializationError, OutputError, ParameterError, shown, suggest
 from gennorm.layer import files
 from gennorm.layer.arrays import (
@@ -57,6 +59,21 @@ from gennorm.spec.config import LayerConfig, resolve_config
 __all__ = ["NormalizationLayer", "load"]
 
 Array = npt.NDArray[Any]
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def with_fallback(method: Method) -> Method:
+    """Let a method of the layer compute by the definition if a kernel that it needs cannot be compiled."""
+
+    @functools.wraps(method)
+    def attempt(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        try:
+            return method(self, *arguments, **keywords)
+        except CompilationError as error:
+            self._fall_back(error)
+            return method(self, *arguments, **keywords)
+
+    return attempt  # type: ignore[return-value]
 
 
 class NormalizationLayer:
@@ -241,23 +258,26 @@ class NormalizationLayer:
         >>> layer(np.array([1.0, 2.0, 3.0]), mask=np.array([True, False, True]))
         array([-1.,  0.,  1.])
         """
-        plain = mask is None and scaling is None and biases is None and moments is None and out is None
-        if plain and not training and type(x) is np.ndarray:
-            state = self._state
-            call = state.calls.found.get((x.shape, x.strides, x.dtype, False))
-            if call is not None and call.views is not None and state.of_input:
-                y = call.output(x)
-                call.normalize(x, y, *call.views)
-                return y
-        if isinstance(x, (list, tuple)) and all(isinstance(example, np.ndarray) for example in x):
-            if not plain:
-                msg = "out, mask, scaling, biases and moments cannot be given for a list of arrays\n"
-                msg += "call the layer on one array at a time"
-                raise OutputError(msg, code="O001")
-            asked = [request(self._state, example, training=training) for example in x]
-            return [self._answer(one) for one in asked]
-        asked_for = {"mask": mask, "scaling": scaling, "biases": biases, "moments": moments, "out": out}
-        y = self._answer(request(self._state, x, training=training, **asked_for))
+        try:
+            plain = mask is None and scaling is None and biases is None and moments is None and out is None
+            if plain and not training and type(x) is np.ndarray:
+                state = self._state
+                call = state.calls.found.get((x.shape, x.strides, x.dtype, False))
+                if call is not None and call.views is not None and state.of_input:
+                    y = call.output(x)
+                    call.normalize(x, y, *call.views)
+                    return y
+            if isinstance(x, (list, tuple)) and all(isinstance(example, np.ndarray) for example in x):
+                if not plain:
+                    msg = "out, mask, scaling, biases and moments cannot be given for a list of arrays\n"
+                    msg += "call the layer on one array at a time"
+                    raise OutputError(msg, code="O001")
+                # All arrays are checked before the first is normalized.
+                return [self._answer(asked) for asked in [request(self._state, array, training) for array in x]]
+            y = self._answer(request(self._state, x, training, mask, scaling, biases, moments, out))
+        except CompilationError as error:
+            self._fall_back(error)
+            return self(x, training=training, mask=mask, scaling=scaling, biases=biases, moments=moments, out=out)
         return y if out is None else out
 
     def _answer(self, asked: Request) -> Array:
@@ -267,6 +287,21 @@ class NormalizationLayer:
             self._learn(asked, rows)
         return asked.y[0] if asked.single else asked.y
 
+    def _fall_back(self, error: CompilationError) -> None:
+        """Compute by the definition from now on."""
+        use_definition(error)
+        with changing:
+            state = self._state
+            self._state = State(state.config, state.parameters, state.moments)
+
+    def _answer(self, asked: Request) -> Array:
+        """Compute the output of a request, and learn from the input if that was requested."""
+        rows = run(asked)
+        if asked.learns:
+            self._learn(asked, rows)
+        return asked.y[0] if asked.single else asked.y
+
+    @with_fallback
     def vjp(
         self,
         x: Any,
@@ -315,11 +350,9 @@ class NormalizationLayer:
         >>> gradients.biases
         array([1., 0., 0., 0.], dtype=float32)
         """
-        asked = request(
-            self._state, x, training=training, mask=mask, scaling=scaling, biases=biases, moments=moments, shared=shared
-        )
+        asked = request(self._state, x, training, mask, scaling, biases, moments, shared=shared)
         y, kept = self._keep(asked)
-        return y, Pullback(kept.copied(), y.shape, y.dtype, moments)
+        return y, Pullback(kept, y.shape, y.dtype, moments)
 
     def _keep(self, asked: Request) -> tuple[Array, Kept]:
         """Compute the output of a request, and keep what its derivatives need."""
@@ -329,6 +362,7 @@ class NormalizationLayer:
             self._learn(asked, rows)
         return asked.y[0] if asked.single else asked.y, Kept.of(asked, rows)
 
+    @with_fallback
     def jvp(
         self,
         x: Any,
@@ -377,9 +411,7 @@ class NormalizationLayer:
         >>> bool(abs(dy).max() < 1e-12)  # scaling the input does not change the output
         True
         """
-        asked = request(
-            self._state, x, training=training, mask=mask, scaling=scaling, biases=biases, moments=moments, shared=shared
-        )
+        asked = request(self._state, x, training, mask, scaling, biases, moments, shared=shared)
         shape, dtype = asked.y.shape[asked.single :], asked.y.dtype
         if dx is not None:
             dx = like_output(dx, "the direction", shape, dtype)
@@ -389,6 +421,7 @@ class NormalizationLayer:
         dy = push_forward(self._state, kept, dx, directions, merge)
         return y, dy[0] if asked.single else dy
 
+    @with_fallback
     def measure(self, x: Any, mask: Array | None = None) -> Moments:
         """Return the moments of the slices of an array: what the layer would normalize it by.
 
@@ -422,6 +455,7 @@ class NormalizationLayer:
         x = x[None] if call.single else x
         return measured(call, call.measure(x, None if mask is None else mask_for(mask, x)))
 
+    @with_fallback
     def apply(self, x: Any, moments: Moments, *, out: Array | None = None) -> Any:
         """Normalize an array by moments that are given instead of its own.
 
@@ -457,6 +491,7 @@ class NormalizationLayer:
         run(asked)
         return out if out is not None else asked.y[0] if asked.single else asked.y
 
+    @with_fallback
     def inverse(self, y: Any, moments: Moments | None = None, *, out: Array | None = None) -> Any:
         r"""Return the input whose normalization an array is.
 
@@ -502,7 +537,7 @@ class NormalizationLayer:
         if out is None:
             x = call.output(y)
         else:
-            x = writable(out, y, state.parameters._asdict())
+            x = writable(out, y, *state.parameters)
             if x.strides != call.strides:
                 call = state.calls.find(y, moments is None, out=x.strides)
         call.invert(y, x, given_rows(state, moments, call), *laid(call, parameters, False))
@@ -552,9 +587,14 @@ class NormalizationLayer:
                     f"dtype is given, and so is an array, which is of {x.dtype.name}\npass x.astype(dtype), or x.shape"
                 )
                 raise ConfigError(msg, code="C103")
-            return make_plan(self._state.config, x.shape, x.dtype.name, x.strides)
-        shape = shape_of(shape_or_array)
-        return make_plan(self._state.config, shape, dtype_name(dtype_given("float32" if dtype is None else dtype)))
+            shape, name, strides = x.shape, x.dtype.name, x.strides
+        else:
+            shape, strides = shape_of(shape_or_array), None
+            name = dtype_name(dtype_given("float32" if dtype is None else dtype))
+        config = self._state.config
+        if config.statistics == "dataset" and is_one_example(config, shape):
+            shape, strides = (1, *shape), None if strides is None else (0, *strides)
+        return replace(make_plan(config, shape, name, strides), fallback=fallback_reason())
 
     # Parameters ------------------------------------------------------------------------------------------------------
 
@@ -758,6 +798,7 @@ class NormalizationLayer:
             config = LayerConfig.make(**{**state.config.arguments(), "trainable": value})
             self._state = State(config, state.parameters, state.moments, state.calls)
 
+    @with_fallback
     def adapt(
         self,
         data: Any,

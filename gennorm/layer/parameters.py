@@ -67,9 +67,9 @@ class Parameter:
         """Return a gradient that the engine found in the shape and dtype of the parameter."""
         if found is None or self.array is None:
             return None
-        with np.errstate(all="ignore"):
-            summed = found.sum(0) if found.ndim > self.array.ndim else found
-            return np.asarray(summed, self.array.dtype if self.array.dtype.kind in "fV" else np.float64)
+        summed = found.sum(0) if found.ndim > self.array.ndim else found
+        dtype = self.array.dtype
+        return np.asarray(summed, dtype if dtype.kind in "fV" else np.float64)
 
 
 class Parameters(NamedTuple):

@@ -1,8 +1,8 @@
 """A request: one call of a layer, checked. `run` makes the kernels answer it.
 
-Every call of a layer takes this road: `request` checks what was passed, says by which moments the array is normalized,
-and finds the prepared call; `run` computes; what follows (an answer, a pullback, an update of moving moments) is made of
-the request and the rows that `run` returns. Everything is checked before anything is written or changed.
+Every call of a layer takes this road: `request` checks what was passed, decides by which moments the array is
+normalized, and finds the prepared call; `run` computes; what follows (an answer, a pullback, an update of moving moments)
+is made of the request and the rows that `run` returns. Everything is checked before anything is written or changed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gennorm.spec import config as configs
 if TYPE_CHECKING:
     from gennorm.engine.call import PreparedCall
 
-__all__ = ["Request", "given_rows", "parameters_of", "request", "run"]
+__all__ = ["Request", "given_rows", "laid", "parameters_of", "request", "run"]
 
 Array = npt.NDArray[Any]
 
@@ -79,20 +79,20 @@ class Request(NamedTuple):
 def request(
     state: State,
     x: Any,
-    *,
     training: bool = False,
     mask: Any = None,
     scaling: Any = None,
     biases: Any = None,
     moments: Any = None,
     out: Any = None,
+    *,
     shared: bool = False,
-    grouped: bool | None = None,
+    grouped: bool = False,
 ) -> Request:
     """Check a call of a layer.
 
-    The arguments are those of `NormalizationLayer.vjp` and its `__call__`. Groups of the batch have a part in the moments
-    of `x`, and in given ones where `grouped` is True.
+    The arguments are those of `NormalizationLayer.vjp` and of a call. With `grouped`, the given moments have one value
+    for each group of the batch, as those of `x` have.
 
     Raises
     ------
@@ -101,21 +101,18 @@ def request(
     """
     x = real(x, "the input")
     learns = bool(training) and state.learnable and moments is None
-    given = grouped is not None or moments is not None or not (state.of_input or learns)
+    given = grouped or moments is not None or not (state.of_input or learns)
     apart = given and not grouped
     new = state.calls.find(x, apart)
     single = new.single
     if single:
         x, out = x[None], out[None] if isinstance(out, np.ndarray) else out
-    resolved = new.plan.resolved
     weights = None if mask is None else mask_for(mask, x)
     if learns:
-        require_held(required(state.moments), resolved)
-        if state.config.unbiased:
-            configs.require_unbiased(resolved)
+        require_learnable(state, new)
+    per_example = False
     if scaling is None and biases is None and new.views is not None:
-        parameters = Parameter(state.parameters[0], False), Parameter(state.parameters[1], False)
-        per_example, (gains, shifts) = False, new.views
+        parameters, (gains, shifts) = state.own, new.views
     else:
         parameters = parameters_of(state, new, scaling, biases)
         per_example = parameters[0].per_example or parameters[1].per_example
@@ -126,12 +123,20 @@ def request(
     if out is None:
         y = new.output(x)
     else:
-        y = writable(out, x, {name: one.array for name, one in zip(NAMES, parameters, strict=True)})
+        y = writable(out, x, parameters[0].array, parameters[1].array)
         if y.strides != new.strides:
             call = state.calls.find(x, apart, per_example=per_example, out=y.strides)
             gains, shifts = laid(call, parameters, per_example)
     rows = given_rows(state, moments, call) if given else None
     return Request(x, y, call, new, parameters, gains, shifts, weights, rows, moments, shared and given, learns, single)
+
+
+def require_learnable(state: State, call: PreparedCall) -> None:
+    """Refuse an array whose moments cannot be folded into the held ones."""
+    resolved = call.plan.resolved
+    require_held(required(state.moments), resolved)
+    if state.config.unbiased:
+        configs.require_unbiased(resolved)
 
 
 def parameters_of(state: State, call: PreparedCall, scaling: Any, biases: Any) -> tuple[Parameter, Parameter]:
@@ -158,7 +163,7 @@ def laid(
 
 
 def given_rows(state: State, moments: Any, call: PreparedCall) -> Array:
-    """Return mean and variance of every slice, in the order of a call: of moments that were passed, else the held ones."""
+    """Return mean and variance of every slice, in the order of a call: those that were passed, else the held ones."""
     resolved = call.plan.resolved
     if moments is None:
         own = required(state.moments)
@@ -189,7 +194,8 @@ def run(asked: Request, *, keep: bool = False) -> Array | None:
         rows = call.normalize(x, y, gains, shifts, keep=keep or learns)
         return rows if rows is None or call is new else new.ordered(call.shaped(rows))
     rows = new.measure(x, weights)
-    statistics = new.statistics(rows)
+    with np.errstate(all="ignore"):
+        statistics = new.statistics(rows)
     call.apply(x, y, statistics if call is new else call.ordered(new.shaped(statistics)), gains, shifts)
     return rows
 

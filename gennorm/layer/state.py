@@ -7,7 +7,7 @@ never sees half of a change; and a prepared call is stored with the state that i
 from __future__ import annotations
 
 from gennorm.layer.calls import Calls
-from gennorm.layer.parameters import Parameters
+from gennorm.layer.parameters import Parameter, Parameters
 from gennorm.moments import Moments
 from gennorm.spec.config import LayerConfig
 
@@ -27,13 +27,14 @@ class State:
         The prepared calls for this config and these parameters; an empty cache if not given.
     """
 
-    __slots__ = ("calls", "config", "learnable", "moments", "of_input", "parameters")
+    __slots__ = ("calls", "config", "learnable", "moments", "of_input", "own", "parameters")
 
     def __init__(
         self, config: LayerConfig, parameters: Parameters, moments: Moments | None, calls: Calls | None = None
     ) -> None:
         self.config, self.parameters, self.moments = config, parameters, moments
         self.calls = Calls(config, parameters) if calls is None else calls
+        self.own = Parameter(parameters.scaling, False), Parameter(parameters.biases, False)
         self.of_input = config.statistics == "input"
         self.learnable = config.statistics == "moving" and config.trainable
 

@@ -126,7 +126,7 @@ def is_one_example(config: LayerConfig, shape: tuple[int, ...]) -> bool:
 
 
 def measured(call: PreparedCall, rows: Array) -> Moments:
-    """Return moments from rows in the order of a call: mean, second moment and perhaps count. They take the rows over."""
+    """Return moments that take over rows in the order of a call: mean, second moment and perhaps count."""
     resolved = call.plan.resolved
     rows.setflags(write=False)
     mean, spread, *counted = call.shaped(rows)
@@ -335,7 +335,7 @@ def folded(
 
 
 def folded_rows(moving: Moments, rows: Array, call: PreparedCall, config: LayerConfig) -> Moments:
-    """Return the same as `folded`, for the rows that a call measured: a step of training folds in a few microseconds."""
+    """Return the same as `folded` for the rows that a call measured, in a few microseconds."""
     resolved, momentum = call.plan.resolved, config.momentum
     shape = held_shape(resolved)
     if len(rows) > 2 or resolved.count == 0 or not 0 < momentum < 1 or moving.count is not ones(shape):

@@ -128,6 +128,8 @@ class Plan:
         What has to be copied first, because its innermost run has no unit stride.
     order : tuple of int
         The axes in the memory order of a copy, outermost first.
+    fallback : str or None
+        Why calls go by the definition in NumPy and not by kernels.
 
     Examples
     --------
@@ -155,6 +157,7 @@ class Plan:
     tasks: int
     copies: Literal["nothing", "input", "both"]
     order: tuple[int, ...]
+    fallback: str | None = None
 
     @property
     def size(self) -> int:

@@ -37,7 +37,9 @@ def text_of(plan: Plan) -> str:
         "scales": f"{_places(resolved, resolved.scaling) or 'no level'}: {parameters}",
         "moments": f"{resolved.moments_shape}, float64{source[plan.config.statistics]}",
         "runs": runs,
-        "kernel": f"{plan.family}, {plan.compute} arithmetic{copied[plan.copies]}",
+        "kernel": f"{plan.family}, {plan.compute} arithmetic{copied[plan.copies]}"
+        if plan.fallback is None
+        else f"none, the definition in NumPy: {plan.fallback}",
         "memory": f"{_count(plan.reads, 'read')}{once}, {_count(min(plan.reads, 1), 'write')}{copies[plan.copies]}: "
         f"{read} read, {written} written",
         "parallel": f"{_count(plan.tasks, 'task')}",

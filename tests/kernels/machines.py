@@ -1,7 +1,8 @@
-"""Kernels for the machine that the environment names: what is in their machine code, and what they give.
+"""Compile kernels for the processor that the environment names, and print what their code contains and computes.
 
-A process of its own, since Numba reads NUMBA_CPU_NAME and NUMBA_CPU_FEATURES once: ``python -m tests.kernels.machines``
-with "run" or "compile", and what to do: layers, or conversions of a dtype. Prints a line of JSON.
+This runs in a separate process, because Numba reads NUMBA_CPU_NAME and NUMBA_CPU_FEATURES once:
+``python -m tests.kernels.machines`` with "run" or "compile", and with "layers" or the name of a dtype whose conversions
+are tested. The output is one line of JSON.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ FAMILIES = {"rows": (ROWS, "float16"), "columns": (COLUMNS, "bfloat16")}
 
 
 def layers():
-    """What the kernels of both families, forward and backward, give: digests of the outputs, all of them judged."""
+    """Run the kernels of both families, forward and backward; check the outputs, and return their digests."""
     found = {}
     for family, ((settings, shape), narrow) in FAMILIES.items():
         layer = gn.NormalizationLayer(**settings).initialize(shape)
@@ -44,7 +45,7 @@ def layers():
 
 
 def uneven(family, shape, dtype):
-    """Slices for which sums in float32 are enough and others, with elements whose squares float32 loses among them."""
+    """Return slices of both kinds: sums in float32 are enough, or squares of some elements underflow in float32."""
     slices = sample(shape, dtype) if family == "rows" else sample(shape, dtype).T.copy()
     number = len(slices)
     slices[1 % number] += 40
@@ -59,7 +60,7 @@ def uneven(family, shape, dtype):
 
 
 def widened(x, y, size):
-    """Load and store by vectors, and behind that once more by wide ones."""
+    """Copy an array by vectors, and to the second half of the output by wide vectors."""
     for start in range(0, size, LANES):
         store(y, start, load(x, start))
     for start in range(0, size, WIDE):
@@ -67,17 +68,17 @@ def widened(x, y, size):
 
 
 def edges(dtype):
-    """Numbers that a dtype rounds, and those on both sides of every place where it changes its mind."""
+    """Return numbers that a dtype rounds, and the float32 neighbours of every number where the result changes."""
     every = np.arange(1 << 15, dtype=np.uint16).view(dtype)
     halves = every[: 1 + int(np.argmax(np.isinf(every)))].astype(np.float64)
-    halves[-1] = 2 * halves[-2] - halves[-3]  # the next number, if there were one
+    halves[-1] = 2 * halves[-2] - halves[-3]  # where the next number would be
     ties = np.minimum((halves[:-1] + halves[1:]) / 2, np.finfo(np.float32).max)
     halves = np.minimum(halves, np.finfo(np.float32).max).astype(np.float32)
     near = np.concatenate([halves, ties.astype(np.float32)])
     bits = near.view(np.uint32)[:, None] + np.arange(-2, 3).astype(np.uint32)
     anything = np.random.default_rng(0).integers(0, 1 << 32, 1 << 18, np.uint32)
     nans = anything | 0x7F800000
-    # By themselves first: where a vector holds nothing subnormal it may be rounded in another way than elsewhere.
+    # First without subnormal numbers: vectors that contain one may be rounded by other instructions.
     found = np.concatenate([bits.ravel(), bits.ravel() | 0x80000000, anything, nans])
     normal = found[found & 0x7F800000 > 0]
     normal, mixed = (np.concatenate([part, np.zeros(-len(part) % WIDE, np.uint32)]) for part in (normal, found))
@@ -85,10 +86,10 @@ def edges(dtype):
 
 
 def halves(name):
-    """Halves to float32 and back: what each of them becomes, as digests, and how many are not what NumPy says."""
+    """Convert halves to float32 and back; return digests, and how many results differ from NumPy's."""
     dtype, every = dtype_of(name), np.arange(1 << 16, dtype=np.uint16)
     to, back = (
-        jit.build(widened, {}, (storage, result, "float32"), (storage, result), 1)
+        jit.build(widened, {}, (storage, result, "float32"), jit.Signature((storage, result), integers=1))
         for storage, result in ((name, "float32"), ("float32", name))
     )
     wide, bits = np.empty(2 * len(every), np.float32), edges(dtype)
@@ -111,8 +112,8 @@ def halves(name):
 
 
 def code():
-    """The registers that the machine code names, and whether an instruction is encoded for AVX."""
-    text = "\n".join(kept.library.get_asm_str() for kept in jit._kept.values())
+    """Return which registers and instructions the machine code contains."""
+    text = "\n".join(result.library.get_asm_str() for result in jit._results.values())
     return {name: bool(re.search(pattern, text)) for name, pattern in PATTERNS.items()}
 
 
@@ -128,7 +129,7 @@ PATTERNS = {
 
 
 def compile_only(build):
-    """Compile as ever, and have nothing of it run: the processor may not understand it."""
+    """Compile kernels but do not run them: this processor may not have their instructions."""
 
     def built(*described):
         build(*described)
@@ -141,6 +142,6 @@ if __name__ == "__main__":
     RUN = sys.argv[1] == "run"
     if not RUN:
         jit.build = compile_only(jit.build)
-        np.empty = np.zeros  # what is not written is still looked at
+        np.empty = np.zeros  # outputs are read although no kernel writes them
     found = layers() if sys.argv[2] == "layers" else halves(sys.argv[2])
     sys.stdout.write(json.dumps({"found": found, "code": code(), "built": len(jit.built)}))

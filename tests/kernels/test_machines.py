@@ -1,4 +1,4 @@
-"""Kernels for three instruction sets: compiled for each anywhere, run where the processor can, and equal to the bit."""
+"""Kernels for three instruction sets: compiled on any x86-64, run where the processor can, with the same results."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Names of processors as LLVM has them; what their machine code shows, and what a processor needs to run it.
+# LLVM's names of processors; what their machine code contains, and which features a processor needs to run it.
 MACHINES = {
     "x86-64": ({"xmm": True, "ymm": False, "zmm": False, "AVX": False, "FMA": False, "float16": False}, ()),
     "haswell": ({"xmm": True, "ymm": True, "zmm": False, "AVX": True, "FMA": True}, ("avx2", "fma", "f16c", "bmi2")),
@@ -31,7 +31,7 @@ def executable(machine):
 
 
 def start(machine, way, what, **environment):
-    # A name alone keeps the features of the host.
+    # NUMBA_CPU_NAME alone would add the features of the host.
     named = {} if machine == HOST else {"NUMBA_CPU_NAME": machine, "NUMBA_CPU_FEATURES": ""}
     given = {**os.environ, "PYTHONPATH": str(ROOT), "GENNORM_CACHE_DIR": "/dev/null/nowhere", **named, **environment}
     command = [sys.executable, "-m", "tests.kernels.machines", way, what]
@@ -39,14 +39,17 @@ def start(machine, way, what, **environment):
 
 
 def end(process):
-    out, errors = process.communicate(timeout=400)
+    try:
+        out, errors = process.communicate(timeout=400)
+    finally:
+        process.kill()
     assert process.returncode == 0, errors[-3000:]
     return json.loads(out)
 
 
 @functools.cache
 def of_layers():
-    """What every machine says, of those that can be made here; all of them at work at once."""
+    """Compile, and run where possible, for every machine; the processes run at the same time."""
     machines = [*(MACHINES if X86 else ()), HOST]
     started = {name: start(name, "run" if executable(name) else "compile", "layers") for name in machines}
     return {name: end(process) for name, process in started.items()}
@@ -76,7 +79,7 @@ def test_outputs_in_plain_python_are_the_same_to_the_bit():
 @pytest.mark.parametrize("machine", ["x86-64"] if X86 else [HOST])
 @pytest.mark.parametrize(("dtype", "feature"), [("float16", "f16c"), ("bfloat16", "avx512bf16")])
 def test_halves_without_instructions_for_them(dtype, feature, machine):
-    """Every one of them, and every float32 that is rounded to another: as NumPy has it, and as the processor does."""
+    """Every half, and the float32 numbers next to every rounding boundary: as NumPy and the processor convert them."""
     converted = end(start(machine, "run", dtype))
     assert converted["found"]["wrong"] == [0, 0]
     assert converted["code"][dtype] is False

@@ -15,8 +15,7 @@ import pytest
 import gennorm as gn
 from gennorm.engine import sharing
 from gennorm.engine import threads as threads_
-from gennorm.engine.compiler import jit
-from gennorm.engine.compiler import team as team_
+from gennorm.engine.compiler import jit, workers
 
 ELEMENTS = 64 * threads_.WORTH_SHARING
 WHOLE = "int64", "int64", "int64"
@@ -25,7 +24,7 @@ WHOLE = "int64", "int64", "int64"
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch):
     monkeypatch.setattr(threads_, "_threads", None)
-    monkeypatch.setattr(sharing, "_teams", [])
+    monkeypatch.setattr(sharing, "_pools", [])
 
 
 def count(done, going, numbers, own, lo, hi, team):
@@ -41,7 +40,7 @@ def count(done, going, numbers, own, lo, hi, team):
 
 @functools.cache
 def counting():
-    return jit.build(count, {}, WHOLE, ("int64",) * 4, 3)
+    return jit.build(count, {}, WHOLE, jit.Signature(("int64",) * 3, ("int64",), 3, shared=True))
 
 
 class Tasks:
@@ -81,9 +80,9 @@ def eventually(true):
 
 
 def nobody_is_at_work():
-    for team in sharing._teams:
-        state, left = int(team.control[team_.STATE]), int(team.control[team_.LEFT])
-        if state % team_.CALL >= team_.OPEN or state % team_.OPEN != left or team.control[team_.BUSY]:
+    for team in sharing._pools:
+        state, left = int(team.control[workers.STATE]), int(team.control[workers.FINISHED])
+        if state % workers.CALL >= workers.OPEN or state % workers.OPEN != left or team.control[workers.BUSY]:
             return False
     return True
 
@@ -95,7 +94,7 @@ def test_every_task_is_done_once(number):
         for _ in range(50):
             assert Tasks(tasks).run().right()
             assert nobody_is_at_work()
-    assert len(sharing._teams[0].members) == number - 1
+    assert len(sharing._pools[0].workers) == number - 1
 
 
 @pytest.mark.parametrize("number", [2, 7])
@@ -132,14 +131,14 @@ def test_calls_of_any_number_of_threads_follow_one_another():
 def test_threads_sleep_when_there_was_no_call_for_a_while():
     gn.set_num_threads(3)
     Tasks().run()
-    members = sharing._teams[0].members
+    members = sharing._pools[0].workers
     assert eventually(lambda: all(member.asleep for member in members))
     small, long = sharing.WAKING - 1, 1_000_000
     time.sleep(2 * sharing.WAIT)
     assert not Tasks(turns=long).run(small).each[1:].any()  # they are not woken up for a small call by itself
 
     def following():
-        sharing._teams[0].ended = time.perf_counter()
+        sharing._pools[0].ended = time.perf_counter()
         return Tasks(turns=long).run(small).each[1:].any()
 
     assert eventually(following)
@@ -150,15 +149,15 @@ def test_threads_sleep_when_there_was_no_call_for_a_while():
 def test_a_team_grows_with_the_number():
     gn.set_num_threads(2)
     Tasks().run()
-    first = sharing._teams[0]
+    first = sharing._pools[0]
     gn.set_num_threads(4)
-    assert len(first.members) == 1  # until the next large call
-    assert len(Tasks().run().right() and first.members) == 3
-    assert sharing._teams[0] is first
+    assert len(first.workers) == 1  # until the next large call
+    assert len(Tasks().run().right() and first.workers) == 3
+    assert sharing._pools[0] is first
     gn.set_num_threads(2)
     for _ in range(20):
         assert len(Tasks().run().each) == 2
-    assert len(first.members) == 3
+    assert len(first.workers) == 3
 
 
 @pytest.mark.parametrize("allowed", [0, 1, 2])
@@ -169,7 +168,7 @@ def test_the_system_has_no_more_threads(allowed, monkeypatch):
     start = threading.Thread.start
 
     def refuse(thread):
-        if thread.name == "gennorm-team" and next(started) >= allowed:
+        if thread.name == "gennorm-worker" and next(started) >= allowed:
             msg = "can't start new thread"
             raise RuntimeError(msg)
         start(thread)
@@ -178,9 +177,9 @@ def test_the_system_has_no_more_threads(allowed, monkeypatch):
         patch.setattr(threading.Thread, "start", refuse)
         for _ in range(5):
             assert Tasks().run().right()
-        assert len(sharing._teams[0].members) == allowed
+        assert len(sharing._pools[0].workers) == allowed
     assert Tasks().run().right()
-    assert len(sharing._teams[0].members) == 3
+    assert len(sharing._pools[0].workers) == 3
 
 
 def test_small_calls_and_those_of_one_thread_are_made_alone():
@@ -191,27 +190,27 @@ def test_small_calls_and_those_of_one_thread_are_made_alone():
         assert alone.teams == [0]
     gn.set_num_threads(1)
     assert Tasks().run().teams == [0]
-    assert not sharing._teams
+    assert not sharing._pools
 
 
 def test_a_call_while_the_team_has_a_leader_is_made_alone():
     gn.set_num_threads(3)
     assert Tasks().run().right()
-    control = sharing._teams[0].control
-    control[team_.BUSY] = 1
+    control = sharing._pools[0].control
+    control[workers.BUSY] = 1
     for _ in range(20):
         tasks = Tasks(turns=1000).run()
         assert tasks.right()
         assert tasks.each[0] == 64
-    assert control[team_.BUSY] == 1
-    control[team_.BUSY] = 0
+    assert control[workers.BUSY] == 1
+    control[workers.BUSY] = 0
 
 
 def test_threads_that_call_at_once():
     """One of them has the team, the others work alone."""
     gn.set_num_threads(3)
-    with ThreadPoolExecutor(8) as pool:
-        for tasks in list(pool.map(lambda _: Tasks(turns=1000).run(), range(400))):
+    with ThreadPoolExecutor(8) as executor:
+        for tasks in list(executor.map(lambda _: Tasks(turns=1000).run(), range(400))):
             assert tasks.right()
     assert nobody_is_at_work()
 
@@ -274,7 +273,7 @@ def test_an_interrupt_at_any_step_leaves_nobody_at_work(first, monkeypatch):
         """Whether there is a step of that number."""
         steps, before = itertools.count(), {}
         if first:
-            sharing._teams.clear()
+            sharing._pools.clear()
 
         def trace(frame, event, argument):
             if frame.f_code.co_filename != sharing.__file__:

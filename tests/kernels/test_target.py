@@ -1,4 +1,4 @@
-"""Numba's own target is left alone: what kernels do without is not loaded, and users' functions compile as before."""
+"""The target for kernels: it imports less than Numba's own, and functions that users compile are not affected."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ def test_what_kernels_do_not_use(tmp_path):
 
 
 def test_a_step_is_compiled_once(tmp_path):
-    """For all constants it is called with, and for all kernels that it is the same in."""
+    """One compilation serves all constants that a step is called with, and all kernels that call it."""
     ask = """
         from gennorm.engine.compiler import jit
         from gennorm.engine.kernels import steps

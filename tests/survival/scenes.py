@@ -1,7 +1,7 @@
-"""What other people's processes do to a library. Each function is one process's life: ``python -m ... NAME``.
+"""What may happen to a process that uses the library. Each function is a program: ``python -m ... NAME``.
 
-A scene judges every number it gets against the definition and prints how many arrays it has judged; what it raises, or
-that it never ends, is for the test that plays it. Nothing of Numba is imported before a scene wants it.
+A scene compares every result with the definition and prints how many arrays it has compared. The test that runs it
+fails if it raises, prints to standard error, or does not end. A scene imports Numba only where it says so.
 """
 
 import atexit
@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import pickle
-import resource
 import signal
 import sys
 import threading
@@ -38,7 +37,25 @@ KINDS = {
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int8", "int16", "int64", "bool")
 LARGE = ({"aggregation_levels": -1, "scaling_levels": "Same"}, (1280, 1024))  # worth sharing
 
-judged = []  # what was compared with the definition
+SOON = 120  # seconds after which a wait fails
+
+judged = []  # one item for each array that was compared with the definition
+
+
+def join(*threads):
+    """Wait for threads, but not for ever."""
+    deadline = time.monotonic() + SOON
+    for thread in threads:
+        thread.join(max(deadline - time.monotonic(), 0))
+        assert not thread.is_alive(), thread
+
+
+def wait_until(true, pause=0.0005):
+    """Wait until a condition holds, but not for ever."""
+    deadline = time.monotonic() + SOON
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(pause)
 
 
 def layer_of(settings, shape):
@@ -89,8 +106,8 @@ def compiled():
     return [one for one in jit.built if one.compiled]
 
 
-def child(life, seconds=100):
-    """Fork, have the child live, and wait for it: whether it ended well, in time."""
+def child(life, seconds=SOON):
+    """Fork, call ``life`` in the child, and fail unless the child compares something and ends without an error."""
     before = len(judged)
     pid = os.fork()
     if pid == 0:
@@ -111,11 +128,11 @@ def child(life, seconds=100):
 # ------------------------------------------------------------------------------------------------------------- threads
 
 
-def team():
-    """The threads of this process that share large calls."""
+def pool():
+    """The thread pool of this process, in a list, or an empty list."""
     from gennorm.engine import sharing
 
-    return sharing._teams
+    return sharing._pools
 
 
 def many_threads():
@@ -125,7 +142,7 @@ def many_threads():
 
     def live(number):
         try:
-            start.wait()
+            start.wait(SOON)
             for turn in range(3):
                 call(*kinds[number % len(kinds)], seed=turn)
                 if number % 8 == 1:
@@ -135,17 +152,17 @@ def many_threads():
         except BaseException as error:  # noqa: BLE001  raised where the threads are waited for
             errors.append(error)
 
-    threads = [threading.Thread(target=live, args=(number,)) for number in range(32)]
+    threads = [threading.Thread(target=live, args=(number,), daemon=True) for number in range(32)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    join(*threads)
     if errors:
         raise errors[0]
     from gennorm.engine.compiler import jit
 
     names = [(one.name, one.settings, one.dtypes) for one in jit.built]
     assert len(set(names)) == len(names), names
+    say(len(compiled()))
 
 
 def executor():
@@ -153,30 +170,34 @@ def executor():
     gn.set_num_threads(3)
     with ThreadPoolExecutor(8) as pool:
         for done in [pool.submit(call, "large", seed=number) for number in range(24)]:
-            done.result()
+            done.result(SOON)
         for done in [pool.submit(differentiate, kind) for kind in KINDS]:
-            done.result()
+            done.result(SOON)
 
 
 def input_is_written_meanwhile():
     """Another thread writes into the input: nothing is promised of the output but its shape."""
     settings, shape = LARGE
     layer, x = layer_of(settings, shape), sample(shape)
-    end = threading.Event()
+    end, written = threading.Event(), []
 
     def write():
         generator = np.random.default_rng(0)
         while not end.is_set():
+            written.append(True)
             x[generator.integers(len(x))] = generator.choice([np.nan, np.inf, 1e38, 0.0, -3.0])
 
-    writer = threading.Thread(target=write)
+    writer = threading.Thread(target=write, daemon=True)
     writer.start()
+    wait_until(lambda: written)
+    before = len(written)
     with np.errstate(all="ignore"):
         for _ in range(60):
             y, pullback = layer.vjp(x)
             assert layer(x).shape == y.shape == pullback(x).input.shape == shape
+    assert len(written) > before
     end.set()
-    writer.join()
+    join(writer)
     x[...] = sample(shape)
     right(layer(x), x, settings, layer)
 
@@ -191,12 +212,12 @@ def at_exit(first):
 
 
 def outlives_main(first):
-    """A thread that goes on when the main thread has ended."""
+    """A thread that goes on after the main thread has ended."""
     if not first:
         call("large")
 
     def live():
-        threading.main_thread().join()
+        join(threading.main_thread())
         time.sleep(0.2)
         call("large")
         differentiate()
@@ -209,14 +230,14 @@ def outlives_main(first):
 
 
 def fork_after_use():
-    """A child and a grandchild of a process that has used its pool, also with the layer of their parent."""
+    """A child and a grandchild of a process that has used its thread pool, also with the layer of their parent."""
     layer = call("large")
-    assert team()
+    assert pool()
 
     def live():
-        assert not team()
+        assert not pool()
         call("large", layer=layer)
-        assert team()
+        assert pool()
         call("columns", "float64")  # read from the cache, or compiled
         differentiate()
         train(3)
@@ -227,7 +248,7 @@ def fork_after_use():
 
 
 def fork_during(what):
-    """Children of a process, one of whose threads is about to import Numba, or compiles, or computes, or learns."""
+    """Children of a process in which another thread imports Numba, compiles, computes or trains."""
     gn.set_num_threads(2)
     if what in {"computing", "changing"}:
         call("large")
@@ -246,23 +267,27 @@ def fork_during(what):
         while what in {"computing", "changing"} and not end.is_set():
             work()
 
-    thread = threading.Thread(target=live)
+    thread = threading.Thread(target=live, daemon=True)
     thread.start()
     if what == "importing":
-        while "numba" not in sys.modules:
-            time.sleep(0.0005)
+        wait_until(lambda: "numba" in sys.modules)
+        assert "gennorm.engine.bound" not in sys.modules or not hasattr(sys.modules["gennorm.engine.bound"], "bind")
     elif what == "compiling":
-        while "gennorm.engine.compiler.jit" not in sys.modules:
-            time.sleep(0.001)
+        wait_until(lambda: "gennorm.engine.bound" in sys.modules)
         from numba.core.compiler_lock import global_compiler_lock
 
-        while global_compiler_lock._lock.acquire(blocking=False):
-            global_compiler_lock.release()
-            time.sleep(0.001)
-        time.sleep(0.1)  # it is held for most of a second
+        def compiling():
+            if global_compiler_lock._lock.acquire(blocking=False):
+                global_compiler_lock._lock.release()
+                return False
+            return True
+
+        wait_until(compiling)
+        time.sleep(0.1)  # it takes most of a second
+    assert thread.is_alive()
 
     def shared():
-        assert team()
+        assert pool()
 
     lives = {
         "importing": lambda: call("layer"),
@@ -273,7 +298,7 @@ def fork_during(what):
     for _ in range({"computing": 20, "changing": 100}.get(what, 6)):
         child(lives[what])
     end.set()
-    thread.join()
+    join(thread)
     lives[what]()
 
 
@@ -292,9 +317,9 @@ def applied(layer, seed):
 def multiprocess(method):
     """Pools of processes, with layers that are made in them and layers that are sent to them."""
     layer = call("large")
-    with multiprocessing.get_context(method).Pool(2) as pool:
-        assert pool.map(pooled, range(6), chunksize=1) == [2] * 6
-        answers = pool.starmap(applied, [(layer, seed) for seed in range(6)], chunksize=1)
+    with multiprocessing.get_context(method).Pool(2) as processes:
+        assert processes.map_async(pooled, range(6), chunksize=1).get(SOON) == [2] * 6
+        answers = processes.starmap_async(applied, [(layer, seed) for seed in range(6)], chunksize=1).get(SOON)
     assert os.getpid() not in {process for _, process in answers}
     for seed, (y, _) in enumerate(answers):
         right(y, sample(LARGE[1], seed=seed), LARGE[0], layer)
@@ -315,11 +340,12 @@ def data_loader():
             return 4
 
         def __getitem__(self, index):
-            return torch.from_numpy(self.layer(sample(shape, seed=index)))
+            return torch.from_numpy(self.layer(sample(shape, seed=index))), os.getpid()
 
     data = Normalized()
     for _ in range(2):
-        for index, batch in enumerate(DataLoader(data, num_workers=2, batch_size=None)):
+        for index, (batch, process) in enumerate(DataLoader(data, num_workers=2, batch_size=None, timeout=SOON)):
+            assert process != os.getpid()
             right(batch.numpy(), sample(shape, seed=index), settings, data.layer)
         call("large", layer=data.layer)
 
@@ -328,7 +354,7 @@ def data_loader():
 
 
 def interrupted(work, after):
-    """Raise KeyboardInterrupt so many seconds into some work: whether it came before the end."""
+    """Do some work, raise KeyboardInterrupt after so many seconds, and return whether it came before the end."""
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
         signal.setitimer(signal.ITIMER_REAL, after)
@@ -390,7 +416,9 @@ def interrupt_the_first(after):
 
 
 def no_memory():
-    """A large array that cannot be allocated is a MemoryError, and the layer is what it was."""
+    """A large array that cannot be allocated is a MemoryError and leaves the layer unchanged."""
+    import resource
+
     layer, rows = gn.batch_norm(64), gn.layer_norm(64)
     x = np.ones((1 << 19, 64), np.float32)  # 134 MB
     x[::2] = 3
@@ -442,13 +470,15 @@ def no_home():
 
 
 def small_files():
-    """A disk that is full after a few bytes: no file of this process may grow beyond them."""
+    """No file of this process may grow beyond a few bytes, as on a full disk."""
+    import resource
+
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
     no_cache()
 
 
 def from_cache():
-    """How many kernels were compiled and how many read."""
+    """Print how many kernels were compiled and how many were compiled or read."""
     call()
     differentiate()
     from gennorm.engine.compiler import jit
@@ -481,7 +511,7 @@ def one_core(how):
         start(thread)
 
     def shared(names):
-        return "gennorm-team" in names  # and not only one that compiles, alone
+        return "gennorm-worker" in names  # and not only one that compiles, alone
 
     threading.Thread.start = noted
     call("large")
@@ -519,8 +549,7 @@ def expected_outcomes():
 def race(rounds, folder):
     """Eight processes at once on one cache, with eight dtypes; every second time one of its files is missing or spoilt.
 
-    A process that has imported Numba and compiled nothing forks them: 400 interpreters take minutes to start, and
-    share no more of the folder.
+    They are forks of a process that has imported Numba and compiled nothing: 400 interpreters take minutes to start.
     """
     from numba.core.registry import cpu_target
 
@@ -531,6 +560,7 @@ def race(rounds, folder):
     reading, writing = os.pipe()
     expectations = os.fork()
     if expectations == 0:
+        signal.alarm(SOON)
         os.environ["GENNORM_CACHE_DIR"] = "/dev/null/nowhere"
         os.write(writing, pickle.dumps(expected_outcomes()))
         os._exit(0)
@@ -583,12 +613,13 @@ def say(line):
 
 
 def tell():
-    """Say how much was judged."""
+    """Print how many arrays were compared."""
     say(f"judged {len(judged)}")
 
 
 if __name__ == "__main__":
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # whoever waits for it is gone: so is the scene
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # ends this process when its parent ends
     # What is sent to other processes has to be found there under its own name.
     import tests.survival.scenes as itself
 

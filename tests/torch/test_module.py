@@ -613,9 +613,11 @@ def test_what_is_empty(make, shape):
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_threads_are_torch_s(number, monkeypatch):
-    asked, gather = [], sharing.Team.gather
+    asked, gather = [], sharing.ThreadPool.request
     monkeypatch.setattr(
-        sharing.Team, "gather", lambda team, threads, parts: asked.append(threads) or gather(team, threads, parts)
+        sharing.ThreadPool,
+        "request",
+        lambda pool, n, parts: asked.append(n) or gather(pool, n, parts),
     )
     before, own = torch.get_num_threads(), gn.get_num_threads()
     module, x = layer_norm(1024), sample(1024, 1024).requires_grad_()
@@ -640,7 +642,7 @@ def test_a_team_grows():
             for number in (1, 3, 2, 5):
                 torch.set_num_threads(number)
                 found.append(module(x))
-        assert len(sharing._teams[0].members) >= 4
+        assert len(sharing._pools[0].workers) >= 4
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, found[0]) for one in found)

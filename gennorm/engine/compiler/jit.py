@@ -1,66 +1,48 @@
-"""The one door to Numba: a kernel and its settings in, a callable out, compiled once and kept on disk.
+"""Compiles kernels for combinations of settings and dtypes, and stores the machine code on disk.
 
-A kernel has one signature for each set of settings, and its place in the cache is a digest of everything that its
-machine code depends on: the sources of this package, the settings, the processor and the versions. Two processes that
-race can therefore only overwrite like with like, and whatever goes wrong with the cache (a full disk, a truncated
-file, no writable directory) costs a compilation and never an answer.
+A kernel has one signature for each combination. Its file in the cache is named by a digest of everything that the
+machine code depends on: the code of the kernels and of the compiler layer, the settings, the processor and the
+versions. Two processes that write the same file therefore write the same content, and whatever goes wrong with the
+cache (a full disk, a truncated file, no writable directory) costs a compilation and never gives a wrong result.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import os
-import pickle
+import pkgutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
-import llvmlite.binding
+import llvmlite
 import numba
 import numpy as np
-from numba.core import config as numba_config
-from numba.core import serialize, types
-from numba.core.compiler import CompileResult
-from numba.core.compiler_lock import global_compiler_lock
-from numba.core.target_extension import jit_registry, target_override
+from numba import types
 
-from gennorm.engine.threads import hold_in_forks, unbroken
+from gennorm.engine import kernels
+from gennorm.engine.forks import hold_in_forks, run_uninterrupted
 
-from . import lowering, target
+from . import CompilationError, Signature, lowering, private
 
-JIT = not numba_config.DISABLE_JIT
+__all__ = ["JIT", "Built", "Signature", "address", "build", "built"]
 
-# nsz would break compensated sums and nnan folds isnan to False; reassociation is written out in the kernels. What is
-# left, error_model="numpy", keeps a division from branching to an exception; _nrt=False makes a call 100 ns cheaper.
-OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True, "_nrt": False}
+JIT = not private.config.DISABLE_JIT
 
-# Neither a step nor a kernel is called from C.
-COMPILED: dict[str, Any] = {"_target": target.NAME, "pipeline_class": target.Pipeline, "no_cfunc_wrapper": True}
-
-# What the user's environment says about machine code, and which is therefore part of a kernel's name.
-ENVIRONMENT = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT")
-
-# Numba's own inlining copies a step into the caller before types are inferred, which costs a third more to compile.
-INLINED: dict[str, Any] = {"forceinline": True, "no_cpython_wrapper": True}
-
-# Whatever of Python a kernel uses that Numba has as a function in Python is compiled like a step.
-jit_registry[target.Processor] = functools.partial(numba.jit, _target=target.NAME)
-
-# Numba's own lock is the only one around a compilation, and a fork waits for it: in a child that is forked while
-# another thread compiles nobody would ever release it. LLVM's is held by whoever lets go of an object of LLVM, too.
-hold_in_forks(global_compiler_lock)
-hold_in_forks(llvmlite.binding.ffi.lib._lock._lock)
+for _lock in private.locks():
+    hold_in_forks(_lock)
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A kernel that this process has compiled, or read from the cache, in so many seconds."""
+    """A kernel that this process has compiled or loaded from the cache."""
 
     name: str
     settings: tuple[str, ...]
@@ -75,65 +57,115 @@ class Built:
 
 built: list[Built] = []  # in the order in which it happened
 
-# The machine code of each kernel, by its content. It lives as long as the process may call it.
-_kept: dict[str, CompileResult] = {}
-
-# The functions that kernels are made of: the next kernel takes from here what is as the last one's.
-_steps: dict[tuple[Any, ...], Any] = {}
+_results: dict[str, Any] = {}  # compiled kernels by digest; they must exist as long as the process may call them
+_steps: dict[tuple[Any, ...], Any] = {}  # the functions that kernels call, shared by all kernels that use the same
 
 
-@functools.cache
-def _sources() -> bytes:
-    """The digest of this package's sources; where there are none to read, one that no other process has."""
-    engine = Path(__file__).parent.parent
-    paths = sorted([*engine.glob("compiler/*.py"), *engine.glob("kernels/*.py")])
-    digest = hashlib.sha256(b"" if paths else os.urandom(32))
-    for path in paths:
-        digest.update(path.read_bytes())
-    return digest.digest()
+# ------------------------------------------------------------------------------------------------------------ interface
 
 
-def cache_directory() -> Path:
-    """Return where compiled kernels are kept: GENNORM_CACHE_DIR, NUMBA_CACHE_DIR, or the user's cache directory."""
-    given = os.environ.get("GENNORM_CACHE_DIR") or os.environ.get("NUMBA_CACHE_DIR")
-    if given:
-        return Path(given) / "gennorm"
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "gennorm"
+def build(
+    kernel: Callable[..., None], settings: dict[str, int], dtypes: tuple[str, str, str], signature: Signature
+) -> Callable[..., None]:
+    """Compile a kernel for one combination of settings and dtypes, or load it from the cache.
+
+    Parameters
+    ----------
+    kernel
+        A function of arrays and integers, written in the vector operations of ``kernels.vector``.
+    settings
+        Values for the constants in capitals of the kernel's module, such as ``CENTER``.
+    dtypes
+        The dtypes of input, output and arithmetic.
+    signature
+        The kernel's arguments.
+
+    Returns
+    -------
+    callable
+        The entry point. It does not check its arguments: dtypes, contiguity and sizes are the caller's business.
+
+    Raises
+    ------
+    CompilationError
+        Numba or LLVM failed.
+    """
+    assert isinstance(kernel, FunctionType)
+    if not JIT:  # machine code does not warn of overflow, so NumPy must not
+        return np.errstate(all="ignore")(_specialised(kernel, _constants(settings, dtypes))[0])
+    entry: Callable[..., None] = _compiled(kernel, settings, dtypes, signature).entry_point
+    return entry
 
 
-def _load(name: str) -> CompileResult | None:
-    """Machine code from the cache: one file a kernel, which begins with the checksum of its name and the rest."""
+def address(
+    function: Callable[..., None], settings: dict[str, int], dtypes: tuple[str, str, str], signature: Signature
+) -> int:
+    """Compile a function that machine code calls, and return its address; the rest is as in `build`."""
+    assert isinstance(function, FunctionType)
+    return private.address(_compiled(function, settings, dtypes, signature))
+
+
+# ---------------------------------------------------------------------------------------------------------- compilation
+
+
+def _compiled(
+    kernel: FunctionType, settings: dict[str, int], dtypes: tuple[str, str, str], signature: Signature
+) -> Any:
+    arguments = _numba_types(signature)
+    module = kernel.__module__.rpartition(".")[2]
+    described = (kernel.__qualname__, module, sorted(settings.items()), dtypes, signature, str(arguments))
+    versions = (numba.__version__, llvmlite.__version__, np.__version__, sys.version_info[:3], sys.byteorder)
+
+    def compile_once() -> Any:
+        with private.lock:
+            key = repr((described, versions, private.settings(), private.processor())).encode()
+            source = _digest_of_package(kernel.__module__)
+            content = hashlib.sha256((source or b"") + key).hexdigest()[:40]
+            if content in _results:  # another thread was first
+                return _results[content]
+            begin = time.perf_counter()
+            name = f"{module}-{kernel.__name__}-{content}.kernel"
+            result = loaded = None if source is None else _load(name)
+            if result is None:
+                operations = lowering.vector_operations(*dtypes)
+                clone, _ = _specialised(kernel, _constants(settings, dtypes) | operations)
+                clone.__qualname__ = f"{kernel.__name__}_{content[:16]}"  # keeps the symbols of two variants apart
+                result = private.compile_kernel(numba.njit(**private.KERNEL)(clone), signature, arguments)
+                if source is not None:
+                    _save(name, result)
+            _results[content] = result
+            flags = tuple(sorted(flag for flag, value in settings.items() if value))
+            seconds = time.perf_counter() - begin
+            built.append(Built(f"{module}.{kernel.__name__}", flags, dtypes, loaded is None, seconds))
+            return result
+
     try:
-        checksum, payload = (data := (cache_directory() / name).read_bytes())[:32], data[32:]
-        if hashlib.sha256(name.encode() + payload).digest() != checksum:  # a file that was renamed is as wrong
-            return None
-        # Numba's own loading refreshes its registries first, half of the time that a process waits for its first
-        # call. Types and lowerings are for compiling, which does it as well.
-        return CompileResult._rebuild(target.target.target_context, *pickle.loads(payload))
-    except Exception:  # noqa: BLE001  whatever is wrong with a cached file, the answer is to compile
-        return None
+        # If Numba is compiling a function that calls a layer, this thread has the lock, and another would wait for it.
+        return compile_once() if private.lock.is_locked() else run_uninterrupted(compile_once)
+    except MemoryError:
+        raise
+    except Exception as error:
+        msg = f"{module}.{kernel.__name__} could not be compiled by Numba {numba.__version__}"
+        raise CompilationError(msg) from error
 
 
-def _save(name: str, result: CompileResult) -> None:
-    try:
-        path = cache_directory() / name
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        payload = serialize.dumps(result._reduce())
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".kernel-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(hashlib.sha256(name.encode() + payload).digest() + payload)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink()
-            raise
-    except Exception:  # noqa: BLE001  a cache that cannot be written costs the next process a compilation
-        return
+def _numba_types(signature: Signature) -> Any:
+    stored = {"float16": "uint16", "bfloat16": "uint16", "bool": "uint8"}
+    arrays = [stored.get(name, name) for name in (*signature.arrays, *signature.scratch)]
+    flat = [types.Array(getattr(types, name), 1, "C") for name in arrays]
+    return types.void(*flat, *[types.intp] * signature.integers)
+
+
+def _constants(settings: dict[str, int], dtypes: tuple[str, str, str]) -> dict[str, Any]:
+    real = np.float64 if dtypes[2] == "float64" else np.float32
+    return {**settings, "real": real, "COMPUTE": real}
 
 
 def _specialised(function: FunctionType, names: dict[str, Any]) -> tuple[FunctionType, dict[str, Any]]:
-    """Return the function with the words and settings in ``names`` in place of its module's own, and those it uses."""
+    """Return a copy of the function with other values for some globals, and the values that it uses.
+
+    These are the constants and vector operations in ``names``, and the steps that it calls, specialised as well.
+    """
     used = {name: names[name] for name in function.__code__.co_names if name in names}
     for name in function.__code__.co_names:
         helper = function.__globals__.get(name)
@@ -145,118 +177,91 @@ def _specialised(function: FunctionType, names: dict[str, Any]) -> tuple[Functio
 
 
 def _step(function: FunctionType, names: dict[str, Any]) -> Any:
-    """A function that kernels call, one for all of them that give it the same words, settings and steps of its own."""
+    """Return a function for kernels to call; kernels that use the same values of its globals share it."""
     clone, used = _specialised(function, names)
     if not JIT:
         return clone
-    return _steps.setdefault((function, *used.items()), numba.njit(**OPTIONS, **COMPILED, **INLINED)(clone))
+    return _steps.setdefault((function, *used.items()), numba.njit(**private.STEP)(clone))
 
 
-def signature(arrays: tuple[str, ...], integers: int) -> Any:
-    """Return the one signature of a kernel: C-contiguous one-dimensional arrays of these types, then integers."""
-    stored = {"float16": "uint16", "bfloat16": "uint16", "bool": "uint8"}
-    vectors = [types.Array(getattr(types, stored.get(name, name)), 1, "C") for name in arrays]
-    return types.void(*vectors, *[types.intp] * integers)
+# ---------------------------------------------------------------------------------------------------------------- cache
 
 
-def build(
-    kernel: Callable[..., None],
-    settings: dict[str, int],
-    storage: tuple[str, str, str],
-    arrays: tuple[str, ...],
-    integers: int,
-) -> Callable[..., None]:
-    """Compile ``kernel`` for one set of settings and types, or take it from the cache.
+def cache_directory() -> Path:
+    """Return the directory of compiled kernels: GENNORM_CACHE_DIR, NUMBA_CACHE_DIR, or the user's cache directory."""
+    given = os.environ.get("GENNORM_CACHE_DIR") or os.environ.get("NUMBA_CACHE_DIR")
+    if given:
+        return Path(given) / "gennorm"
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "gennorm"
 
-    Parameters
-    ----------
-    kernel
-        A function of one-dimensional arrays and then integers, in the words of ``vector``.
-    settings
-        Values for the module's constants in capitals, such as ``CENTER``.
-    storage
-        Names of the input's dtype, the output's dtype and the type of the arithmetic.
-    arrays
-        The dtype of each array argument.
-    integers
-        How many integer arguments follow the arrays.
 
-    Returns
-    -------
-    callable
-        The machine code's entry point. It trusts its caller: dtypes, contiguity and bounds are not checked again.
+def _load(name: str) -> Any:
+    """Return a compiled kernel from its file, which begins with a checksum of its name and the rest; None without."""
+    try:
+        checksum, payload = (data := (cache_directory() / name).read_bytes())[:32], data[32:]
+        if hashlib.sha256(name.encode() + payload).digest() != checksum:  # damaged, or renamed
+            return None
+        return private.from_bytes(payload)
+    except Exception:  # noqa: BLE001  whatever is wrong with a file, the kernel is compiled
+        return None
+
+
+def _save(name: str, result: Any) -> None:
+    try:
+        path = cache_directory() / name
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        payload = private.to_bytes(result)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".kernel-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(hashlib.sha256(name.encode() + payload).digest() + payload)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink()
+            raise
+    except Exception:  # noqa: BLE001  without a cache the next process compiles
+        return
+
+
+@functools.cache
+def _digest_of_package(module: str) -> bytes | None:
+    """Return a digest of what kernels are made of, and of the module of one; None if it cannot be read.
+
+    That is the source of each module or, in an installation without sources, its code; an archive is as good as a
+    directory. A kernel that cannot be identified like this is not stored on disk.
     """
-    assert isinstance(kernel, FunctionType)
-    if not JIT:  # NumPy does not warn of what machine code does not warn of
-        return np.errstate(all="ignore")(_specialised(kernel, _constants(settings, storage))[0])
-    entry: Callable[..., None] = _compiled(kernel, settings, storage, arrays, integers).entry_point
-    return entry
+    packages = sys.modules[__package__], kernels
+    names = {
+        f"{package.__name__}.{found.name}" for package in packages for found in pkgutil.iter_modules(package.__path__)
+    }
+    digest = hashlib.sha256()
+    for name in sorted({*names, *(package.__name__ for package in packages), module}):
+        found = _digest_of_module(name)
+        if found is None:
+            return None
+        digest.update(name.encode() + found)
+    return digest.digest()
 
 
-def address(
-    function: Callable[..., None],
-    settings: dict[str, int],
-    storage: tuple[str, str, str],
-    arrays: tuple[str, ...],
-    integers: int,
-) -> int:
-    """Return where the machine code of a function is that other machine code calls; the rest is as for `build`."""
-    assert isinstance(function, FunctionType)
-    result = _compiled(function, settings, storage, arrays, integers)
-    found: int = result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
-    return found
+def _digest_of_module(name: str) -> bytes | None:
+    try:
+        spec: Any = importlib.util.find_spec(name)
+        source = spec.loader.get_source(spec.name)
+        lines = [source] if source is not None else _described(spec.loader.get_code(spec.name))
+        return hashlib.sha256("\n".join(lines).encode()).digest()
+    except Exception:  # noqa: BLE001  no loader, one without these methods, a file that is gone
+        return None
 
 
-def _constants(settings: dict[str, int], storage: tuple[str, str, str]) -> dict[str, Any]:
-    real = np.float64 if storage[2] == "float64" else np.float32
-    return {**settings, "real": real, "COMPUTE": real}
-
-
-def _compiled(
-    kernel: FunctionType,
-    settings: dict[str, int],
-    storage: tuple[str, str, str],
-    arrays: tuple[str, ...],
-    integers: int,
-) -> CompileResult:
-    names = _constants(settings, storage)
-    shape = signature(arrays, integers)
-    module = kernel.__module__.rpartition(".")[2]
-    described = (
-        kernel.__qualname__,
-        module,
-        sorted(settings.items()),
-        storage,
-        str(shape),
-        sorted(OPTIONS.items()),
+def _described(code: CodeType) -> Iterator[str]:
+    """Describe what a code object does, the same in every process: pickled sets, for example, have any order."""
+    yield repr((code.co_code, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_flags))
+    yield repr(
+        (code.co_name, code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_exceptiontable)
     )
-    environment = [getattr(numba_config, name, None) for name in ENVIRONMENT]
-    versions = (numba.__version__, llvmlite.__version__, np.__version__, sys.version_info[:3], sys.byteorder)
-
-    def once() -> CompileResult:
-        with global_compiler_lock:
-            processor = target.target.target_context.codegen().magic_tuple()
-            key = repr((described, versions, environment, processor)).encode()
-            content = hashlib.sha256(_sources() + key).hexdigest()[:40]
-            if content in _kept:  # another thread was first
-                return _kept[content]
-            begin = time.perf_counter()
-            name = f"{module}-{kernel.__name__}-{content}.kernel"
-            found = _load(name)
-            result = found
-            if result is None:
-                clone, _ = _specialised(kernel, {**names, **lowering.words(*storage)})
-                clone.__qualname__ = f"{kernel.__name__}_{content[:16]}"  # keeps the symbols of two variants apart
-                dispatcher = numba.njit(**OPTIONS, **COMPILED)(clone)
-                with target_override(target.NAME):
-                    dispatcher.compile(shape)
-                result = dispatcher.overloads[shape.args]
-                _save(name, result)
-            _kept[content] = result
-            flags = tuple(sorted(flag for flag, value in settings.items() if value))
-            taken = time.perf_counter() - begin
-            built.append(Built(f"{module}.{kernel.__name__}", flags, storage, found is None, taken))
-            return result
-
-    # Where Numba itself is compiling what calls a layer, another thread would wait for this one.
-    return once() if global_compiler_lock.is_locked() else unbroken(once)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _described(constant)
+        else:
+            yield repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)

@@ -1,4 +1,4 @@
-"""The machine's version of the words in ``vector``: what LLVM is told for each of them."""
+"""Machine code for the vector operations of ``kernels.vector``: the LLVM instructions that each of them emits."""
 
 from __future__ import annotations
 
@@ -8,24 +8,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
-from numba.core.imputils import Registry, lower_builtin
-from numba.core.registry import cpu_target
-from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import intrinsic, models, register_model
+from numba import types
+from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from gennorm.engine.kernels.vector import LANES, WIDE
+
+from .private import AbstractTemplate, infer_global, processor, registry
 
 INT32 = ir.IntType(32)
 INT64 = ir.IntType(64)
 FLOAT = ir.FloatType()
 DOUBLE = ir.DoubleType()
 
-registry = Registry(__name__)  # of what is lowered differently for kernels
-
 
 class VectorType(types.Type):
-    """Numbers of one floating type in registers, ``LANES`` or ``WIDE`` of them."""
+    """A vector of ``LANES`` or ``WIDE`` numbers of one floating type, in registers."""
 
     def __init__(self, element: types.Float, lanes: int = LANES) -> None:
         self.element, self.lanes = element, lanes
@@ -39,14 +36,14 @@ class VectorModel(models.PrimitiveModel):
 
 
 def _elementwise(operation: Callable[..., Any], instruction: str) -> None:
-    """Let an operator take two vectors, or a vector and a number that stands for one that is the same in every lane."""
+    """Define an operator for two vectors, or for a vector and a number, which is broadcast to all lanes."""
 
     @infer_global(operation)
     class Elementwise(AbstractTemplate):
         def generic(self, args: Any, kws: Any) -> Any:
             kinds = [kind for kind in args if isinstance(kind, VectorType)]
             if len(args) == 2 and kinds and all(kind in (kinds[0], kinds[0].element) for kind in args):
-                return signature(kinds[0], *args)
+                return kinds[0](*args)
             return None
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -57,7 +54,7 @@ def _elementwise(operation: Callable[..., Any], instruction: str) -> None:
 
 
 def _alike(builder: Any, *values: Any) -> list[Any]:
-    """The values as vectors, if one of them is."""
+    """Broadcast numbers to vectors if one of the values is a vector."""
     lanes = max(value.type.count if isinstance(value.type, ir.VectorType) else 0 for value in values)
     return [
         _splat(builder, value, lanes) if lanes and not isinstance(value.type, ir.VectorType) else value
@@ -85,7 +82,7 @@ def _splat(builder: Any, scalar: Any, lanes: int = LANES) -> Any:
 
 
 def _lanes_below(builder: Any, count: Any) -> Any:
-    """The mask of the first ``count`` lanes. The comparison is signed: a negative count selects none."""
+    """Return the mask of the first ``count`` lanes. The comparison is signed: a negative count selects no lane."""
     return builder.icmp_signed("<", _constant(INT64, list(range(LANES))), _splat(builder, count))
 
 
@@ -106,11 +103,12 @@ def _pointer(builder: Any, address: Any, kind: ir.Type, lanes: int) -> Any:
 
 
 def _function(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
-    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
+    declared = builder.module.globals.get(name)
+    return declared or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
 
 
 def _read(builder: Any, address: Any, kind: ir.Type, lanes: int, count: Any = None) -> Any:
-    """Load a vector from any address: alignment 1, so that an unaligned array is as legal as another."""
+    """Load a vector from any address: with alignment 1, unaligned arrays are allowed."""
     pointer = _pointer(builder, address, kind, lanes)
     if count is None:
         loaded = builder.load(pointer)
@@ -139,7 +137,7 @@ def _write(builder: Any, address: Any, vector: Any, count: Any = None) -> None:
 
 
 class Bfloat16(ir.Type):
-    """LLVM's own type for it, which llvmlite does not have."""
+    """LLVM's type bfloat, which llvmlite does not have."""
 
     def _to_string(self) -> str:
         return "bfloat"
@@ -154,8 +152,9 @@ class Bfloat16(ir.Type):
 def _bfloat16_from(builder: Any, vector: Any) -> Any:
     """Round float32 to the nearest bfloat16, ties to even; NaN stays a (quiet) NaN.
 
-    A processor's instruction for it gives the same, NaN included, except that it takes what is subnormal for 0: where a
-    vector holds that, integers do it. One instruction and the look take 4 operations, integers 10.
+    The instruction that some processors have gives the same results, NaN included, but takes subnormal numbers for 0. A
+    vector with one of these is converted with integer instructions: 10 operations, instead of 4 for the instruction
+    and the check.
     """
     if not _has("avx512bf16", "avx512dq"):
         return _bfloat16_in_integers(builder, vector)
@@ -169,7 +168,7 @@ def _bfloat16_from(builder: Any, vector: Any) -> Any:
         rounded.append(builder.bitcast(builder.call(function, [part]), short))
         mask = ir.VectorType(ir.IntType(1), LANES)
         function = _function(builder, "llvm.x86.avx512.fpclass.ps.512", mask, [part.type, INT32])
-        found = builder.call(function, [part, ir.Constant(INT32, 0x20)])  # the class of what is subnormal
+        found = builder.call(function, [part, ir.Constant(INT32, 0x20)])  # the class of subnormal numbers
         subnormal = builder.or_(subnormal, builder.bitcast(found, short.element))
     while len(rounded) > 1:
         both = _constant(INT32, list(range(2 * rounded[0].type.count)))
@@ -185,7 +184,7 @@ def _bfloat16_from(builder: Any, vector: Any) -> Any:
 
 
 def _bfloat16_in_integers(builder: Any, vector: Any) -> Any:
-    """The same on any processor."""
+    """Do the same on any processor, with integer instructions."""
     lanes = vector.type.count
 
     def each(value: int) -> ir.Constant:
@@ -201,18 +200,18 @@ def _bfloat16_in_integers(builder: Any, vector: Any) -> Any:
 
 
 def _has(*features: str) -> bool:
-    """Whether the processor that is compiled for has all of some features."""
-    return {f"+{feature}" for feature in features} <= {*cpu_target.target_context.codegen().magic_tuple()[2].split(",")}
+    """Return whether the processor that is compiled for has all of these features."""
+    return {f"+{feature}" for feature in features} <= {*processor()[2].split(",")}
 
 
 def _has_halves() -> bool:
-    """Whether the processor converts float16; where it does not, LLVM calls a function that nobody here provides."""
-    triple, _, _ = cpu_target.target_context.codegen().magic_tuple()
+    """Return whether the processor converts float16. If not, LLVM would call a function that is not linked."""
+    triple, _, _ = processor()
     return _has("f16c") or triple.startswith(("aarch64", "arm64"))
 
 
 def _float16_to(builder: Any, vector: Any) -> Any:
-    """Float16 to float32 in integers, with the bits that processors give; NaN becomes quiet."""
+    """Convert float16 to float32 with integer instructions, to the bits that processors give; NaN becomes quiet."""
     lanes = vector.type.count
     single = ir.VectorType(FLOAT, lanes)
 
@@ -225,7 +224,7 @@ def _float16_to(builder: Any, vector: Any) -> Any:
     normal = builder.add(moved, each(112 << 23))  # the exponent's bias is 127 instead of 15
     beyond = builder.or_(moved, each(0x7F800000))
     quiet = builder.select(builder.icmp_unsigned(">", size, each(0x7C00)), each(0x400000), each(0))
-    # No float32 here is subnormal, which a process may have told its processor to take for 0.
+    # No float32 here is subnormal: a process may have set its processor to take subnormal numbers for 0.
     least = builder.fmul(builder.uitofp(size, single), _constant(FLOAT, [2.0**-24] * lanes))
     found = builder.select(builder.icmp_unsigned("<", size, each(0x7C00)), normal, builder.or_(beyond, quiet))
     small = builder.icmp_unsigned("<", size, each(0x400))
@@ -234,7 +233,10 @@ def _float16_to(builder: Any, vector: Any) -> Any:
 
 
 def _float16_from(builder: Any, vector: Any) -> Any:
-    """Round float32 to the nearest float16, ties to even, in integers; NaN becomes quiet and keeps what it can."""
+    """Round float32 to the nearest float16, ties to even, with integer instructions; NaN becomes quiet.
+
+    The upper bits of its payload are preserved.
+    """
     lanes = vector.type.count
     integers = ir.VectorType(INT32, lanes)
 
@@ -243,11 +245,11 @@ def _float16_from(builder: Any, vector: Any) -> Any:
 
     bits = builder.bitcast(vector, integers)
     sign, size = builder.and_(builder.lshr(bits, each(16)), each(0x8000)), builder.and_(bits, each(0x7FFFFFFF))
-    most = each(0x47800000)  # 2**16 is infinite, and so is what is larger
+    most = each(0x47800000)  # 2**16 and larger numbers are infinite
     bounded = builder.select(builder.icmp_unsigned(">", size, most), most, size)
     odd = builder.and_(builder.lshr(bounded, each(13)), each(1))
     normal = builder.lshr(builder.add(builder.add(bounded, odd), each(0xFFF - (112 << 23))), each(13))
-    # One half, added, has the last place of a float16 below 2**-14: the sum is rounded there.
+    # The last place of 0.5 is that of a float16 below 2**-14, so adding 0.5 rounds to it.
     half = builder.fadd(builder.bitcast(size, vector.type), _constant(FLOAT, [0.5] * lanes))
     subnormal = builder.sub(builder.bitcast(half, integers), each(0x3F000000))
     nan = builder.or_(builder.and_(builder.lshr(size, each(13)), each(0x3FF)), each(0x7E00))
@@ -257,14 +259,14 @@ def _float16_from(builder: Any, vector: Any) -> Any:
 
 
 def _decoded(builder: Any, vector: Any, storage: str) -> Any:
-    """Storage to arithmetic, for a vector just loaded."""
+    """Convert a loaded vector from its storage dtype to the type of the arithmetic."""
     lanes = vector.type.count
     single, double = ir.VectorType(FLOAT, lanes), ir.VectorType(DOUBLE, lanes)
     if storage == "float16":
         if not _has_halves():
             return _float16_to(builder, vector)
         halves = builder.bitcast(vector, ir.VectorType(ir.HalfType(), lanes))
-        # What is widened next would be converted in one step, which takes processors that have it longer than two.
+        # Without the fence LLVM merges this with a later conversion to float64, and one such instruction is slower.
         fence = _function(builder, f"llvm.arithmetic.fence.{_name(single)}", single, [single])
         return builder.call(fence, [builder.fpext(halves, single)])
     if storage == "bfloat16":
@@ -278,11 +280,11 @@ def _decoded(builder: Any, vector: Any, storage: str) -> Any:
         return builder.uitofp(vector, double)
     if storage in ("int32", "int64"):
         return builder.sitofp(vector, double)
-    return vector  # float32 and float64 are stored as they are computed with
+    return vector  # float32 and float64 need no conversion
 
 
 def _encoded(builder: Any, vector: Any, storage: str) -> Any:
-    """Arithmetic to storage, for a vector about to be stored."""
+    """Convert a vector from the type of the arithmetic to the storage dtype, before it is stored."""
     lanes = vector.type.count
     if storage == "float16":
         if not _has_halves():
@@ -294,7 +296,7 @@ def _encoded(builder: Any, vector: Any, storage: str) -> Any:
 
 def _loader(storage: str, compute: types.Float, lanes: int, *, partial: bool = False) -> Any:
     def read(array: Any, *where: Any) -> Any:
-        # Parameters and workspaces are stored as they are computed with, whatever the input's storage is.
+        # Parameters and scratch arrays have the type of the arithmetic, whatever the input's storage dtype is.
         plain = isinstance(array.dtype, types.Float)
 
         def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -535,7 +537,7 @@ def whole(typing: Any, value: Any) -> Any:
 
 @registry.lower(operator.getitem, types.Array, types.Integer)
 def _getitem(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    """No index counts from the end, as Numba has to expect of one; nor has any word."""
+    """Load an element without Numba's check for a negative index: kernels do not use negative indices."""
     return builder.load(_address(context, builder, sig.args[0], *args))
 
 
@@ -548,11 +550,11 @@ def _setitem(context: Any, builder: Any, sig: Any, args: Any) -> Any:
 
 
 @functools.cache
-def words(storage: str, result: str, compute: str) -> dict[str, Any]:
-    """Every word of ``vector``, lowered for one input storage, one output storage and one type of arithmetic."""
+def vector_operations(storage: str, result: str, compute: str) -> dict[str, Any]:
+    """Return all operations of ``vector`` for one input dtype, one output dtype and one type of arithmetic, by name."""
     real: types.Float = types.float64 if compute == "float64" else types.float32
     return {
-        # Python's own, of two integers and of a float: Numba compiles functions for them.
+        # Python's functions, for two integers and for a float. Numba would compile a function for each.
         "min": least,
         "max": most,
         "int": whole,

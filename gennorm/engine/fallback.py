@@ -1,0 +1,146 @@
+"""Calls without kernels: the definition in NumPy, behind the interface of a prepared call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gennorm import definition
+from gennorm.engine.memory import empty_like
+from gennorm.plan import Plan
+
+__all__ = ["DefinitionCall"]
+
+Array = npt.NDArray[Any]
+
+
+class DefinitionCall:
+    """Computes for arrays of one shape, dtype and layout by the definition; see `gennorm.engine.call.PreparedCall`.
+
+    Parameters have their own shape and dtype here, and rows of moments are in the order of the moments' axes.
+
+    Parameters
+    ----------
+    plan : Plan
+    strides : tuple of int
+        Of the output, in bytes.
+    """
+
+    def __init__(self, plan: Plan, strides: tuple[int, ...]) -> None:
+        self.plan, self.strides = plan, strides
+        self.center = plan.config.method == "Standardize"
+        self.single = False
+        self.views: tuple[Array | None, Array | None] | None = None
+
+    # Parameters and moments ------------------------------------------------------------------------------------------
+
+    def parameter(self, array: Array | None) -> Array | None:
+        """Return a parameter as it is."""
+        return array
+
+    def views_of(self, *arrays: Array | None) -> tuple[Array | None, ...]:
+        """Return parameters as they are."""
+        return arrays
+
+    def shaped(self, rows: Array) -> Array:
+        """Return rows of moments as arrays of the shape of the layer's moments."""
+        return rows.reshape(len(rows), *self.plan.resolved.moments_shape)
+
+    def ordered(self, moments: Array) -> Array:
+        """Return arrays of the shape of the layer's moments as rows."""
+        return moments.reshape(len(moments), -1)
+
+    def remembered(self, moments: object, held: bool, make: Callable[[], Array]) -> Array:
+        """Return the rows that ``make`` makes of moments."""
+        return make()
+
+    def statistics(self, moments: Array) -> Array:
+        """Return mean and variance (or mean square) of slices from mean, second moment and perhaps count."""
+        count: Any = moments[2] if len(moments) == 3 else float(self.plan.resolved.count)
+        with np.errstate(all="ignore"):
+            variance = moments[1] / np.maximum(count - self.plan.config.unbiased, 1.0)
+        return np.stack([moments[0] if self.center else np.zeros_like(variance), variance])
+
+    # What the layer needs --------------------------------------------------------------------------------------------
+
+    def output(self, x: Array) -> Array:
+        """Return a new array for the output of ``x``, or for a gradient; it has the memory order of ``x``."""
+        return empty_like(x, x.dtype if self.plan.result == self.plan.dtype else np.dtype(self.plan.result))
+
+    def normalize(
+        self, x: Array, y: Array, gains: Array | None, shifts: Array | None, *, keep: bool = False
+    ) -> Array | None:
+        """Write the output for ``x`` into ``y``, by the moments of ``x``; return mean and second moment if kept."""
+        with np.errstate(all="ignore"):
+            found, moments = definition.normalize(x, self.plan.config, self.plan.resolved, scaling=gains, biases=shifts)
+        y[...] = found
+        return self._rows(moments)[:2] if keep else None
+
+    def apply(self, x: Array, y: Array, moments: Array, gains: Array | None, shifts: Array | None) -> None:
+        """Write the output for ``x`` into ``y``, by mean and variance of every slice."""
+        mean, variance = self.shaped(moments)
+        with np.errstate(all="ignore"):
+            y[...] = definition.apply(
+                x, self.plan.config, self.plan.resolved, mean, variance, scaling=gains, biases=shifts
+            )
+
+    def invert(self, y: Array, x: Array, moments: Array, gains: Array | None, shifts: Array | None) -> None:
+        """Write into ``x`` the input whose output is ``y``, by mean and variance; the scaling has no zeros."""
+        mean, variance = self.shaped(moments)
+        with np.errstate(all="ignore"):
+            x[...] = definition.invert(
+                y, self.plan.config, self.plan.resolved, (mean, variance), scaling=gains, biases=shifts
+            )
+
+    def measure(self, x: Array, weights: Array | None = None) -> Array:
+        """Return mean, second moment and count of every slice of ``x``."""
+        with np.errstate(all="ignore"):
+            return self._rows(definition.measure(x, self.plan.config, self.plan.resolved, weights=weights))
+
+    def backward(
+        self,
+        x: Array,
+        dy: Array,
+        dx: Array,
+        moments: Array,
+        gains: Array | None,
+        *,
+        through: bool,
+        biased: bool = False,
+        weights: Array | None = None,
+        tangent: bool = False,
+        merge: Callable[[Array], Array] | None = None,
+    ) -> tuple[Array | None, Array | None]:
+        """Write the gradient of the input into ``dx``; return those of scaling and biases."""
+        config, resolved = self.plan.config, self.plan.resolved
+        given = self._moments(moments, through=through)
+        with np.errstate(all="ignore"):
+            if tangent:
+                dx[...] = definition.push_forward(
+                    x, dy, config, resolved, scaling=gains, weights=weights, moments=given, merge=merge
+                )
+                return None, None
+            biases = np.zeros(resolved.parameter_shape) if biased else None
+            wide = None if gains is None else gains.astype(np.float64)
+            found = definition.pull_back(
+                x, dy, config, resolved, scaling=wide, biases=biases, weights=weights, moments=given, merge=merge
+            )
+        dx[...] = found.input
+        return found.scaling, found.biases
+
+    def _rows(self, moments: Any) -> Array:
+        count, mean, m2 = moments
+        rows = np.empty((3, self.plan.slices))
+        rows[0] = 0.0 if mean is None else np.reshape(mean, -1)
+        rows[1], rows[2] = np.reshape(m2, -1), np.reshape(count, -1)
+        return rows
+
+    def _moments(self, rows: Array, *, through: bool) -> Any:
+        mean, spread, *counted = self.shaped(rows)
+        if not through:
+            return mean, spread
+        count = counted[0] if counted else np.full(spread.shape, float(self.plan.resolved.count))
+        return definition.SliceMoments(count, mean if self.center else None, spread)
