@@ -177,8 +177,13 @@ class TensorComputation:
         keep: bool,
     ) -> tuple[Tensor, Any]:
         """Return the output, and what the derivatives and moving moments need where that is to be kept."""
-        if not is_eager() or not all(
-            one is None or is_plain(one) for one in (x, weight, bias, mask, *(moments or ()))
+        if not (
+            is_eager()
+            and is_plain(x)
+            and (weight is None or is_plain(weight))
+            and (bias is None or is_plain(bias))
+            and (mask is None or is_plain(mask))
+            and (moments is None or all(one is None or is_plain(one) for one in moments))
         ):
             return self._defined(x, weight, bias, mask, moments, group)
         kernels, scaling, biases = self._bind(x, weight, bias)
@@ -189,12 +194,14 @@ class TensorComputation:
             or (weight is not None and weight.requires_grad)
             or (bias is not None and bias.requires_grad)
         ):
-            found: tuple[Tensor, Array] = record(self, x, weight, bias, mask, moments, group)
+            found: tuple[Tensor, Array] = record(
+                self, (kernels, scaling, biases), x, weight, bias, mask, moments, group
+            )
             return found
         array, counted = array_of(x), None if mask is None else array_of(mask)
         with threads_for(x):
             if keep or group is not None:
-                y, kept = forward(kernels, array, scaling, biases, counted, moments, group)
+                y, kept = forward(kernels, scaling, biases, array, counted, moments, group)
                 return tensor_of(y), kept
             return tensor_of(kernels.normalize(array, scaling, biases, mask=counted, moments=_given(moments))), None
 
@@ -282,9 +289,9 @@ class _Bound(NamedTuple):
 
 def forward(
     kernels: Computation,
-    x: Array,
     scaling: Array | None,
     biases: Array | None,
+    x: Array,
     mask: Array | None,
     moments: Pair | None,
     group: Any,
@@ -303,6 +310,7 @@ class Normalize(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any,
         computation: TensorComputation,
+        bound: tuple[Computation, Array | None, Array | None],
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
@@ -310,10 +318,9 @@ class Normalize(torch.autograd.Function):
         moments: Pair | None,
         group: Any,
     ) -> tuple[Tensor, Array]:
-        kernels, scaling, biases = computation._bind(x, weight, bias)
         counted = None if mask is None else array_of(mask)
         with threads_for(x):
-            y, kept = forward(kernels, array_of(x), scaling, biases, counted, moments, group)
+            y, kept = forward(*bound, array_of(x), counted, moments, group)
         ctx.computation, ctx.kept, ctx.given, ctx.group = computation, kept, moments is not None, group
         ctx.save_for_backward(x, weight, bias, mask)
         ctx.set_materialize_grads(False)
@@ -322,12 +329,12 @@ class Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, _: Any = None) -> tuple[Any, ...]:  # type: ignore[override]
         if dy is None:
-            return (None,) * 7
+            return (None,) * 8
         x, weight, bias, mask = ctx.saved_tensors
         found = (defined_gradients if is_grad_enabled() or not runs(dy, x) else gradients)(
             ctx, dy, x, weight, bias, mask
         )
-        return None, *found, None, None, None
+        return None, None, *found, None, None, None
 
 
 # Function.apply reads the signature of forward in each call, which takes 11 of 17 us and only serves torch.func.

@@ -193,7 +193,7 @@ class _BatchNorm(_Running):
         if self.momentum is not None or batches is None:
             y = self._normalized_by_batch(input, self._gennorm.config.momentum)
         else:  # each batch counts as much as every one before it
-            y = self._normalized_by_batch(input, 1.0 / (batches + 1))
+            y = self._normalized_by_batch(input, (batches + 1).double().reciprocal())
         if batches is not None:
             batches.add_(1)
         return y
