@@ -18,6 +18,7 @@ array([1.6, 0.4, 0.4, 1.6])
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -251,7 +252,7 @@ class Computation:
     def moments(self, shape: tuple[int, ...], kept: Array) -> Moments:
         """Return the moments that an array of a shape was normalized by, from what `forward` returned."""
         mean, spread, *counted = kept
-        resolved = resolve_config(self.config, shape)
+        resolved = _resolved(self.config, shape)
         count = counted[0] if counted else np.full(resolved.moments_shape, float(resolved.count))
         return Moments.trusted(count, mean if self.config.method == "Standardize" else None, spread)
 
@@ -272,8 +273,8 @@ class Computation:
         ParameterError
             The moving moments are of other slices than the array.
         """
-        config = replace(self.config, momentum=momentum)
-        resolved = resolve_config(config, shape)
+        config = self.config if self.config.momentum == momentum else replace(self.config, momentum=momentum)
+        resolved = _resolved(self.config, shape)
         require_held(variance, resolved)
         wide = None if mean is None else mean.astype(np.float64)
         return following(wide, variance.astype(np.float64), moments, resolved, config, unbiased=unbiased)
@@ -309,3 +310,6 @@ class Computation:
         gains, _ = laid_parameters(call, parameters, per_example)
         rows = call.ordered(kept.astype(np.float64, copy=False))
         return Kept(x, call, parameters, gains, weights, rows, not given, given)
+
+
+_resolved = functools.lru_cache(1024)(resolve_config)

@@ -226,9 +226,7 @@ class TensorComputation:
             given = tuple(None if one is None else one.detach() for one in moments)
         elif group is not None:
             given = merged(definition.measure(x, self.config, resolved, weights=mask), group)
-        return definition.normalize(
-            x, self.config, resolved, scaling=weight, biases=bias, weights=mask, moments=given
-        )
+        return definition.normalize(x, self.config, resolved, scaling=weight, biases=bias, weights=mask, moments=given)
 
     def _bind(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None
@@ -396,7 +394,9 @@ def _given(moments: Pair | None) -> Given | None:
 
 def _tensors(moments: Moments) -> SliceMoments:
     """Return moments of arrays as moments of tensors over the same memory, or copies of read-only ones."""
-    return SliceMoments(*(None if one is None else torch.tensor(one) for one in (moments.count, moments.mean, moments.m2)))
+    return SliceMoments(
+        *(None if one is None else torch.tensor(one) for one in (moments.count, moments.mean, moments.m2))
+    )
 
 
 def _moments(moments: SliceMoments) -> Moments:

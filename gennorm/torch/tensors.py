@@ -130,7 +130,10 @@ def require_tensor(value: Any, what: str) -> None:
 
 def require_parameter(value: Tensor, name: str, x: Tensor) -> None:
     """Refuse a parameter on another device than the input, or of another dtype, except float32 for an input of 16 bits."""
-    _require_device(value, name, x)
+    instead = f"call module.to('{x.device}') or pass x.to('{value.device}')"
+    if value.device.type == "meta":
+        instead = f"give the model memory with model.to_empty(device='{x.device}'), and load its state dict"
+    _require_device(value, name, x, instead)
     if value.dtype != x.dtype and not (value.dtype == torch.float32 and x.dtype in HALVES):
         msg = f"{name} has the dtype {value.dtype}, and the input {x.dtype}\n"
         msg += "they are of one dtype, or float32 beside an input of 16 bits: call module.to(x.dtype) or pass "
@@ -143,18 +146,14 @@ def require_mask(mask: Any, x: Tensor) -> None:
     if not isinstance(mask, Tensor):
         msg = f"mask is of type {type(mask).__name__}\npass a tensor of booleans; True counts"
         raise InputError(msg, code="A021")
-    _require_device(mask, "mask", x)
+    _require_device(mask, "mask", x, f"pass mask.to('{x.device}')")
     if mask.requires_grad or mask.dtype != torch.bool:
         has = "requires a gradient" if mask.requires_grad else f"has the dtype {mask.dtype}"
         msg = f"mask {has}\npass a tensor of booleans, such as mask != 0, which has no gradient; True counts"
         raise TensorError(msg, code="T005")
 
 
-def _require_device(value: Tensor, name: str, x: Tensor) -> None:
+def _require_device(value: Tensor, name: str, x: Tensor, instead: str) -> None:
     if value.device != x.device:
-        msg = f"{name} is on the device {value.device}, and the input on {x.device}\n"
-        if value.device.type == "meta":
-            msg += f"give the model memory with model.to_empty(device='{x.device}'), and load its state dict"
-        else:
-            msg += f"call module.to('{x.device}'), or pass x.to('{value.device}')"
+        msg = f"{name} is on the device {value.device}, and the input on {x.device}\n{instead}"
         raise TensorError(msg, code="T002")

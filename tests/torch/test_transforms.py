@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("array_api_compat")
 
 from torch import func, nn  # noqa: E402
+from torch.nn.utils import parametrize, prune  # noqa: E402
 
 import gennorm.torch as gt  # noqa: E402
 
@@ -370,11 +371,6 @@ def test_subclasses_and_modes(name):
 # --------------------------------------------------------------------------------------------------- masks and moments
 
 
-def masked(module, x):
-    mask = sample(*x.shape, seed=6) < 0.5
-    return lambda x: module(x, mask)
-
-
 @pytest.mark.parametrize(
     "transform", ["eager", "second", "third", "grad", "hessian", "jvp of jvp", "grad of jvp", "vmap", "functionalize"]
 )
@@ -423,7 +419,9 @@ def test_held_moments(name, transform):
     module.load_state_dict({**module.state_dict(), **judge.state_dict()})
     module.eval()
     moments = list(module.buffers())[:2]
-    by = {"eager": gradients, "second": derivatives(2), "third": derivatives(3)}.get(transform, TRANSFORMS.get(transform))
+    by = {"eager": gradients, "second": derivatives(2), "third": derivatives(3)}.get(
+        transform, TRANSFORMS.get(transform)
+    )
     close(by(module, x), by(Given(judge, *moments), x))
 
 
@@ -436,12 +434,12 @@ class Doubled(nn.Module):
 
 
 def parametrized(module):
-    torch.nn.utils.parametrize.register_parametrization(module, "weight", Doubled())
+    parametrize.register_parametrization(module, "weight", Doubled())
     return module.parametrizations.weight.original
 
 
 def pruned(module):
-    torch.nn.utils.prune.custom_from_mask(module, "weight", (torch.arange(len(module.weight)) % 2).to(module.weight))
+    prune.custom_from_mask(module, "weight", (torch.arange(len(module.weight)) % 2).to(module.weight))
     return module.weight_orig
 
 
