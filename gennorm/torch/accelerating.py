@@ -1,9 +1,9 @@
 """Replace the normalization layers of a model by those of gennorm, and undo it.
 
-A layer stays the same object, with its parameters, buffers, hooks and name. Its class changes to a subclass of the one it
-had, whose `forward` is that of gennorm. Torch's classes become those of `gennorm.torch.layers`. A layer of another class
-is probed first: a copy with random parameters is called, and each layer of the core that it could be, on inputs of
-several scales and ranks; outputs and gradients must agree. For inputs that were not probed, such as those of another
+A layer stays the same object, with its parameters, buffers, hooks and name. Its class changes to a subclass of the one
+it had, whose `forward` is that of gennorm. Torch's classes become those of `gennorm.torch.layers`. A layer of another
+class is probed first: a copy with random parameters is called, and each layer of the core that it could be, on inputs
+of several scales and ranks; outputs and gradients must agree. For inputs that were not probed, such as those of another
 dtype, the layer calls the forward that it had.
 """
 
