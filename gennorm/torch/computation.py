@@ -1,12 +1,13 @@
 """What a module computes, as functions of tensors: by the kernels of the engine, or by the definition.
 
-The kernels compute plain tensors in the memory of the CPU in eager mode, and their first derivatives. Everything else is
-`gennorm.definition` in torch's operations: other devices, subclasses of tensors, transforms, forward mode, tracing and
-compiling, and derivatives of derivatives. Both give the same values.
+The kernels compute plain tensors in the memory of the CPU in eager mode, and their first derivatives. Everything else
+is `gennorm.definition` in torch's operations: other devices, subclasses of tensors, transforms, forward mode, tracing
+and compiling, and derivatives of derivatives. Both give the same values.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -26,6 +27,7 @@ from gennorm.torch.tensors import (
     array_of,
     is_eager,
     is_plain,
+    is_traced,
     require_mask,
     require_parameter,
     require_tensor,
@@ -48,8 +50,7 @@ class TensorComputation:
 
     Examples
     --------
-    >>> import gennorm
-    >>> computation = TensorComputation(gennorm.LayerConfig.make(1, (), epsilon=0))
+    >>> computation = TensorComputation(LayerConfig.make(1, (), epsilon=0))
     >>> computation.normalize(torch.tensor([1.0, 2.0, 3.0]), torch.tensor(2.0), None)
     tensor([-2.4495,  0.0000,  2.4495])
     """
@@ -144,10 +145,10 @@ class TensorComputation:
         shape = tuple(x.shape)
         if isinstance(found, SliceMoments):
             resolved = self._kernels.resolve(shape)
-            moments = SliceMoments(*(None if one is None else one.detach() for one in found))  # type: ignore[arg-type]
+            moments = SliceMoments(*(None if one is None else one.detach() for one in found))
             moments = moments if group is None or across else joined(moments, group)
             config = self.config if self.config.momentum == keeps else replace(self.config, momentum=keeps)
-            news = definition.fold(mean, variance, moments, config, resolved, unbiased=unbiased)
+            news: Any = definition.fold(mean, variance, moments, config, resolved, unbiased=unbiased)
         else:
             measured = self._kernels.moments(shape, found)
             if group is not None and not across:
@@ -185,6 +186,10 @@ class TensorComputation:
             and (mask is None or is_plain(mask))
             and (moments is None or all(one is None or is_plain(one) for one in moments))
         ):
+            if is_traced():
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+                    return self._defined(x, weight, bias, mask, moments, group)
             return self._defined(x, weight, bias, mask, moments, group)
         kernels, scaling, biases = self._bind(x, weight, bias)
         if mask is not None:
@@ -302,10 +307,10 @@ def forward(
 
 
 class Normalize(torch.autograd.Function):
-    """Forward by a kernel, backward by a kernel; where the backward pass is differentiated itself, by the definition."""
+    """Forward by a kernel, backward by a kernel; backward by the definition where that is differentiated itself."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         computation: TensorComputation,
         bound: tuple[Computation, Array | None, Array | None],
@@ -325,7 +330,7 @@ class Normalize(torch.autograd.Function):
         return tensor_of(y), kept
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, _: Any = None) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor | None, _: Any = None) -> tuple[Any, ...]:
         if dy is None:
             return (None,) * 8
         x, weight, bias, mask = ctx.saved_tensors
@@ -393,15 +398,16 @@ def _given(moments: Pair | None) -> Given | None:
 
 
 def _tensors(moments: Moments) -> SliceMoments:
-    """Return moments of arrays as moments of tensors over the same memory, or copies of read-only ones."""
+    """Return moments of arrays as moments of tensors."""
     return SliceMoments(
         *(None if one is None else torch.tensor(one) for one in (moments.count, moments.mean, moments.m2))
     )
 
 
 def _moments(moments: SliceMoments) -> Moments:
-    """Return the opposite."""
-    return Moments.trusted(*(None if one is None else one.numpy() for one in moments))
+    """Return moments of tensors as moments of arrays."""
+    count, mean, m2 = moments
+    return Moments.trusted(count.numpy(), None if mean is None else mean.numpy(), m2.numpy())
 
 
 def _require_same_mapping(old: Tensor, new: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Statistics of a batch that is spread over the processes of a group: every function is differentiable, to any order."""
+"""Statistics of a batch that is spread over a group of processes. Every function is differentiable, to any order."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Sum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return Sum.apply(gradient, ctx.group), None  # type: ignore[no-untyped-call]
 
 
@@ -81,7 +81,7 @@ def joined(moments: SliceMoments, group: Any) -> SliceMoments:
 
 
 def _gathered(own: Tensor, group: Any) -> Tensor:
-    """Return the tensors of all processes, of one shape, behind an axis for the processes in the order of their ranks."""
+    """Return the tensors of all processes, of one shape, behind an axis for the ranks."""
     rank, number = distributed.get_rank(group), distributed.get_world_size(group)
     empty = torch.zeros_like(own)
     return added(torch.stack([own if i == rank else empty for i in range(number)]), group)

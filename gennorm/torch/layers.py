@@ -148,7 +148,7 @@ class _Running(TorchNorm):
     _check_input_dim: Callable[[Tensor], None]
 
     def _settings(self) -> LayerConfig:
-        config = super()._settings()  # type: ignore[safe-super]
+        config = super()._settings()
         return replace(config, momentum=1 - (self.momentum or 0.0))  # torch counts the share of the new value
 
     def _channels(self) -> int | None:
@@ -209,7 +209,7 @@ class _InstanceNorm(_Running):
     def forward(self, input: Tensor) -> Tensor:
         """Normalize by the input, or by the running statistics in evaluation."""
         recorded = self._recorded(input)
-        return super().forward(input) if recorded is None else recorded  # type: ignore[misc] # torch's class follows
+        return super().forward(input) if recorded is None else recorded
 
     def _apply_instance_norm(self, input: Tensor) -> Tensor:
         if not self.training and self.track_running_stats:

@@ -49,10 +49,11 @@ class Normalization(nn.Module):
         return getattr(self, name, None) if found is MISSING else found
 
     def _recorded(self, x: Any, *others: Any) -> Any:
-        """Return the proxy of a call that `torch.fx.symbolic_trace` records, as it does for torch's layers; else None."""
-        if type(x) is Tensor or not isinstance(x, Proxy) or self is x.tracer.root:
+        """Record the call of a proxy of `torch.fx.symbolic_trace`, as for torch's layers; None for other inputs."""
+        tracer: Any = None if type(x) is Tensor or not isinstance(x, Proxy) else x.tracer
+        if tracer is None or self is tracer.root:
             return None
-        return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x, *others), {})
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (x, *others), {})
 
 
 class NormalizationLayer(Normalization):

@@ -22,6 +22,7 @@ __all__ = [
     "array_of",
     "is_eager",
     "is_plain",
+    "is_traced",
     "require_mask",
     "require_parameter",
     "require_tensor",
@@ -33,10 +34,10 @@ Array = npt.NDArray[Any]
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 HALVES = (torch.bfloat16, torch.float16)
-ONE_THREAD = nullcontext()
+NOTHING = nullcontext()
 
 _dispatch_modes = torch._C._len_torch_dispatch_stack
-_function_modes = torch._C._len_torch_function_stack  # type: ignore[attr-defined]
+_function_modes = torch._C._len_torch_function_stack
 _transforms = torch._C._are_functorch_transforms_active
 _tracing_state = torch._C._get_tracing_state
 
@@ -69,6 +70,11 @@ def is_plain(tensor: Any) -> bool:
     """
     kind = type(tensor)
     return (kind is Tensor or kind is Parameter) and tensor.is_cpu and tensor.layout is strided
+
+
+def is_traced() -> bool:
+    """Return whether `torch.jit.trace` is active; it warns of every comparison of sizes."""
+    return not is_dynamo_compiling() and _tracing_state() is not None
 
 
 def array_of(tensor: Tensor) -> Array:
@@ -104,10 +110,10 @@ def tensor_of(array: Array) -> Tensor:
 
 def threads_for(x: Tensor) -> AbstractContextManager[None]:
     """Return a context in which kernels use torch's number of threads, where the tensor is large enough for several."""
-    return Using(torch.get_num_threads()) if x.numel() >= SHARED else ONE_THREAD
+    return Using(torch.get_num_threads()) if x.numel() >= SHARED else NOTHING
 
 
-# ---------------------------------------------------------------------------------------------------------------- checks
+# --------------------------------------------------------------------------------------------------------------- checks
 
 
 def require_tensor(value: Any, what: str) -> None:
@@ -129,7 +135,7 @@ def require_tensor(value: Any, what: str) -> None:
 
 
 def require_parameter(value: Tensor, name: str, x: Tensor) -> None:
-    """Refuse a parameter on another device than the input, or of another dtype, except float32 for an input of 16 bits."""
+    """Refuse a parameter of another device or dtype than the input, except float32 for an input of 16 bits."""
     instead = f"call module.to('{x.device}') or pass x.to('{value.device}')"
     if value.device.type == "meta":
         instead = f"give the model memory with model.to_empty(device='{x.device}'), and load its state dict"
