@@ -1,10 +1,10 @@
-"""Write the tables of README.md and of the pages, or check that they are what a command writes.
+"""Write the tables of README.md and of the pages, or check that they are up to date.
 
     python docs/tables.py --write
     python docs/tables.py --check
 
-The preset table comes from the presets themselves, the others from the files in docs/benchmarks, which `gennorm bench`
-writes; docs/benchmarks.md has the commands.
+The preset table comes from the presets themselves, the others from the records of `gennorm bench` in docs/benchmarks;
+docs/benchmarks/README.md has the commands.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ DOCS = Path(__file__).resolve().parent
 RESULTS = DOCS / "benchmarks"
 NOTHING = "_Nothing has been recorded yet._"
 
-# What `gennorm bench` calls what it times, and what the tables do.
+# The kinds of work in the records of `gennorm bench`, and their names in the tables.
 WORK = {
     "forward": "forward",
     "backward": "forward and backward",
     "out": "forward into `out=`",
-    "inference": "by given moments",
+    "inference": "with given moments",
     "adapt": "moments of a data set",
     "module": "modules, forward and backward",
     "evaluation": "modules in evaluation",
 }
 
-# How a newcomer calls each preset, and where the norm is from.
+# A call of each preset, and the source of its norm.
 PRESETS = {
     "gn.batch_norm(64)": "[Ioffe and Szegedy 2015](https://arxiv.org/abs/1502.03167)",
     "gn.batch_norm(64, channel_level=-1)": "the same, channels last",
@@ -53,7 +53,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "")
 
 
 def preset_table() -> str:
-    """What each preset is: what it prints."""
+    """The layer that each preset makes, as it is printed."""
     import gennorm as gn
 
     rows = [[f"`{call}`", f"`{eval(call, {'gn': gn})!r}`", source] for call, source in PRESETS.items()]
@@ -67,7 +67,7 @@ def recorded(folder: Path = RESULTS) -> list[dict[str, Any]]:
 
 
 def benchmark_table(runs: Sequence[dict[str, Any]]) -> str:
-    """The geometric mean against each peer, and the worst case, for each kind of work and number of threads."""
+    """The geometric mean and the least speed-up over each library, for each kind of work and number of threads."""
     runs = [run for run in runs if run["cases"]]
     if not runs:
         return NOTHING
@@ -83,13 +83,13 @@ def benchmark_table(runs: Sequence[dict[str, Any]]) -> str:
             if found:
                 number = max(row["cases"] for row in found.values())
                 rows.append([title, str(run["threads"]), str(number), *cells])
-    body = table(["times as long as gennorm takes", "threads", "cases", *peers], rows, "lrr" + "r" * len(peers))
+    body = table(["speed-up over", "threads", "cases", *peers], rows, "lrr" + "r" * len(peers))
     notes = "\n\n".join(dict.fromkeys(note(run) for run in runs))
-    return f"{body}\n\nThe geometric mean, and in brackets the least of all cases. {notes}"
+    return f"{body}\n\nThe geometric mean of the speed-ups, and in brackets the least one. {notes}"
 
 
 def floor_table(runs: Sequence[dict[str, Any]]) -> str:
-    """The geometric mean where memory is the limit, and what it would be if gennorm took no longer than the floor."""
+    """The geometric mean of the middle and large cases, and its value if gennorm took the time of the floor."""
     rows: list[list[str]] = []
     peers = list(dict.fromkeys(row["peer"] for run in runs for row in run["summary"]))
     for work, title in WORK.items():
@@ -103,7 +103,7 @@ def floor_table(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def of_the_floor(cases: Sequence[dict[str, Any]], peer: str) -> str:
-    """The mean ratio to one peer, and that of the floor to it."""
+    """The mean speed-up over one library, and that of a call that takes the time of the floor."""
     seconds = [
         (case["seconds"][peer], case["seconds"]["gennorm"], case["floor"]) for case in cases if peer in case["seconds"]
     ]
@@ -125,19 +125,21 @@ def case_tables(runs: Sequence[dict[str, Any]]) -> str:
             peers = [peer for peer in [*run["peers"], "np.copyto"] if any(peer in case["seconds"] for case in cases)]
             if cases:
                 rows = [case_row(case, peers) for case in cases]
-                parts.append(table([title, "gennorm, µs", "of the floor", *peers], rows, "l" + "r" * (len(peers) + 2)))
+                parts.append(
+                    table([title, "gennorm, µs", "over the floor", *peers], rows, "l" + "r" * (len(peers) + 2))
+                )
         if run["startup"]:
             rows = [
                 [wait["name"], *(f"{wait[key]:.2f}" if wait[key] else "" for key in ("seconds", "compiling"))]
                 for wait in run["startup"]
             ]
-            parts.append(table(["a new process", "seconds", "nothing cached"], rows, "lrr"))
+            parts.append(table(["a new process", "seconds", "empty cache"], rows, "lrr"))
         parts.append(note(run))
     return "\n\n".join(parts)
 
 
 def case_row(case: dict[str, Any], peers: Sequence[str]) -> list[str]:
-    """One line: the time, how many times the floor it is, and the ratios."""
+    """One line: the time, its ratio to the floor, and the speed-ups."""
     own = case["seconds"]["gennorm"]
     ratios = [times(case["seconds"][peer] / own) if peer in case["seconds"] else "" for peer in peers]
     marked = [f"≠ {ratio}" if peer in case["wrong"] else ratio for peer, ratio in zip(peers, ratios, strict=True)]
@@ -145,11 +147,11 @@ def case_row(case: dict[str, Any], peers: Sequence[str]) -> list[str]:
 
 
 def note(run: dict[str, Any]) -> str:
-    """On what, and by which versions."""
+    """The machine, the versions and the date of a run."""
     machine = run["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in run["peers"].items())
     load, number = machine["load"] or 0, machine["processors"]
-    busy = f", other work beside it (load {load:.1f} on {number} processors)" if load > number else ""
+    busy = f", on a busy machine (load {load:.1f} on {number} processors)" if load > number else ""
     return f"{machine['processor']}, Python {machine['python']}, {versions}; {run['date']}{busy}."
 
 
@@ -189,7 +191,7 @@ def accuracy_tables(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def errors_by(title: str, key: str, errors: Sequence[dict[str, Any]]) -> str:
-    """One table: the largest error over all that is not in its rows."""
+    """One table: the largest error for each dtype, layout and value of `key`."""
     rows: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
     for error in sorted(errors, key=lambda error: (error["dtype"], error["layout"] == "columns", error[key])):
         rows.setdefault((error["dtype"], error["layout"], error[key]), []).append(error)
@@ -203,17 +205,17 @@ def errors_by(title: str, key: str, errors: Sequence[dict[str, Any]]) -> str:
         ]
         for (dtype, layout, value), some in rows.items()
     ]
-    return table(["slices", title, *names, "the bound"], cells, "l" + "r" * (len(names) + 2))
+    return table(["slices", title, *names, "bound"], cells, "l" + "r" * (len(names) + 2))
 
 
 def worst(values: Sequence[float | None]) -> float | None:
-    """The largest; NaN is larger than all."""
+    """The largest value; None, which means NaN, is larger than every number."""
     numbers = [value for value in values if value is not None]
     return max(numbers) if len(numbers) == len(values) else None
 
 
 def ulps(value: float | None) -> str:
-    """An error, in as many digits as matter."""
+    """An error with the digits that matter."""
     if value is None:
         return "NaN"
     if value >= 1e4:
@@ -223,7 +225,7 @@ def ulps(value: float | None) -> str:
 
 
 def growth_table(runs: Sequence[dict[str, Any]]) -> str:
-    """Nanoseconds for each element, arrays growing to the right."""
+    """Nanoseconds per element; arrays grow to the right."""
     grown = [(run["threads"], one) for run in runs for one in run["growth"]]
     if not grown:
         return NOTHING
@@ -231,7 +233,7 @@ def growth_table(runs: Sequence[dict[str, Any]]) -> str:
     rows: dict[tuple[str, int], dict[int, str]] = {}
     for number, one in grown:
         rows.setdefault((one["name"], number), {})[one["bytes"]] = f"{one['nanoseconds']:.3f}"
-    header = ["nanoseconds for an element", "threads", *(f"{size >> 20:,} MB" for size in sizes)]
+    header = ["nanoseconds per element", "threads", *(f"{size >> 20:,} MB" for size in sizes)]
     cells = [[name, str(number), *(row.get(size, "") for size in sizes)] for (name, number), row in rows.items()]
     return table(header, cells, "l" + "r" * (1 + len(sizes)))
 

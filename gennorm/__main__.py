@@ -1,4 +1,4 @@
-"""``python -m gennorm`` is ``gennorm``."""
+"""``python -m gennorm`` runs the command line."""
 
 from gennorm.cli import main
 

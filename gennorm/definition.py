@@ -763,7 +763,7 @@ def namespace_of(x: Array) -> Any:
         kind = f"{type(x).__module__}.{type(x).__name__}".removeprefix("builtins.")
         msg = f"an object of type {kind} is no array of the Python array API standard\n"
         msg += "pass an array with __array_namespace__, or for a torch tensor: pip install 'gennorm[arrays]'"
-        raise InputError(msg, code="A030") from None
+        raise InputError(msg, code="A032") from None
 
 
 def _name(dtype: Any) -> str:

@@ -1,7 +1,8 @@
-"""Every error that gennorm raises on purpose: one class per phase, one stable code per text.
+"""Every error that gennorm raises on purpose: one class for each phase, one stable code for each text.
 
-A text has up to four lines: what is wrong with the value; the text that was given and a caret under the offending
-characters; what is allowed and what to write instead. The code (``L101``) stays when the wording improves.
+A message has two or four lines: what is wrong with the value; the text that was given and carets under the offending
+characters, where there is such a text; what is allowed and what to write instead. The printed message ends with the
+code, such as ``[L101]``. The code does not change when the wording improves.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ __all__ = [
     "ConfigError",
     "DtypeError",
     "FileError",
+    "FrozenError",
     "GennormError",
     "GroupError",
     "InitializationError",
@@ -27,12 +29,13 @@ __all__ = [
     "ParameterError",
     "ShapeError",
     "TensorError",
+    "UnknownNameError",
     "point",
     "shown",
     "suggest",
 ]
 
-UNPRINTED = 10**18  # nobody reads more digits, and Python refuses to print thousands
+UNPRINTED = 10**18  # longer integers are not printed: Python refuses to print thousands of digits
 
 
 class GennormError(Exception):
@@ -41,15 +44,17 @@ class GennormError(Exception):
     Parameters
     ----------
     message : str
-        The complete text.
+        The complete message, without the code.
     code : str
-        The stable name of the error, one letter for the phase and three digits.
+        The stable name of the message: one letter for the phase and three digits.
     position : (int, int), optional
         First and last-plus-one offending character, where the error points into a text.
 
     Attributes
     ----------
     code : str
+    message : str
+        What was passed. ``str(error)`` is the message followed by the code in brackets.
     position : (int, int) or None
 
     Examples
@@ -59,7 +64,12 @@ class GennormError(Exception):
     ...     parse("2;;all")
     ... except GennormError as error:
     ...     print(error.code, error.position)
+    ...     print(error)
     L003 (3, 6)
+    unknown word "all" in aggregation_levels; did you mean "All"?
+        "2;;all"
+            ^^^
+    a level spec is a level (2), a span ("2;;All"), a list ("{1, 3;;4}") or "All" [L003]
     """
 
     code: str
@@ -69,6 +79,14 @@ class GennormError(Exception):
         super().__init__(message)
         self.code = code
         self.position = position
+
+    @property
+    def message(self) -> str:
+        """The message without the code."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return f"{self.message} [{self.code}]"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # BaseException would call the class with the message alone, and the code is required.
@@ -107,6 +125,10 @@ class ParameterError(GennormError, ValueError):
     """Scaling, biases or moments have a wrong shape or value (P0xx)."""
 
 
+class FrozenError(ParameterError, AttributeError):
+    """An attribute that does not exist, or that cannot be assigned (P1xx)."""
+
+
 class DtypeError(GennormError, TypeError):
     """A dtype that cannot be normalized: complex, object, text (D0xx)."""
 
@@ -125,6 +147,10 @@ class TensorError(GennormError, RuntimeError):
 
 class FileError(GennormError, ValueError):
     """A file cannot be read or written (F0xx)."""
+
+
+class UnknownNameError(GennormError, AttributeError):
+    """The package, or a layer, has no attribute of this name (N0xx)."""
 
 
 def point(text: str, start: int, stop: int | None = None) -> str:

@@ -1,8 +1,8 @@
 """For fronts: what a layer computes as a function of arrays, without a layer that holds parameters or moments.
 
 A front is a package that brings the layer to a framework. It stores parameters and moments itself, passes them to each
-call, and stores for the backward pass what the forward pass returns. `Computation` is made from a config and does no more
-than that; its arguments are checked like those of a layer. The other functions that a front needs are named here too.
+call, and stores for the backward pass what the forward pass returns. `Computation` is made from a config and does only
+that; its arguments are checked like those of a layer. The other functions that a front needs are named here too.
 
 >>> import numpy as np
 >>> import gennorm as gn
@@ -84,9 +84,9 @@ class Computation:
 
     Notes
     -----
-    All methods take `scaling` and `biases` as arrays of the parameters' shape, or None where one is absent, and a `mask`
-    of booleans that broadcasts to the input. `moments` are `Moments`, or `Given` arrays of mean and variance, to normalize
-    by in place of the input's; they are constants unless they are `shared`: those of this array and of others together.
+    All methods take `scaling` and `biases` as arrays of the parameters' shape, or None where one is absent, and a
+    `mask` of booleans that broadcasts to the input. `moments` are `Moments`, or `Given` arrays of mean and variance, to
+    normalize by in place of the input's; they are constants unless they are `shared`: those of this array and others.
 
     Examples
     --------
@@ -300,7 +300,7 @@ class Computation:
         allowed = {(2, *shape)} if given else {(2, *shape), (3, *shape)}
         if not isinstance(kept, np.ndarray) or kept.shape not in allowed or kept.dtype.name != "float64":
             has = f"{kept.dtype} of shape {kept.shape}" if isinstance(kept, np.ndarray) else type(kept).__name__
-            msg = f"what was kept is {has}, and that of an input of shape {x.shape} is float64 of shape (2, *{shape})"
+            msg = f"what was kept is {has}, and that of an input of shape {x.shape} is float64 of shape {(2, *shape)}"
             msg += "\npass what forward returned for this input"
             raise ShapeError(msg, code="S023")
         parameters = parameters_of(state, call, scaling, biases)

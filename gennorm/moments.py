@@ -1,23 +1,24 @@
-"""Moments: what is known of a set of slices, as a value that merges exactly.
+"""Moments: count, mean and centred second moment of slices, as a value that can be merged.
 
-A count, a mean and a centred second moment are all that a normalization needs, and they have a sum: the moments of two
-parts of a slice give the moments of the whole, in any order and any number of parts. Threads, batches, files and
-machines all combine by it.
+These three numbers are all that a normalization needs of a slice. The moments of two parts of a slice give the moments
+of the whole slice, in any order and for any number of parts: threads, batches, files and machines merge their results
+with ``+``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from operator import index
 from typing import Any, Final, Literal, NoReturn, Self, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gennorm.errors import DtypeError, InputError, ParameterError
+from gennorm.errors import DtypeError, FrozenError, InputError, ParameterError, suggest
+from gennorm.masks import broadcast, broadcast_mask
 
-__all__ = ["Moments", "weights_for"]
+__all__ = ["Moments", "checked_weights", "real_array", "two_sum"]
 
 Floats = NDArray[np.float64]
 
@@ -25,9 +26,12 @@ FORMAT: Final = "gennorm/moments"
 VERSION: Final = 1
 _KEYS: Final = ("format", "version", "shape", "count", "mean", "m2")
 _NOT_FINITE: Final = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
+# A sum of squares below this may have lost terms that underflowed: the squares of numbers below 1e-154 do.
+_TINY: Final = 1e-250
+_PUBLIC: Final = ("count", "mean", "m2")
+_set: Final = object.__setattr__
 
 
-@dataclass(frozen=True, slots=True, eq=False, init=False, repr=False)
 class Moments:
     r"""Count, mean and centred second moment of each slice, in float64.
 
@@ -39,7 +43,7 @@ class Moments:
     moments of a layer norm of ``(N, T, D)`` have the shape ``(N, T)``, of a group norm ``(N, G)``, of a batch norm
     ``(C,)``.
 
-    Moments of the RMS method know nothing of the mean: ``mean`` is None and ``m2`` is the plain sum of squares,
+    Moments of the RMS method have no mean: ``mean`` is None and ``m2`` is the plain sum of squares,
     :math:`\sum_i w_i x_i^2`.
 
     Parameters
@@ -65,13 +69,27 @@ class Moments:
         The values are not real numbers.
     InputError
         A masked array was given.
+    FrozenError
+        An attribute is assigned or deleted.
 
     Notes
     -----
-    ``a + b`` are the moments of everything counted in `a` or in `b`, by the formula of Chan, Golub and LeVeque, which
-    loses nothing where the means are large beside the deviations. It is associative and commutative up to rounding.
-    What was never counted is neutral: where the count is 0, mean and second moment are set to 0, so that merging with
-    an empty part returns the other one, bit by bit.
+    ``a + b`` are the moments of everything counted in `a` or in `b`, by the formula of Chan, Golub and LeVeque. A slice
+    whose count is 0 is neutral: its mean and second moment are set to 0, and merging it returns the other one, bit by
+    bit.
+
+    Merging is as exact as one piece. The mean and `m2` are held in two float64 numbers each, the value and what
+    rounding it lost, so that the error does not grow with the number of merges. Let :math:`u = 2^{-53}`. For moments
+    that `Moments.of` computed, or ``layer.adapt``, in pieces of any sizes and merged in any order,
+
+    - the mean is at most 1 unit in the last place plus :math:`8u` standard deviations away from the exact mean;
+    - the relative error of `m2` and of the variance is at most :math:`32u`, plus that of NumPy's sum over a piece.
+
+    Moments that were made from one float64 mean, by the constructor, `from_variance`, `from_dict`, ``layer.measure`` or
+    a file, are as exact as that mean. Pickles and copies keep both numbers; `to_dict` and files keep the first.
+
+    A result that float64 cannot hold is infinite, and never another finite number. An infinite value in a slice makes
+    its mean infinite and its `m2` NaN; NaN makes both NaN.
 
     Two moments are equal where their shapes and all their values are, NaN being equal to NaN.
 
@@ -94,39 +112,57 @@ class Moments:
     array(16.66666667)
     """
 
+    __slots__ = ("_lost_m2", "_lost_mean", "count", "m2", "mean")
+
     count: Floats
     mean: Floats | None
     m2: Floats
+    # What rounding mean and m2 to float64 lost; 0 where nothing is known.
+    _lost_mean: Floats | float
+    _lost_m2: Floats | float
 
     def __init__(self, count: ArrayLike, mean: ArrayLike | None, m2: ArrayLike) -> None:
-        named = {"count": _floats(count, "count"), "m2": _floats(m2, "m2")}
-        if mean is not None:
-            named["mean"] = _floats(mean, "mean")
-        try:
-            shape = np.broadcast_shapes(*(array.shape for array in named.values()))
-        except ValueError:
-            shapes = ", ".join(f"{name} {array.shape}" for name, array in named.items())
-            msg = (
-                f"the arrays of these moments do not broadcast: {shapes}\ngive arrays of one shape, one value per slice"
-            )
-            raise ParameterError(msg, code="P101") from None
-        _all(np.isfinite(named["count"]) & (named["count"] >= 0), named["count"], "a count", "finite and at least 0")
-        _all(~(named["m2"] < 0), named["m2"], "a second moment", "at least 0")
+        counts, squares = _floats(count, "count"), _floats(m2, "m2")
+        means = None if mean is None else _floats(mean, "mean")
+        if not counts.shape == squares.shape == (counts if means is None else means).shape:
+            counts, means, squares = _broadcast(counts, means, squares)
+        # A NaN makes the first comparison false.
+        if counts.size and not 0 < counts.min() <= counts.max() < np.inf:
+            _all(np.isfinite(counts) & (counts >= 0), counts, "a count", "finite and at least 0")
+            empty = counts == 0
+            squares = np.where(empty & ~(squares < 0), 0.0, squares)
+            means = None if means is None else np.where(empty, 0.0, means)
+        if (squares < 0).any():
+            _all(~(squares < 0), squares, "a second moment", "at least 0")
+        own = None if means is None else np.array(means, np.float64)
+        _fill(self, np.array(counts, np.float64), own, np.array(squares, np.float64))
 
-        for name in ("count", "mean", "m2"):
-            array = named.get(name)
-            if array is not None:
-                # np.where makes the copy that belongs to this value alone.
-                array = np.where(named["count"] == 0, 0.0, np.broadcast_to(array, shape))
-                array = np.asarray(array, dtype=np.float64)
-                array.setflags(write=False)
-            object.__setattr__(self, name, array)
+    def __setattr__(self, name: str, value: object = None) -> NoReturn:
+        if name in _PUBLIC:
+            msg = f"{name} of moments cannot be assigned: moments do not change\n"
+            msg += "make new ones: Moments(count, mean, m2)"
+        else:
+            msg = f'moments have no attribute "{name}"{suggest(name, _PUBLIC)}\n'
+            msg += "they have count, mean and m2, which cannot be assigned; make new ones: Moments(count, mean, m2)"
+        raise FrozenError(msg, code="P111")
 
-    # Making them -----------------------------------------------------------------------------------------------------
+    __delattr__ = __setattr__
+
+    # How they are made ------------------------------------------------------------------------------------------------
 
     @classmethod
-    def trusted(cls, count: Floats, mean: Floats | None, m2: Floats) -> Self:
-        """Moments of new float64 arrays of one shape that nobody else has, which are as the constructor wants them.
+    def trusted(
+        cls,
+        count: Floats,
+        mean: Floats | None,
+        m2: Floats,
+        lost_mean: Floats | float = 0.0,
+        lost_m2: Floats | float = 0.0,
+    ) -> Self:
+        """Make moments of new float64 arrays of one shape without checking or copying them.
+
+        Nothing else may refer to the arrays, which become read-only. `mean` and `m2` are 0 where `count` is.
+        `lost_mean` and `lost_m2` are what rounding them to float64 lost, at most half a unit in the last place.
 
         Examples
         --------
@@ -135,19 +171,12 @@ class Moments:
         Moments(count=[1., 1.], mean=None, m2=[1., 4.])
         """
         moments = cls.__new__(cls)
-        assign = object.__setattr__
-        count.setflags(write=False)
-        m2.setflags(write=False)
-        if mean is not None:
-            mean.setflags(write=False)
-        assign(moments, "count", count)
-        assign(moments, "mean", mean)
-        assign(moments, "m2", m2)
+        _fill(moments, count, mean, m2, lost_mean, lost_m2)
         return moments
 
     @classmethod
     def from_variance(cls, mean: ArrayLike | None, variance: ArrayLike, count: ArrayLike = 1) -> Self:
-        """Moments that have this mean and this biased variance.
+        """Make moments that have this mean and this biased variance.
 
         Parameters
         ----------
@@ -156,7 +185,7 @@ class Moments:
         variance : array_like
             Variance over the count, at least 0.
         count : array_like, default 1
-            What the moments weigh when they are merged.
+            How much the moments count when they are merged.
 
         Returns
         -------
@@ -196,7 +225,10 @@ class Moments:
         weights: ArrayLike | None = None,
         method: Literal["Standardize", "RMS"] = "Standardize",
     ) -> Self:
-        """Moments of the slices of an array, in two passes over float64.
+        """Compute the moments of the slices of an array, in float64.
+
+        Two passes: the mean, then the deviations from it; what rounding the mean lost is taken from the deviations.
+        Numbers whose sums or squares would overflow or underflow are scaled by a power of two first.
 
         Parameters
         ----------
@@ -206,9 +238,11 @@ class Moments:
             The axes (0-based, negative from the end) that are aggregated, as in ``np.mean(array, axis=axes)``; all of
             them where not given. The moments have the axes that remain.
         mask : ndarray of bool, optional
-            Broadcastable to the array; True counts. What does not count is not looked at, NaN included.
+            True counts; the values of other elements have no influence, NaN included. It broadcasts to the array as in
+            NumPy, its axes being the last of the array. With fewer axes than the array it must not fit the first
+            axes as well.
         weights : array_like, optional
-            Broadcastable to the array, finite and at least 0; a whole number means as much as that many repetitions.
+            Finite and at least 0; a weight of 3 means three repetitions. They broadcast as `mask` does.
         method : {"Standardize", "RMS"}
             "RMS" collects the sum of squares and no mean.
 
@@ -219,12 +253,13 @@ class Moments:
         Raises
         ------
         InputError
-            `array` is not an ndarray, or is a masked array.
+            `array` is not an ndarray, or is a masked array; `mask` is not an ndarray.
         DtypeError
             `array` is complex or not numeric, or `mask` is not boolean.
+        ShapeError
+            `mask` or `weights` do not broadcast to the array, or fit its first axes as well as its last.
         ParameterError
-            An axis does not exist or is named twice; `mask` or `weights` do not broadcast to the array; a weight is
-            negative or not finite; an unknown method.
+            An axis does not exist or is named twice; a weight is negative or not finite; an unknown method.
 
         Examples
         --------
@@ -247,32 +282,48 @@ class Moments:
             raise ParameterError(msg, code="P108")
         x = _floats(array, "array")
         over = _axes(axes, x.ndim)
-        weight = np.ones(()) if weights is None else _floats(weights, "weights")
-        _all(np.isfinite(weight) & (weight >= 0), weight, "a weight", "finite and at least 0")
-        weight = _over(weight, x.shape, "weights")
+        weight: NDArray[Any] | None = None if weights is None else checked_weights(weights, x.shape)
         if mask is not None:
-            weight = np.where(_over(_bools(mask), x.shape, "mask"), weight, 0.0)
+            counted = broadcast_mask(mask, x.shape, "an array")
+            weight = counted if weight is None else np.where(counted, weight, 0.0)
+        return cls.of_floats(x, over, weight, center=method == "Standardize")
 
-        counted = weight > 0
-        count = np.asarray(weight.sum(axis=over))
-        # NaN times a weight of 0 is NaN: what does not count is taken out before anything is multiplied.
-        x = np.where(counted, x, 0.0)
+    @classmethod
+    def of_floats(
+        cls, x: Floats, over: tuple[int, ...], weight: NDArray[Any] | None = None, *, center: bool = True
+    ) -> Self:
+        """Compute the moments of an array of float64, as `of` does, without checking the arguments.
+
+        Parameters
+        ----------
+        x : ndarray of float64
+        over : tuple of int
+            The axes that are aggregated, at least 0.
+        weight : ndarray, optional
+            Weights or a mask, of the shape of `x`.
+        center : bool
+            Whether there is a mean; moments of the RMS method otherwise.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> Moments.of_floats(np.array([[1.0, 3.0], [2.0, 2.0]]), (1,))
+        Moments(count=[2., 2.], mean=[2., 2.], m2=[2., 0.])
+        """
+        if weight is not None:
+            # NaN times a weight of 0 is NaN: what does not count is replaced before anything is multiplied.
+            x = np.where(weight > 0, x, 0.0)
         with np.errstate(all="ignore"):
-            if method == "RMS":
-                return cls(count, None, (weight * x * x).sum(axis=over))
-            divisor = np.where(count == 0, 1.0, count)
-            mean = (weight * x).sum(axis=over) / divisor
-            # Rounding must not take a mean out of its slice, or a constant slice would have a variance.
-            least = np.where(counted, x, np.inf).min(axis=over, initial=np.inf)
-            mean = np.maximum(mean, least)
-            greatest = np.where(counted, x, -np.inf).max(axis=over, initial=-np.inf)
-            mean = np.where(count == 0, 0.0, np.minimum(mean, greatest))
-            deviation = x - np.expand_dims(mean, over)
-            return cls(count, mean, (weight * deviation * deviation).sum(axis=over))
+            count, mean, lost, m2, doubtful = _two_passes(x, over, weight, center=center)
+            if doubtful:
+                count, mean, lost, m2 = _scaled_passes(x, over, weight, center=center)
+        if weight is not None and not np.isfinite(count).all():
+            return cls(count, mean, m2)  # raises
+        return cls.trusted(count, mean, m2, lost)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The moments that `to_dict` wrote.
+        """Read moments that `to_dict` wrote.
 
         Parameters
         ----------
@@ -313,7 +364,7 @@ class Moments:
         return cls(count, mean, m2)
 
     def to_dict(self) -> dict[str, Any]:
-        """A dictionary that `json` writes and reads without loss: numbers, lists and text.
+        """Return a dictionary of numbers, lists and text, which `json` writes and reads without loss.
 
         Returns
         -------
@@ -335,15 +386,15 @@ class Moments:
             "m2": _written(self.m2),
         }
 
-    # Using them ------------------------------------------------------------------------------------------------------
+    # How they are used ------------------------------------------------------------------------------------------------
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """One size for each level that is kept; a grouped level counts its groups."""
+        """Return one size for each level that is kept; a grouped level counts its groups."""
         return self.count.shape
 
     def variance(self, unbiased: bool = False) -> Floats:
-        """Variance of each slice: ``m2 / count``, or ``m2 / (count - 1)``.
+        """Return the variance of each slice: ``m2 / count``, or ``m2 / (count - 1)``.
 
         Parameters
         ----------
@@ -367,14 +418,14 @@ class Moments:
         """
         if self.mean is None:
             msg = (
-                "moments of the RMS method have no variance: they hold no mean, and m2 is the sum of squares\n"
-                "mean_square() is what that method divides by"
+                "moments of the RMS method have no variance: they have no mean, and m2 is the sum of squares\n"
+                "write mean_square(), the mean of the squares"
             )
             raise ParameterError(msg, code="P103")
         return _quotient(self.m2, self.count - 1 if unbiased else self.count)
 
     def mean_square(self) -> Floats:
-        """Mean of the squares of each slice: ``m2 / count``, plus ``mean**2`` where there is a mean.
+        """Return the mean of the squares of each slice: ``m2 / count``, plus ``mean**2`` where there is a mean.
 
         Returns
         -------
@@ -401,22 +452,78 @@ class Moments:
                 "moments are merged slice by slice and never broadcast"
             )
             raise ParameterError(msg, code="P102")
-        a, b = self, other
-        total = a.count + b.count
+        if (self.mean is None) != (other.mean is None):
+            msg = "moments with a mean and moments of the RMS method, which have none, cannot be merged"
+            raise ParameterError(msg, code="P103")
         with np.errstate(all="ignore"):
-            if a.mean is None and b.mean is None:
-                return Moments(total, None, a.m2 + b.m2)
-            if a.mean is None or b.mean is None:
-                msg = "moments with a mean and moments of the RMS method do not merge: one of them knows no mean"
-                raise ParameterError(msg, code="P103")
-            share = b.count / np.where(total == 0, 1.0, total)
-            difference = b.mean - a.mean
-            mean = a.mean + difference * share
-            m2 = a.m2 + b.m2 + difference * difference * (a.count * share)
-        # Where one part is empty the other is the answer, an infinite or overflowing one too.
-        mean = np.where(b.count == 0, a.mean, np.where(a.count == 0, b.mean, mean))
-        m2 = np.where(b.count == 0, a.m2, np.where(a.count == 0, b.m2, m2))
-        return Moments(total, mean, m2)
+            return _merged(self, other)
+
+    def extended(self, x: Floats, over: tuple[int, ...]) -> Moments | None:
+        r"""Merge the elements of a small array of float64 in one pass about the mean, without checking the arguments.
+
+        With :math:`d = x - m`, the second moment grows by :math:`\sum d^2 - (\sum d)^2 / n`, which loses at most one
+        bit where the array has no more elements than were counted before.
+
+        Parameters
+        ----------
+        x : ndarray of float64
+        over : tuple of int
+            The axes that are aggregated, at least 0. The others have the sizes of the moments.
+
+        Returns
+        -------
+        Moments or None
+            None where it would not be exact, or for the RMS method: merge ``of_floats(x, over)`` then.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> Moments.of(np.array([1.0, 2.0, 3.0])).extended(np.array([10.0]), (0,))
+        Moments(count=4., mean=4., m2=50.)
+        """
+        sizes = x.shape
+        added = math.prod([sizes[axis] for axis in over])
+        if self.mean is None or not added or np.minimum.reduce(self.count, axis=None, initial=np.inf) < added:
+            return None
+        with np.errstate(all="ignore"):
+            along = [1 if axis in over else size for axis, size in enumerate(sizes)]
+            away = x - self.mean.reshape(along)
+            if not isinstance(self._lost_mean, float):
+                away = away - self._lost_mean.reshape(along)
+            count = self.count + added
+            first, second = np.add.reduce(away, axis=over), np.add.reduce(away * away, axis=over)
+            shift = first / count
+            mean, lost_mean = two_sum(self.mean, shift)
+            mean, lost_mean = _renormalized(mean, lost_mean + self._lost_mean)
+            m2, lost_m2 = two_sum(self.m2, second - first * shift)
+            m2, lost_m2 = _renormalized(m2, lost_m2 + self._lost_m2)
+            if not np.logical_and.reduce(((m2 >= _TINY) & (m2 < np.inf)) | (second == 0), axis=None):
+                return None
+        return Moments.trusted(count, mean, m2, lost_mean, lost_m2)
+
+    def pooled(self) -> Moments:
+        """Return the moments of all slices along the first axis together.
+
+        Returns
+        -------
+        Moments
+            Without that axis.
+
+        Examples
+        --------
+        >>> Moments([3, 1], [2.0, 10.0], [2.0, 0.0]).pooled()
+        Moments(count=4., mean=4., m2=50.)
+        """
+        parts, length = self, len(self.count)
+        if length == 0:
+            nothing = np.zeros(self.shape[1:])
+            return Moments(nothing, None if self.mean is None else nothing, nothing)
+        while length > 1:
+            half = length // 2
+            merged = _sliced(parts, slice(half)) + _sliced(parts, slice(half, 2 * half))
+            parts = merged if length % 2 == 0 else _joined(merged, _sliced(parts, slice(2 * half, None)))
+            length = len(parts.count)
+        return _sliced(parts, 0)
 
     def __radd__(self, other: object) -> Moments:
         # sum() starts from the number 0.
@@ -434,48 +541,273 @@ class Moments:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def __reduce__(self) -> tuple[Callable[..., Moments], tuple[Floats | None, ...]]:
-        # Through the constructor, which makes the arrays read-only again.
-        return type(self), (self.count, self.mean, self.m2)
+    def __reduce__(self) -> tuple[Callable[..., Moments], tuple[Any, ...]]:
+        # Through `trusted`, which makes the arrays read-only again.
+        return self.trusted, _members(self)
 
     def __repr__(self) -> str:
         members = {"count": self.count, "mean": self.mean, "m2": self.m2}
         return f"Moments({', '.join(f'{name}={_shown(array)}' for name, array in members.items())})"
 
 
-def weights_for(shape: tuple[int, ...], mask: object, weights: ArrayLike | None) -> NDArray[Any] | None:
-    """What the elements of an array of this shape count: bools where only a mask is given, None for one each.
+def checked_weights(weights: ArrayLike, shape: tuple[int, ...], of: str = "an array") -> Floats:
+    """Check weights and broadcast them to the shape of their array.
 
     Raises
     ------
-    ParameterError, DtypeError, InputError
+    ParameterError, DtypeError, InputError, ShapeError
         As `Moments.of`.
 
     Examples
     --------
-    >>> weights_for((2, 2), np.array([True, False]), [[2.0], [3.0]])
-    array([[2., 0.],
-           [3., 0.]])
+    >>> checked_weights([[2.0], [3.0]], (2, 2))
+    array([[2., 2.],
+           [3., 3.]])
     """
-    counted = None if mask is None else _over(_bools(mask), shape, "mask")
-    if weights is None:
-        return counted
     weight = _floats(weights, "weights")
     _all(np.isfinite(weight) & (weight >= 0), weight, "a weight", "finite and at least 0")
-    weight = _over(weight, shape, "weights")
-    return weight if counted is None else np.where(counted, weight, 0.0)
+    return broadcast(weight, shape, "weights", of)
 
 
-# Helpers --------------------------------------------------------------------------------------------------------------
+# The arithmetic -------------------------------------------------------------------------------------------------------
+
+
+def two_sum(a: Any, b: Any) -> tuple[Any, Any]:
+    """Return a + b rounded, and what rounding lost (Knuth); NaN for the latter where the sum is not finite.
+
+    Examples
+    --------
+    >>> two_sum(1e16, 1.0)
+    (1e+16, 1.0)
+    """
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+def _merged(a: Moments, b: Moments) -> Moments:
+    """Merge moments of slices of one shape: formula 2.1b, about the mean of the part that counts more."""
+    lighter = a.count < b.count
+    if np.logical_or.reduce(lighter, axis=None):
+        a, b = (b, a) if lighter.all() else (_chosen(lighter, b, a), _chosen(lighter, a, b))
+    total = a.count + b.count
+    added = b.m2
+    mean: Any = 0.0
+    lost_mean: Any = 0.0
+    if a.mean is not None and b.mean is not None:
+        share = b.count / total
+        away = (b.mean - a.mean) + (b._lost_mean - a._lost_mean)
+        mean, lost_mean = two_sum(a.mean, away * share)
+        mean, lost_mean = _renormalized(mean, lost_mean + a._lost_mean)
+        # With the root of the counts no factor overflows or underflows where the product does not.
+        root = away * np.sqrt(b.count * (a.count / total))
+        added = added + root * root
+    m2, lost_m2 = two_sum(a.m2, added)
+    m2, lost_m2 = _renormalized(m2, lost_m2 + (a._lost_m2 + b._lost_m2))
+    if not np.logical_and.reduce(np.isfinite(lost_m2 + lost_mean + total), axis=None):
+        return _merged_carefully(a, b, total, (mean, lost_mean, m2, lost_m2))
+    return Moments.trusted(total, None if a.mean is None else mean, m2, lost_mean, lost_m2)
+
+
+def _merged_carefully(a: Moments, b: Moments, total: Any, found: tuple[Any, Any, Any, Any]) -> Moments:
+    """Mend what was found where a part is empty or not finite, or where the difference of two means overflowed.
+
+    `b` counts no more than `a` in any slice.
+    """
+    mean, lost_mean, m2, lost_m2 = found
+    sound, empty = np.isfinite(lost_m2 + lost_mean), b.count == 0
+    squares = a.m2 + b.m2
+    if a.mean is not None and b.mean is not None:
+        finite = np.isfinite(a.mean) & np.isfinite(b.mean)
+        part, share = a.count / total, b.count / total
+        root = (b.mean / 2 - a.mean / 2) * np.sqrt(b.count * part)
+        squares = np.where(finite, squares + 4 * (root * root), np.nan)
+        means = np.where(finite, a.mean * part + b.mean * share, a.mean + b.mean)
+        mean = np.where(empty, a.mean, np.where(sound, mean, means))
+        lost_mean = np.where(empty, a._lost_mean, np.where(sound, lost_mean, 0.0))
+    m2 = np.where(empty, a.m2, np.where(sound, m2, squares))
+    lost_m2 = np.where(empty, a._lost_m2, np.where(sound, lost_m2, 0.0))
+    if not np.isfinite(total).all():
+        return Moments(total, None, m2)  # raises: a count is finite
+    return Moments.trusted(total, None if a.mean is None else mean, m2, lost_mean, lost_m2)
+
+
+def _chosen(where: Any, a: Moments, b: Moments) -> Moments:
+    """Return the moments of `a` where the condition is true, and of `b` elsewhere."""
+    members = zip(_members(a), _members(b), strict=True)
+    return Moments.trusted(*(None if one is None else np.where(where, one, two) for one, two in members))  # type: ignore[arg-type]
+
+
+def _members(moments: Moments) -> tuple[Any, Any, Any, Any, Any]:
+    return moments.count, moments.mean, moments.m2, moments._lost_mean, moments._lost_m2
+
+
+def _renormalized(value: Any, lost: Any) -> tuple[Any, Any]:
+    """Return the sum of both rounded, and what rounding lost; `lost` is the smaller one (Dekker)."""
+    total = value + lost
+    return total, lost - (total - value)
+
+
+def _sliced(moments: Moments, key: Any) -> Moments:
+    """Return the moments of some slices, by an index of the first axis."""
+    # A loss that is one number for all slices is 0.
+    return Moments.trusted(*(array[key].copy() if np.ndim(array) else array for array in _members(moments)))
+
+
+def _joined(*parts: Moments) -> Moments:
+    """Return moments side by side along the first axis."""
+    found = []
+    for column in zip(*map(_members, parts), strict=True):
+        arrays = [np.broadcast_to(array, part.shape) for array, part in zip(column, parts, strict=True)]
+        found.append(None if column[0] is None else np.concatenate(arrays))
+    return Moments.trusted(*found)  # type: ignore[arg-type]
+
+
+def _two_passes(
+    x: Floats, over: tuple[int, ...], weight: NDArray[Any] | None, *, center: bool
+) -> tuple[Floats, Floats | None, Floats | float, Floats, bool]:
+    """Count, mean, what it lost, second moment, and whether anything may have overflowed or underflowed."""
+    total = np.add.reduce
+    shape = tuple([size for axis, size in enumerate(x.shape) if axis not in over])
+    if weight is None:
+        divisor: Any = math.prod([x.shape[axis] for axis in over])
+        count = np.empty(shape)
+        count.fill(divisor)
+        divisor = divisor or 1
+    else:
+        divisor = total(weight, axis=over, keepdims=True, dtype=np.float64)
+        count = divisor.reshape(shape)
+        divisor = np.where(divisor == 0, 1.0, divisor)
+    mean: Any = None
+    lost: Any = 0.0
+    deviation = x
+    if center:
+        mean = total(x if weight is None else weight * x, axis=over, keepdims=True) / divisor
+        deviation = x - mean
+    weighted = deviation if weight is None else weight * deviation
+    squares = total(weighted * deviation, axis=over, keepdims=True)
+    if center:
+        lost = total(weighted, axis=over, keepdims=True) / divisor
+        squares = squares - divisor * lost * lost
+        mean, lost = _renormalized(mean, lost)
+        mean, lost = mean.reshape(shape), lost.reshape(shape)
+    doubtful = False
+    if not np.logical_and.reduce((squares >= _TINY) & (squares < np.inf), axis=None):
+        varies = np.logical_or.reduce(deviation != 0, axis=over, keepdims=True)
+        doubtful = not ((squares < np.inf) & ((squares >= _TINY) | ~varies)).all()
+        squares = np.maximum(squares, 0.0)
+    if weight is not None and not doubtful:
+        # Rounding a weighted mean may give a constant slice a variance; products with tiny weights may underflow.
+        least = 0.0 if mean is None else 1e-28 * count * mean * mean
+        doubtful = bool(((squares.reshape(shape) <= least) | (count < 1e-100)).any())
+    return count, mean, lost, squares.reshape(shape), doubtful
+
+
+def _scaled_passes(
+    x: Floats, over: tuple[int, ...], weight: NDArray[Any] | None, *, center: bool
+) -> tuple[Floats, Floats | None, Floats | float, Floats]:
+    """Compute the same from numbers that are scaled by powers of two, so that only results can overflow."""
+
+    def total(values: Any) -> Any:
+        return np.add.reduce(np.broadcast_to(values, x.shape), axis=over, keepdims=True)
+
+    def exponent(values: Any) -> Any:
+        magnitudes = np.where(np.isfinite(values), np.abs(values), 0.0)
+        return np.frexp(magnitudes.max(axis=over, keepdims=True, initial=0.0))[1]
+
+    counted = np.broadcast_to(True, x.shape) if weight is None else weight > 0
+    weights = counted.astype(np.float64) if weight is None else np.asarray(weight, np.float64)
+    count = total(weights)
+    heaviest = exponent(weights)
+    weights = np.ldexp(weights, -heaviest)
+    divisor = np.where(count == 0, 1.0, total(weights))
+    scale = exponent(x)
+    x = np.ldexp(x, -scale)
+    mean: Any = None
+    lost: Any = 0.0
+    if center:
+        mean = total(weights * x) / divisor
+        # Rounding must not take a mean out of its slice, or a constant slice would have a variance.
+        least = np.where(counted, x, np.inf).min(axis=over, keepdims=True, initial=np.inf)
+        greatest = np.where(counted, x, -np.inf).max(axis=over, keepdims=True, initial=-np.inf)
+        mean = np.where(count == 0, 0.0, np.minimum(np.maximum(mean, least), greatest))
+        x = np.where(counted, x - mean, 0.0)
+        nearer = exponent(x)
+        x = np.ldexp(x, -nearer)
+        lost = total(weights * x) / divisor
+    squares = total(weights * x * x)
+    if center:
+        squares = np.maximum(squares - divisor * lost * lost, 0.0)
+        mean, lost = _renormalized(mean, np.where(np.isfinite(mean), np.ldexp(lost, nearer), 0.0))
+        mean, lost = np.ldexp(mean, scale), np.where(np.isfinite(lost), np.ldexp(lost, scale), 0.0)
+        scale = scale + nearer
+    squares = np.ldexp(squares, 2 * scale + heaviest)
+    shape = [size for axis, size in enumerate(x.shape) if axis not in over]
+    if mean is not None:
+        mean, lost = mean.reshape(shape), lost.reshape(shape)
+    return count.reshape(shape), mean, lost, squares.reshape(shape)
+
+
+# Checks and values ----------------------------------------------------------------------------------------------------
+
+
+def _fill(
+    moments: Moments,
+    count: Any,
+    mean: Any,
+    m2: Any,
+    lost_mean: Floats | float = 0.0,
+    lost_m2: Floats | float = 0.0,
+) -> None:
+    _set(moments, "count", _read_only(count))
+    _set(moments, "mean", None if mean is None else _read_only(mean))
+    _set(moments, "m2", _read_only(m2))
+    _set(moments, "_lost_mean", lost_mean)
+    _set(moments, "_lost_m2", lost_m2)
+
+
+def _read_only(array: Any) -> Floats:
+    """Return an array that cannot be written, not through its base either; NumPy gives scalars for arrays of rank 0."""
+    if type(array) is not np.ndarray:
+        array = np.array(array, np.float64)
+    base = array.base
+    if base is not None:
+        if type(base) is np.ndarray and base.flags.owndata:
+            base.setflags(write=False)
+        else:
+            array = array.copy()
+    array.setflags(write=False)
+    found: Floats = array
+    return found
+
+
+def _broadcast(count: Floats, mean: Floats | None, m2: Floats) -> tuple[Floats, Floats | None, Floats]:
+    named = {"count": count, "m2": m2} | ({} if mean is None else {"mean": mean})
+    try:
+        shape = np.broadcast_shapes(*(array.shape for array in named.values()))
+    except ValueError:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in named.items())
+        msg = f"the arrays of these moments do not broadcast: {shapes}\ngive arrays of one shape, one value per slice"
+        raise ParameterError(msg, code="P101") from None
+    means = None if mean is None else np.broadcast_to(mean, shape)
+    return np.broadcast_to(count, shape), means, np.broadcast_to(m2, shape)
 
 
 def _quotient(numerator: Floats, divisor: Floats) -> Floats:
-    if divisor.size and divisor.min() > 0:
-        return np.asarray(numerator / divisor)
-    return np.asarray(np.where(divisor > 0, numerator, 0.0) / np.where(divisor > 0, divisor, 1.0))
+    with np.errstate(all="ignore"):
+        if divisor.size and divisor.min() > 0:
+            return np.asarray(numerator / divisor)
+        return np.asarray(np.where(divisor > 0, numerator, 0.0) / np.where(divisor > 0, divisor, 1.0))
 
 
-def _floats(value: ArrayLike, name: str) -> Floats:
+def real_array(value: ArrayLike, name: str) -> NDArray[Any]:
+    """Return the values as an array, and refuse what is not real numbers.
+
+    Examples
+    --------
+    >>> real_array([1, 2], "weights")
+    array([1, 2])
+    """
     if isinstance(value, np.ma.MaskedArray):
         msg = f"{name} is a masked array\ngive its data and, to Moments.of, mask=~array.mask"
         raise InputError(msg, code="A102")
@@ -484,20 +816,16 @@ def _floats(value: ArrayLike, name: str) -> Floats:
     except ValueError:
         msg = f"{name} is a nested sequence of unequal lengths"
         raise ParameterError(msg, code="P107") from None
-    # bfloat16 and its relatives from ml_dtypes have the kind "V" and a name of their own.
+    # bfloat16 and its relatives from ml_dtypes have the kind "V".
     real = array.dtype.kind in "buif" or (array.dtype.kind == "V" and "float" in array.dtype.name)
     if not real:
         msg = f"{name} has dtype {array.dtype}; moments are those of real numbers: floats, integers or booleans"
         raise DtypeError(msg, code="D101")
-    return array.astype(np.float64, copy=False)
+    return array
 
 
-def _bools(mask: object) -> NDArray[np.bool]:
-    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool:
-        given = f"dtype {mask.dtype}" if isinstance(mask, np.ndarray) else _kind(mask)
-        msg = f"mask is {given}; it is a NumPy array of bool, True where an element counts"
-        raise DtypeError(msg, code="D102")
-    return mask
+def _floats(value: ArrayLike, name: str) -> Floats:
+    return real_array(value, name).astype(np.float64, copy=False)
 
 
 def _axes(axes: SupportsIndex | tuple[SupportsIndex, ...] | None, rank: int) -> tuple[int, ...]:
@@ -519,14 +847,6 @@ def _axes(axes: SupportsIndex | tuple[SupportsIndex, ...] | None, rank: int) -> 
         msg = f"axes={axes!r} names an axis twice in an array of rank {rank}"
         raise ParameterError(msg, code="P105")
     return found
-
-
-def _over(values: NDArray[Any], shape: tuple[int, ...], name: str) -> NDArray[Any]:
-    try:
-        return np.broadcast_to(values, shape)
-    except ValueError:
-        msg = f"{name}: the shape {values.shape} does not broadcast to the shape {shape} of the array"
-        raise ParameterError(msg, code="P104") from None
 
 
 def _all(valid: NDArray[np.bool], values: Floats, name: str, allowed: str) -> None:

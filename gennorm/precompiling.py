@@ -104,7 +104,7 @@ def precompile(
     stand_in.initialize(x.shape)
     with np.errstate(all="ignore"):
         if stand_in.information("statistics") == "dataset" and (training or stand_in.moments is None):
-            stand_in.adapt(x, progress=False)
+            stand_in.adapt(x, reset=False, progress=False)
         stand_in(x)
         if training:
             stand_in(x, training=True)

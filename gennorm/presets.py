@@ -1,4 +1,4 @@
-"""The normalizations that have a name, each a line of the one layer."""
+"""The named normalizations. Each is one call of `NormalizationLayer`."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
-from gennorm.errors import ConfigError, LevelConflictError, ParameterError, shown, suggest
-from gennorm.layer import NormalizationLayer
+from gennorm.errors import ConfigError, GroupError, LevelConflictError, ParameterError, shown
+from gennorm.layer.hints import checked_arguments, unknown_argument
+from gennorm.layer.layer import NormalizationLayer
 from gennorm.layer.texts import DEFAULTS
 from gennorm.moments import Moments
 from gennorm.spec.config import MOST_LEVELS, integer
 
 __all__ = ["batch_norm", "feature_norm", "group_norm", "instance_norm", "layer_norm", "normalize", "rms_norm"]
 
-PLAIN = frozenset((str, int, float, bool))  # settings that tell one layer from another by themselves
+PLAIN = frozenset((str, int, float, bool))  # types of settings that can be keys of a dictionary
 
 
+@checked_arguments("batch_norm")
 def batch_norm(
     channels: SupportsIndex | None,
     *,
@@ -40,7 +42,7 @@ def batch_norm(
     channel_level : int, default 1
         The level of the channels: 1 for channels first, -1 for channels last.
     momentum : float, default 0.99
-        What the moving moments keep of themselves in an update.
+        The weight of the old moving moments in an update: ``momentum * old + (1 - momentum) * new``.
     epsilon : float, default 1e-3
         Added to the variance.
     **keywords
@@ -81,6 +83,7 @@ def batch_norm(
     return _made(batch_norm, fixed, settings, keywords)
 
 
+@checked_arguments("instance_norm")
 def instance_norm(
     channels: SupportsIndex | None, *, channel_level: SupportsIndex = 1, **keywords: Any
 ) -> NormalizationLayer:
@@ -129,6 +132,7 @@ def instance_norm(
     return _made(instance_norm, fixed, {"batched": True}, keywords)
 
 
+@checked_arguments("group_norm")
 def group_norm(
     groups: SupportsIndex, channels: SupportsIndex | None, *, channel_level: SupportsIndex = 1, **keywords: Any
 ) -> NormalizationLayer:
@@ -174,7 +178,13 @@ def group_norm(
     number = integer(groups)
     if number is None or number < 1:
         msg = f"groups cannot be {shown(groups)}\nwrite into how many groups the channels are split, 1 or more"
-        raise ConfigError(msg, code="C052")
+        raise ConfigError(msg, code="C055")
+    size = integer(channels)
+    if size is not None and 0 < size < number:
+        swap = f"the number of groups comes first: gn.group_norm({size}, {number})"
+        msg = f"group_norm({number}, {size}) would split {size} channels into {number} groups\n"
+        msg += swap if number % size == 0 else f"write a number of groups that divides {size}"
+        raise GroupError(msg, code="G021")
     fixed = {
         "aggregation_levels": "All",
         "scaling_levels": level,
@@ -184,6 +194,7 @@ def group_norm(
     return _made(group_norm, fixed, {"batched": True}, keywords)
 
 
+@checked_arguments("layer_norm")
 def layer_norm(shape: SupportsIndex | Sequence[SupportsIndex], **keywords: Any) -> NormalizationLayer:
     """Layer normalization: over the trailing levels of this shape, with parameters for each of their elements.
 
@@ -220,6 +231,7 @@ def layer_norm(shape: SupportsIndex | Sequence[SupportsIndex], **keywords: Any) 
     return _made(layer_norm, _trailing("layer_norm", shape), {}, keywords)
 
 
+@checked_arguments("rms_norm")
 def rms_norm(
     shape: SupportsIndex | Sequence[SupportsIndex], *, epsilon: float = 1e-6, **keywords: Any
 ) -> NormalizationLayer:
@@ -262,6 +274,7 @@ def rms_norm(
     return _made(rms_norm, fixed, {"epsilon": epsilon, "biases": None}, keywords)
 
 
+@checked_arguments("feature_norm")
 def feature_norm(
     level: SupportsIndex | Sequence[SupportsIndex] | None = -1,
     *,
@@ -275,17 +288,17 @@ def feature_norm(
     .. math:: y = \frac{x - \mu}{\max(\sigma, \epsilon)}
 
     ``feature_norm()`` is ``NormalizationLayer("{0, 1;;-2}", epsilon=1e-7, scaling=None, biases=None, batched=True,
-    statistics="dataset", epsilon_placement="floor")``, for batches of any rank and for one example that is no batch.
-    Its moments come from `NormalizationLayer.adapt`, or are given.
+    statistics="dataset", epsilon_placement="floor")``, for batches of any rank and for one example without a batch
+    axis. Its moments come from `NormalizationLayer.adapt`, or from `mean` and `variance`.
 
     Parameters
     ----------
     level : int, sequence of int, or None, default -1
-        The levels that are kept, each position on them with a mean and a variance of its own; None keeps no level.
+        The levels that are kept: each position on them has its own mean and variance. None keeps no level.
     mean, variance : array_like, optional
-        What to normalize by, broadcast to the sizes of the kept levels.
+        The mean and variance to normalize by, broadcast to the sizes of the kept levels.
     epsilon : float, default 1e-7
-        The least that is divided by.
+        The smallest divisor.
     **keywords
         The other arguments of `NormalizationLayer`.
 
@@ -296,9 +309,9 @@ def feature_norm(
     Raises
     ------
     LevelConflictError
-        The batch is to be kept.
+        A kept level is level 0, the batch.
     ParameterError
-        A mean without a variance, or the other way round.
+        A mean without a variance, or a variance without a mean.
     GennormError
         As `NormalizationLayer`.
 
@@ -385,30 +398,27 @@ def _normalizing(**settings: Any) -> NormalizationLayer:
     return _made(normalize, {}, {}, settings)
 
 
-# Making a layer takes as long as a hundred small calls of it. Typed: True is 1 to a dictionary, and no level.
+# Making a layer takes as long as a hundred small calls of it. The cache is typed, because True equals 1 as a key.
 _remembered = functools.lru_cache(maxsize=256, typed=True)(_normalizing)
 
 
 def _made(
     preset: Callable[..., Any], fixed: Mapping[str, Any], settings: Mapping[str, Any], keywords: Mapping[str, Any]
 ) -> NormalizationLayer:
-    """The layer of a preset: what makes it that one, its settings, and those that were given instead or besides."""
+    """The layer of a preset: the settings that define it, and its defaults unless keywords replace them."""
     for name in keywords:
         if name in fixed:
             msg = f"{preset.__name__} takes no {name}: it sets {', '.join(fixed)} itself\n"
-            msg += "make the layer in so many words, with gn.NormalizationLayer"
+            msg += "for other values, call gn.NormalizationLayer"
             raise ConfigError(msg, code="C053")
         if name not in DEFAULTS:
             known = {**inspect.signature(preset).parameters, **DEFAULTS}
-            others = [word for word in known if word not in {*fixed, "keywords"}]
-            msg = f"{preset.__name__} has no argument {shown(name)}{suggest(name, others)}\n"
-            msg += "it takes its own, and as keywords those of gn.NormalizationLayer that it does not set itself"
-            raise ConfigError(msg, code="C054")
+            raise unknown_argument(preset.__name__, name, [one for one in known if one not in {*fixed, "keywords"}])
     return NormalizationLayer(**fixed, **{**settings, **keywords})
 
 
 def _channel_level(value: Any) -> int:
-    """The level of the channels, which is none of the batch's."""
+    """The level of the channels, which cannot be the batch."""
     write = "1 for channels first, -1 for channels last"
     level = integer(value)
     if level is None or abs(level) > MOST_LEVELS:
@@ -421,11 +431,11 @@ def _channel_level(value: Any) -> int:
 
 
 def _integers(what: str, value: Any, write: str, *, least: int = -MOST_LEVELS) -> tuple[int, ...]:
-    """The integers that were given, one or a sequence of them."""
+    """The integers of an argument, which is one or a sequence of them."""
     alone = integer(value) is not None
     try:
         if isinstance(value, (str, bytes)):
-            raise TypeError  # its characters are no integers
+            raise TypeError  # a text is a sequence of characters
         items = (value,) if alone else tuple(value)
     except TypeError:
         msg = f"{what} cannot be {shown(value)}\n{write}"
@@ -434,7 +444,7 @@ def _integers(what: str, value: Any, write: str, *, least: int = -MOST_LEVELS) -
     for place, item in enumerate(items, 1):
         number = integer(item)
         if number is None or number < least:
-            has = f"cannot be {shown(item)}" if alone else f"has {shown(item)} at place {place}"
+            has = f"cannot be {shown(item)}" if alone else f"cannot be {shown(item)} at place {place}"
             msg = f"{what} {has}\n{write}"
             raise ConfigError(msg, code="C050")
         numbers.append(number)
@@ -442,12 +452,12 @@ def _integers(what: str, value: Any, write: str, *, least: int = -MOST_LEVELS) -
 
 
 def _listed(*items: str) -> str:
-    """The level spec of several items, or of one."""
+    """The level spec of one or more items."""
     return "{" + ", ".join(items) + "}" if len(items) > 1 else items[0]
 
 
 def _other_levels(*kept: int) -> list[str]:
-    """Every level of an example but some, whatever the rank: as many spans as are needed."""
+    """The spans of all levels of an example but the kept ones, for any rank."""
     spans: list[str] = []
     start = 1
     for level in [*sorted(level for level in kept if level > 0), *sorted(level for level in kept if level < 0)]:
@@ -459,7 +469,7 @@ def _other_levels(*kept: int) -> list[str]:
 
 
 def _example(channels: Any, level: int) -> tuple[Any, ...]:
-    """The declaration of one example whose channels are at this level, of any rank that has it."""
+    """The `input_shape` of examples whose channels are on this level, for any rank that has the level."""
     size = integer(channels)
     if channels is not None and (size is None or size < 0):
         msg = f"channels cannot be {shown(channels)}\nwrite how many there are, or None where that varies"
@@ -468,11 +478,11 @@ def _example(channels: Any, level: int) -> tuple[Any, ...]:
 
 
 def _trailing(preset: str, shape: Any) -> dict[str, Any]:
-    """What normalizes over the last levels, which have these sizes."""
+    """The settings that normalize over the last levels, which have these sizes."""
     write = "write a size or a tuple of sizes: 768, (14, 14)"
     sizes = _integers(f"the shape of {preset}", shape, write, least=0)
     if not sizes:
         msg = f"{preset} needs at least one size\n{write}"
-        raise ConfigError(msg, code="C050")
+        raise ConfigError(msg, code="C054")
     levels = -1 if len(sizes) == 1 else f"-{len(sizes)};;All"
     return {"aggregation_levels": levels, "scaling_levels": "Same", "input_shape": (..., *sizes)}

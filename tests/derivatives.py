@@ -1,4 +1,4 @@
-"""What a derivative has to be, from the definition, and what rounding may take it off by.
+"""The exact derivatives by the definition, and bounds of their rounding errors.
 
 Let u be half the distance of 1 to the next number of the arithmetic. The kernel takes ``x - c``, c being the rounded
 mean, and multiplies, so a term of a sum is off by 4u of itself at the most, and so is each of the three summands of the
@@ -23,7 +23,7 @@ DEFAULTS = ("2;;All", "Complement", None, "Standardize", False, 1e-3)
 
 
 class Slices(NamedTuple):
-    """The statistics of an array as the reference has them, and what a scaling and a mask are everywhere in it."""
+    """The statistics of an array by the reference, and its scaling and mask broadcast to its shape."""
 
     s: reference.Statistics
     z: np.ndarray
@@ -60,7 +60,7 @@ def tangent(x, t, settings, scaling=None, mask=None, **given):
 
 
 def bounds(x, dy, settings, scaling=None, biases=None, mask=None, result="float64", **given):
-    """What the gradients of input, scaling and biases, and a derivative along `dy`, may be off by."""
+    """The largest errors of the gradients of input, scaling and biases, and of a derivative along `dy`."""
     u = U[result]
     x, dy = np.asarray(x, np.float64), np.abs(np.asarray(dy, np.float64))
     at = Slices.of(x, settings, scaling, mask, **given)
@@ -86,14 +86,19 @@ def bounds(x, dy, settings, scaling=None, biases=None, mask=None, result="float6
     return {name: steps * u * value for name, value in rounded.items()}
 
 
-def close(found, exact, bound, what, stored=None):
-    """Assert that a derivative is within its bound, once it has been rounded to the type it is kept in."""
+def close(found, exact, bound, what):
+    """Assert that a derivative is within its bound, once it has been rounded to its dtype.
+
+    Rounding keeps the order of numbers, and what is too large for the dtype becomes infinite: a derivative within its
+    bound lies between the rounded ends of the bound.
+    """
     assert found.shape == exact.shape, what
-    stored = stored or ("bfloat16" if found.dtype.kind == "V" else found.dtype.name)
-    found = found.astype(np.float64)
+    stored = found.dtype.name
     with np.errstate(all="ignore"):
         room = bound + 2 * STORED[stored] * np.abs(exact) + 2 * LEAST[stored]
-        right = (np.abs(found - exact) <= room) | (np.isnan(exact) & np.isnan(found)) | (exact == found)
+        low, high = ((exact + side).astype(found.dtype).astype(np.float64) for side in (-room, room))
+        found = found.astype(np.float64)
+        right = ((low <= found) & (found <= high)) | (np.isnan(exact) & np.isnan(found)) | (exact == found)
     if not np.all(right):
         off = np.where(right, 0.0, np.nan_to_num(np.abs(found - exact) / room, nan=np.inf))
         worst = tuple(int(i) for i in np.unravel_index(np.argmax(off), off.shape))
@@ -103,7 +108,7 @@ def close(found, exact, bound, what, stored=None):
 
 
 def judge(found, x, dy, settings, scaling=None, biases=None, mask=None, **given):
-    """Assert that gradients are those of the reference; absent where the parameter is."""
+    """Assert that gradients are those of the reference, and None where the parameter is None."""
     result = RESULTS[x.dtype.newbyteorder("=").name]
     x, dy = x.astype(np.float64), np.asarray(dy).astype(np.float64)
     others = {"scaling": scaling, "biases": biases, "mask": mask, **given}
@@ -117,7 +122,7 @@ def judge(found, x, dy, settings, scaling=None, biases=None, mask=None, **given)
 
 
 def judge_tangent(found, x, t, settings, scaling=None, mask=None, **given):
-    """Assert that a derivative along a direction is that of the definition."""
+    """Assert that a derivative along a direction is that of the reference."""
     result = RESULTS[x.dtype.newbyteorder("=").name]
     x, t = x.astype(np.float64), np.asarray(t).astype(np.float64)
     room = bounds(x, t, settings, scaling, mask=mask, result=result, **given)["tangent"]

@@ -9,8 +9,8 @@ from gennorm.engine.compiler import jit
 from gennorm.engine.kernels import columns, rows
 from gennorm.plan import planner as plan
 
-# Slices that are read twice, in several units, whose tiles and rows are cut into several pieces.
-SMALL = {"CACHED": 8, "CACHED_TILE": 8, "UNIT": 8, "BLOCK": 8}
+# Slices in several units, whose tiles and rows are cut into several pieces.
+SMALL = {"CACHED": 8, "CUT": 8, "UNIT": 4, "UNITS": 1 << 30, "LINES": 1, "BLOCK": 8}
 
 
 def in_plain_python(patch):

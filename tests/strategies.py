@@ -1,4 +1,4 @@
-"""Arrays and layers for tests: every memory layout, and what Hypothesis draws shapes, levels and groups from."""
+"""Arrays and layers for tests: every memory layout, and Hypothesis strategies for shapes, levels and groups."""
 
 import dataclasses
 import math
@@ -6,17 +6,23 @@ from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 INTEGERS = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 DTYPES = FLOATS + INTEGERS
-# What the output has, and what it is computed in.
+# The dtype of the output for each dtype of the input.
 RESULTS = {
     **{name: name for name in FLOATS},
     **dict.fromkeys(("bool", "int8", "uint8", "int16", "uint16"), "float32"),
     **dict.fromkeys(("int32", "uint32", "int64", "uint64"), "float64"),
 }
+
+
+def slow(*values):
+    """Parameters of a test that is slow for them only, mostly because they compile more kernels."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def dtype_of(name):
@@ -25,17 +31,17 @@ def dtype_of(name):
 
 # ---------------------------------------------------------------------------------------------------------- the layouts
 
-GUARD = 64  # bytes before and behind every array: what a kernel writes there is seen
+GUARD = 64  # bytes before and after every array, in which tests find stray writes of kernels
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where the elements of an array lie in memory.
+    """The memory layout of an array, which is a view of a larger parent array.
 
-    ``order`` has the axes from the outermost to the innermost; ``steps`` and ``margins``, by axis, what an axis leaves
-    out of its parent and how much of the parent lies around it. A step of 0 repeats the first element, -1 runs
-    backwards. ``shift`` is in bytes, and so is ``record``, what lies between neighbouring elements: those of one field
-    of an array of records.
+    ``order`` lists the axes from the outermost to the innermost. For each axis, ``steps`` is the step of the view in
+    its parent (0 repeats the first element, -1 runs backwards) and ``margins`` the number of elements of the parent
+    before and after the view. ``shift`` moves the parent by bytes. ``record`` is the number of bytes between
+    neighbouring elements, as in one field of a structured array.
     """
 
     order: tuple[int, ...]
@@ -51,7 +57,7 @@ class Layout:
         return 0 not in self.steps and not self.read_only and not self.swapped
 
     def empty(self, shape, dtype):
-        """A writable array of this layout in a buffer of its own, every byte of which is 0xA5; repeated axes once."""
+        """A writable array of this layout in a new buffer whose bytes are all 0xA5; repeated axes have size 1."""
         dtype = np.dtype(dtype)
         dtype = dtype.newbyteorder(">") if self.swapped and dtype.kind in "iuf" else dtype
         within = [min(shape[axis], 1) if self.steps[axis] == 0 else shape[axis] for axis in self.order]
@@ -63,7 +69,7 @@ class Layout:
             dtype = np.dtype({"names": ["x"], "formats": [dtype], "itemsize": dtype.itemsize + self.record})
         size = math.prod(around) * dtype.itemsize
         buffer = np.full(2 * GUARD + 64 + self.shift + size, 0xA5, np.uint8)
-        first = GUARD + self.shift + -buffer.ctypes.data % 64  # the allocator's alignment is not ours
+        first = GUARD + self.shift + -buffer.ctypes.data % 64  # the alignment does not depend on the allocator
         parent = buffer[first : first + size].view(dtype).reshape(around)
         parent = parent["x"] if self.record else parent
         parent = parent.transpose([self.order.index(axis) for axis in range(len(shape))])
@@ -74,7 +80,7 @@ class Layout:
         return view[tuple(slice(None, None, -1 if step < 0 else 1) for step in self.steps)]
 
     def hold(self, values):
-        """An array of this layout with these values, or on repeated axes with the first of them."""
+        """An array of this layout with these values; repeated axes have the first of their values."""
         view = self.empty(values.shape, values.dtype)
         first = tuple(slice(0, 1) if step == 0 else slice(None) for step in self.steps)
         view[...] = values[first]
@@ -85,7 +91,7 @@ class Layout:
 
 
 def buffer_of(array):
-    """The whole buffer that an array is a view of."""
+    """The buffer that an array is a view of."""
     while isinstance(array.base, np.ndarray):
         array = array.base
     return array
@@ -101,7 +107,7 @@ def layout(rank, *, order=None, innermost=1, outermost=1, every=1, margin=0, **o
 
 
 def named_layouts(rank):
-    """The layouts that have a name, for arrays of this rank."""
+    """The named layouts of arrays of this rank."""
     channels_last = (0, *range(2, rank), 1) if rank > 1 else (0,)
     rotated = (*range(1, rank), 0)
     return {
@@ -134,7 +140,7 @@ WRITABLE = tuple(name for name, of in named_layouts(2).items() if of.writable)
 
 @st.composite
 def layouts(draw, rank, *, writable=False):
-    """Any layout of this rank; the plain ones are not rare."""
+    """Any layout of this rank; plain ones are frequent."""
     steps = (1, 1, 1, 1, 2, -1, -2) if writable else (1, 1, 1, 1, 2, -1, -2, 0)
     order = draw(st.permutations(range(rank))) if draw(st.booleans()) else range(rank)
     plain = draw(st.booleans())
@@ -247,7 +253,7 @@ def cases(draw, *, least=1, most=6, elements=2000, batch_aggregated=True, batche
 
 
 def sample(shape, dtype="float32", seed=0):
-    """Numbers of one dtype with a mean and a deviation of the same size; integers are small enough to be exact."""
+    """Random numbers of one dtype, with mean 0.75 and deviation 1.5; integers are small enough to be exact."""
     normal = np.random.default_rng(seed).normal(0.75, 1.5, shape)
     if dtype == "bool":
         return normal > 0.5
@@ -258,5 +264,5 @@ def sample(shape, dtype="float32", seed=0):
 
 
 def some(shape, seed=3, share=0.7):
-    """A mask in which this share counts."""
+    """A mask in which this share of the elements is True."""
     return np.random.default_rng(seed).random(shape) < share

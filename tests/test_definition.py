@@ -17,7 +17,7 @@ from spec import reference
 from tests import derivatives
 from tests.accuracy import judge
 from tests.conformance import test_vectors as vectors
-from tests.kernels.test_forms import FORMS, LAYOUTS, MAIN, SETTINGS, made, with_dtypes
+from tests.engine.kernels.test_forms import FORMS, LAYOUTS, MAIN, SETTINGS, made, with_dtypes
 from tests.strategies import DTYPES, RESULTS, dtype_of, named_layouts, sample, some
 
 # ------------------------------------------------------------------------------------------------------- the namespaces

@@ -22,7 +22,7 @@ STATES = ("raise", "warn")
 
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch):
-    cut_small(monkeypatch, CACHED=1 << 10, CACHED_TILE=1 << 10, UNIT=1 << 10, BLOCK=1 << 9)
+    cut_small(monkeypatch, CUT=1 << 10, UNIT=1 << 10, BLOCK=1 << 9)
 
 
 def extremes(dtype):
@@ -122,7 +122,7 @@ CALLS = {
     "epsilon 0": lambda x: layer(x, epsilon=0)(x),
     "floor": lambda x: layer(x, epsilon_placement="floor")(x),
     "outside": lambda x: layer(x, epsilon_placement="outside", unbiased=True)(x),
-    "columns": lambda x: gn.NormalizationLayer(1, -1, batched=True)(x),
+    "columns": lambda x: gn.NormalizationLayer(1, -1, batched=True)(x),  # noqa: PLW0108  a new layer for each call
     "groups": lambda x: gn.group_norm(2, x.shape[1])(x),
     "normalize": lambda x: gn.normalize(x, -1),
     "out": out,

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gennorm as gn
-from gennorm.cli.bench import accuracy, peers
-from tests import engines
+from gennorm.bench import accuracy, peers
+from tests import derivatives, engines
 from tests.accuracy import V, assert_within, error_bound
 from tests.strategies import RESULTS, dtype_of
 
@@ -293,6 +293,45 @@ def test_a_shift_is_seen(others, monkeypatch):
     )
     measured = list(accuracy.errors(others, lambda *_: None, [100], ["float32"]))
     assert any("is beyond the bound" in line for error in measured for line in beside(error))
+
+
+# ---------------------------------------------------------------------------------------------- gradients of parameters
+
+# Layouts in which a parameter has thousands of terms, in one task or in many: shape and settings.
+MANY_TERMS = {
+    "short rows of one group": ((2, 128, 64, 32), {"aggregation_levels": "All", "scaling_levels": 3}),
+    "RMS over short rows": ((3, 2187, 32), {"aggregation_levels": "1;;2", "scaling_levels": 2, "method": "RMS"}),
+    "rows, repeated inside a varying run": (
+        (2, 3, 3000, 40),
+        {"aggregation_levels": "All", "scaling_levels": [1, 3]},
+    ),
+    "rows, repeated inside a kept run": ((2, 3, 3000, 40), {"aggregation_levels": "2;;3", "scaling_levels": [1, 3]}),
+    "rows, repeated twice": ((20, 3, 200, 40), {"aggregation_levels": "{2, 3}", "scaling_levels": 3}),
+    "a row an example": ((9000, 40), {"aggregation_levels": 1, "scaling_levels": "Same"}),
+    "one scaling for each row of channels": ((500, 4, 40), {"aggregation_levels": "{0, 2}", "scaling_levels": 1}),
+    "one scaling for all": ((900, 40), {"aggregation_levels": 1, "scaling_levels": ()}),
+    "columns": ((9000, 40), {"aggregation_levels": 0, "scaling_levels": 1}),
+    "columns, one scaling for each line": ((2, 60, 5000), {"aggregation_levels": 1, "scaling_levels": 1}),
+    "columns, a scaling for each element": ((3000, 3, 40), {"aggregation_levels": 1, "scaling_levels": "1;;2"}),
+    "columns, one scaling for all": ((9000, 40), {"aggregation_levels": 0, "scaling_levels": ()}),
+    "folded columns": ((2, 3000, 32), {"aggregation_levels": "All", "scaling_levels": 2, "group_number": {2: 8}}),
+}
+
+
+@pytest.mark.parametrize("threads_", [1, 2])
+@pytest.mark.parametrize("pieces", [False, True])
+@pytest.mark.parametrize("name", MANY_TERMS)
+def test_gradients_of_parameters_with_many_terms(name, pieces, threads_, threads, monkeypatch):
+    """At most 32 terms are added up in float32: sums of a constant would lose more digits with each term."""
+    if pieces:
+        engines.in_pieces(monkeypatch)
+    threads(threads_)
+    shape, settings = MANY_TERMS[name]
+    settings = {**settings, "batched": True}
+    layer = gn.NormalizationLayer(**settings).initialize(shape)
+    x = normal(shape, 0.5, 1.0, "float32")
+    dy = np.full(shape, 0.1, np.float32)
+    derivatives.judge(layer.vjp(x)[1](dy), x, dy, settings, layer.scaling, layer.biases)
 
 
 # ------------------------------------------------------------------------------------------------------- half precision

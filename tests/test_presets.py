@@ -1,9 +1,17 @@
-"""What the presets take as their sizes and levels; what each computes is in test_oracles.py."""
+"""The arguments of the presets, and what is said to names of other libraries; the values are in test_oracles.py."""
+
+import copy
+import inspect
+import pickle
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 import gennorm as gn
+from gennorm.layer import hints
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.uint8, np.array])
@@ -26,3 +34,130 @@ def test_groups_that_divide_are_taken_at_any_level(level):
     assert gn.group_norm(2, None, channel_level=level).epsilon == 1e-3
     with pytest.raises(gn.errors.GroupError, match=f"^level {level} of size 4 cannot be split into 3 groups"):
         gn.group_norm(3, 4, channel_level=level)
+
+
+# ----------------------------------------------------------------------------------------------------- foreign names
+
+CONSTRUCTORS = {
+    "NormalizationLayer": "1",
+    "batch_norm": "3",
+    "instance_norm": "3",
+    "group_norm": "2, 4",
+    "layer_norm": "3",
+    "rms_norm": "3",
+    "feature_norm": "",
+}
+
+
+@pytest.mark.parametrize("name", [*hints.ARGUMENTS])
+@pytest.mark.parametrize("constructor", [*CONSTRUCTORS, "normalize"])
+def test_arguments_of_other_libraries(constructor, name):
+    """Every constructor says what to write for every argument in the table that it does not have itself."""
+    function = getattr(gn, constructor)
+    if name in inspect.signature(function).parameters:
+        return
+    arguments = eval(f"({CONSTRUCTORS.get(constructor, 'np.ones(3), 1')},)" if constructor != "feature_norm" else "()")
+    for given in (arguments, ()):  # also where the required ones are missing
+        if constructor == "normalize" and not given:
+            continue
+        with pytest.raises(gn.errors.ConfigError) as caught:
+            function(*given, **{name: 1})
+        assert caught.value.message == f'{constructor} has no argument "{name}"\n{hints.ARGUMENTS[name]}'
+
+
+@pytest.mark.parametrize("name", [*hints.ATTRIBUTES, *inspect.signature(gn.NormalizationLayer).parameters])
+def test_attributes_of_other_libraries(name):
+    layer = gn.batch_norm(3)
+    if name in dir(layer):
+        return
+    with pytest.raises(AttributeError) as caught:
+        getattr(layer, name)
+    expected = hints.ATTRIBUTES.get(name, f'write layer.information("{name}")')
+    assert caught.value.message == f'a layer has no attribute "{name}"\n{expected}'
+    assert not hasattr(layer, name)
+
+
+@pytest.mark.parametrize("name", [*hints.PACKAGE])
+def test_names_of_other_libraries(name):
+    with pytest.raises(AttributeError) as caught:
+        getattr(gn, name)
+    assert caught.value.message == f'gennorm has no "{name}"\n{hints.PACKAGE[name]}'
+
+
+def test_hints_can_be_followed():
+    """Names and arguments in the hints exist."""
+    layer = gn.feature_norm()
+    for hint in {*hints.ARGUMENTS.values(), *hints.ATTRIBUTES.values(), *hints.PACKAGE.values()}:
+        for owner, found in (("layer", layer), ("gn", gn)):
+            for name in re.findall(rf"\b{owner}\.(\w+)", hint):
+                assert hasattr(found, name), hint
+    taken = {*inspect.signature(gn.NormalizationLayer).parameters, "channel_level", "mean", "variance", "training"}
+    for hint in hints.ARGUMENTS.values():
+        for name in re.findall(r"^write (\w+)(?:=|$|,|:)", hint):
+            assert name in taken, hint
+
+
+@pytest.mark.parametrize("constructor", CONSTRUCTORS)
+@pytest.mark.parametrize("x", [np.ones((3, 4)), np.ones(3), np.ones((2, 3), int)], ids=["matrix", "vector", "integers"])
+def test_data_is_no_setting(constructor, x):
+    function = getattr(gn, constructor)
+    for arguments in ((x,), (2, x)):
+        if len(arguments) <= len([*inspect.signature(function).parameters]) - (constructor != "NormalizationLayer"):
+            with pytest.raises(gn.errors.ConfigError, match="takes settings, and was given an array of shape"):
+                function(*arguments)
+
+
+def test_the_constructors_keep_their_signature_and_documentation():
+    parameters = [*inspect.signature(gn.NormalizationLayer).parameters]
+    assert parameters[:2] == ["aggregation_levels", "scaling_levels"]
+    assert parameters[-1] == "learning_rate_multipliers"
+    assert [*inspect.signature(gn.group_norm).parameters] == ["groups", "channels", "channel_level", "keywords"]
+    assert gn.group_norm.__doc__.startswith("Group normalization")
+    assert gn.group_norm.__name__ == "group_norm"
+
+
+def test_protocols_find_no_foreign_names():
+    layer = gn.layer_norm(3)
+    for twin in (copy.copy(layer), copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert repr(twin) == repr(layer)
+    for name in ("__array__", "__torch_function__", "_private", "__wrapped__"):
+        assert not hasattr(layer, name)
+        assert not hasattr(gn, name) or name == "__wrapped__"
+
+
+def test_a_type_error_of_the_body_is_not_one_of_the_arguments():
+    class Broken:
+        def __index__(self):
+            msg = "from inside"
+            raise TypeError(msg)
+
+    with pytest.raises(gn.errors.ConfigError, match="cannot be of type Broken"):
+        gn.layer_norm(Broken())
+
+
+@pytest.mark.parametrize(
+    ("settings", "known"),
+    [
+        ({"aggregation_levels": 1, "group_number": {2: 4}}, True),
+        ({"aggregation_levels": "2;;All", "group_number": {1: 4}}, True),
+        ({"aggregation_levels": "2;;All", "group_number": {-1: 4}}, False),
+        ({"aggregation_levels": 1, "group_number": {-3: 4}}, False),  # level 1 of rank 3
+        ({"aggregation_levels": 1, "group_number": {-3: 4}, "input_shape": (4, 4)}, True),
+        ({"aggregation_levels": -1, "group_number": {9: 4}}, False),
+        ({"aggregation_levels": "{0, 2}", "group_number": {1: 4}, "batched": True}, True),
+        ({"aggregation_levels": "3;;All", "group_number": {2: 4}, "input_shape": (3, ...)}, True),
+    ],
+)
+def test_groups_of_levels_that_are_not_aggregated(settings, known):
+    """They are refused when the layer is made, where no array could have them."""
+    if known:
+        with pytest.raises(gn.errors.GroupError, match="which is not aggregated"):
+            gn.NormalizationLayer(**settings)
+    else:
+        gn.NormalizationLayer(**settings)
+
+
+def test_names_are_imported_when_they_are_used():
+    script = "import sys, gennorm; print('numpy' in sys.modules); gennorm.layer_norm; print('numpy' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "True"]

@@ -335,7 +335,7 @@ LARGE = {
 def test_the_number_of_threads_makes_no_difference(name, dtype, cut, threads, monkeypatch):
     shape, settings = LARGE[name]
     if cut:
-        engines.cut_small(monkeypatch, CACHED=1 << 10, CACHED_TILE=1 << 10, UNIT=1 << 12, BLOCK=1 << 9)
+        engines.cut_small(monkeypatch, CUT=1 << 10, UNIT=1 << 12, BLOCK=1 << 9)
     sharers = []
     gather = sharing.ThreadPool.request
 

@@ -73,27 +73,27 @@ EXACT = {
 }
 
 TOGETHER = """\
-| times as long as gennorm takes | threads | cases | torch | JAX | np.copyto |
+| speed-up over | threads | cases | torch | JAX | np.copyto |
 | --- | ---: | ---: | ---: | ---: | ---: |
 | forward | 1 | 2 | **8.00×** (4.00×) | **2.00×** (2.00×) |  |
 | forward into `out=` | 1 | 1 |  |  | **1.17×** (1.17×) |
 
-The geometric mean, and in brackets the least of all cases. Some kind, Python 3.11.7, torch 2.13.0, JAX 0.10; """
-TOGETHER += "2026-01-02."
+The geometric mean of the speed-ups, and in brackets the least one. Some kind, Python 3.11.7, torch 2.13.0, JAX \
+0.10; 2026-01-02."""
 
 CASES = """\
 ### 1 thread
 
-| forward | gennorm, µs | of the floor | torch | JAX |
+| forward | gennorm, µs | over the floor | torch | JAX |
 | --- | ---: | ---: | ---: | ---: |
 | small | 0.70 | 2.00× | ≠ 4.00× |  |
 | large | 7,890 | 1.00× | 16.0× | 2.00× |
 
-| forward into `out=` | gennorm, µs | of the floor | np.copyto |
+| forward into `out=` | gennorm, µs | over the floor | np.copyto |
 | --- | ---: | ---: | ---: |
 | large | 6,000 | 0.86× | 1.17× |
 
-| a new process | seconds | nothing cached |
+| a new process | seconds | empty cache |
 | --- | ---: | ---: |
 | import | 0.12 |  |
 
@@ -116,7 +116,7 @@ def test_floor_table(tables):
 
 def test_accuracy_tables(tables):
     by_length, by_mean, by_deviation, note = tables.accuracy_tables([RUN, EXACT]).split("\n\n")
-    assert by_length.splitlines()[0] == "| slices | elements of a slice, mean 0 | gennorm | torch | the bound |"
+    assert by_length.splitlines()[0] == "| slices | elements of a slice, mean 0 | gennorm | torch | bound |"
     assert by_length.splitlines()[2:] == ["| float32, rows | 8 | 1.3 | 153 | 10.0 |"]
     assert by_mean.splitlines()[2:] == [
         "| float32, rows | 0 | 1.3 | 153 | 10.0 |",
@@ -128,14 +128,14 @@ def test_accuracy_tables(tables):
 
 def test_growth_table(tables):
     header, _, line = tables.growth_table([EXACT]).splitlines()
-    assert header == "| nanoseconds for an element | threads | 1 MB | 4 MB |"
+    assert header == "| nanoseconds per element | threads | 1 MB | 4 MB |"
     assert line == "| rows | 1 | 0.220 | 0.144 |"
 
 
 def test_a_busy_machine_is_said(tables):
     busy = {**RUN, "machine": {**MACHINE, "load": 4.96}}
-    assert tables.note(busy).endswith("; 2026-01-02, other work beside it (load 5.0 on 2 processors).")
-    assert "other work" not in tables.note(RUN)
+    assert tables.note(busy).endswith("; 2026-01-02, on a busy machine (load 5.0 on 2 processors).")
+    assert "busy" not in tables.note(RUN)
 
 
 def test_runs_on_record_are_by_their_threads(tables, tmp_path):

@@ -1,7 +1,8 @@
-"""`gennorm adapt`: the moments of the arrays of files, as a layer in a file."""
+"""`gennorm adapt`: measure the arrays of files, and save the layer with their moments."""
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +13,11 @@ import numpy.typing as npt
 
 from gennorm import presets
 from gennorm.cli.apply import CHUNK, Report, archive_of, entry_of, prepared
-from gennorm.cli.files import located, read_npy
-from gennorm.cli.options import LayerOptions, build, refuse
+from gennorm.cli.files import located, read_npy, same_file
+from gennorm.cli.options import LayerOptions, build, refuse, with_braces
 from gennorm.errors import FileError, GennormError, suggest
 from gennorm.layer import NormalizationLayer
-from gennorm.layer.files import SUFFIXES
+from gennorm.layer.files import SUFFIXES, is_layer
 
 __all__ = ["adapt_files"]
 
@@ -30,42 +31,48 @@ def adapt_files(
     level: str | None,
     dtype: np.dtype[Any] | None,
     report: Report,
+    nan: str = "propagate",
 ) -> list[str]:
     """Make a layer whose moments are those of the arrays of files, and save it.
 
     Parameters
     ----------
     sources : list of Path
-        ``.npy`` files, which are mapped into memory piece by piece, and ``.npz`` files.
+        ``.npy`` files, which are read in pieces, and ``.npz`` files.
     target : Path
-        Where the layer is saved: ``.npz`` or ``.safetensors``.
+        The file of the layer: ``.npz`` or ``.safetensors``.
     options : LayerOptions
-        What describes the layer, if anything does; its statistics are those of a data set in any case.
+        The description of the layer, if there is one. Its statistics are always those of a data set.
     level : str, optional
-        The levels that are kept, where nothing else describes the layer.
+        The levels that are kept, where no other option describes the layer.
     dtype : dtype, optional
-        What the arrays are converted to first.
+        The dtype that the arrays are converted to first.
     report : callable
-        Is told of progress, in bytes.
+        Called with the progress, in bytes.
+    nan : {"propagate", "omit", "raise"}
+        What NaN in the data does.
 
     Returns
     -------
     list of str
-        What was written.
+        A line for the file that was written, and the warnings.
 
     Raises
     ------
     GennormError
-        Anything is wrong with the layer, the arrays or the files; nothing has been written.
+        Something is wrong with the layer, the arrays or the files; nothing has been written.
     """
     if target.suffix.lower() not in SUFFIXES:
         msg = f"{target} cannot be the file of a layer{suggest(target.suffix, SUFFIXES)}\n"
         msg += "the last name is where the layer goes: a .npz or .safetensors file"
         raise FileError(msg, code="F014")
+    _require_free(sources, target, options)
     data = _Data(sources, dtype, report)
     layer = _layer(options, level, data.shape())
     try:
-        layer.adapt(data.batches(layer), reset=options.layer is None, progress=False)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            layer.adapt(data.batches(layer), reset=options.layer is None, nan=nan, progress=False)
     except GennormError as error:
         raise located(error, str(data.current)) if data.current else error from None
     layer.save(target)
@@ -73,11 +80,25 @@ def adapt_files(
     assert moments is not None
     least, most = (f"{count:,.15g}" for count in (moments.count.min(initial=np.inf), moments.count.max(initial=0)))
     counted = least if least == most else f"{least} to {most}"
-    return [f"{target}: moments {moments.shape}, each of {counted} elements"]
+    lines = [f"{target}: moments {moments.shape}, each of {counted} elements"]
+    return lines + [f"warning: {warning.message}" for warning in found]
+
+
+def _require_free(sources: list[Path], target: Path, options: LayerOptions) -> None:
+    """Refuse to write a layer over data, as where the last name was forgotten."""
+    for path in (*sources, options.config):
+        if same_file(target, path):
+            msg = f"{target} is an input, and the last name is where the layer goes\n"
+            msg += "give the layer a name of its own: gennorm adapt DATA... OUT"
+            raise FileError(msg, code="F036")
+    if target.exists() and not is_layer(target) and not (target.is_file() and target.stat().st_size == 0):
+        msg = f"{target} exists and is not the file of a layer, and the last name is where the layer goes\n"
+        msg += "give the layer a name of its own, or remove the file first"
+        raise FileError(msg, code="F037")
 
 
 class _Data:
-    """The arrays of files, in pieces."""
+    """The arrays of files, which are read in pieces."""
 
     def __init__(self, sources: list[Path], dtype: np.dtype[Any] | None, report: Report) -> None:
         self.sources, self.dtype, self.report = sources, dtype, report
@@ -106,22 +127,22 @@ class _Data:
         return ()
 
     def batches(self, layer: NormalizationLayer) -> Iterator[Array]:
-        """Every array, in parts of axis 0 where that is the batch."""
+        """Every array, in pieces along axis 0 where that is the batch."""
         for path in self.sources:
             self.current = path
             if path.suffix.lower() == ".npy":
-                yield from self._mapped(path, layer)
+                yield from self._pieces(path, layer)
             else:
                 with archive_of(path) as archive:
                     yield from self._entries(path, archive)
         self.current = None
 
-    def _mapped(self, path: Path, layer: NormalizationLayer) -> Iterator[Array]:
+    def _pieces(self, path: Path, layer: NormalizationLayer) -> Iterator[Array]:
         file = read_npy(path)
         length = file.shape[0] if file.shape else 1
         try:
             batched = layer.plan(file.shape).resolved.batched
-        except GennormError:  # the layer says what is wrong with the whole, or takes it for one example
+        except GennormError:  # adapt raises it again for the whole array, or takes that for one example
             batched = False
         rows = max(CHUNK // max(file.row_bytes, 1), 1) if batched and not file.fortran else max(length, 1)
         for lo in range(0, max(length, 1), rows):
@@ -144,7 +165,7 @@ def _layer(options: LayerOptions, level: str | None, shape: tuple[int, ...]) -> 
     described |= {"layer": options.layer}
     ways = [name for name, value in described.items() if value is not None]
     if not ways:
-        return presets.feature_norm(_levels(level))
+        return presets.feature_norm(_levels(level, shape))
     if level is not None:
         refuse("--level", f"it does not go with --{ways[0]}, which says which levels are aggregated")
     layer = build(options, shape)
@@ -154,14 +175,18 @@ def _layer(options: LayerOptions, level: str | None, shape: tuple[int, ...]) -> 
     return NormalizationLayer.from_config(config).initialize(shape)
 
 
-def _levels(text: str | None) -> int | tuple[int, ...] | None:
-    """The kept levels that a text such as ``-1``, ``1,3`` or ``none`` names."""
+def _levels(text: str | None, shape: tuple[int, ...]) -> int | tuple[int, ...] | None:
+    """The kept levels that a text such as ``-1``, ``1,3`` or ``none`` names, which have to exist in the array."""
     if text is None:
         return -1
     if text.strip().lower() == "none":
         return None
     try:
-        levels = tuple(int(part) for part in text.strip().removeprefix("{").removesuffix("}").split(","))
+        levels = tuple(int(part) for part in with_braces(text).strip().removeprefix("{").removesuffix("}").split(","))
     except ValueError:
         refuse("--level", f'"{text}" names no levels; write -1, or 1,3, or none')
+    rank = len(shape) - 1
+    for level in levels:
+        if level and not (1 <= level <= rank or -rank <= level <= -1):
+            refuse("--level", f"level {level} does not exist: an array of shape {shape} is a batch of rank {rank}")
     return levels

@@ -16,9 +16,18 @@ from typer.core import TyperGroup
 
 import gennorm as gn
 from gennorm import presets
-from gennorm.cli import INTERRUPTED, missing
+from gennorm.cli import BROKEN_PIPE, INTERRUPTED, missing
 from gennorm.cli.console import console, progress
-from gennorm.cli.options import LayerOptions, Preset, build, dtype_named, refuse, shape_of, takes_layer
+from gennorm.cli.options import (
+    LayerOptions,
+    Preset,
+    dtype_named,
+    is_described,
+    refuse,
+    shape_of,
+    takes_layer,
+    uninitialized,
+)
 from gennorm.errors import GennormError
 from gennorm.layer import NormalizationLayer
 from gennorm.plan import Plan
@@ -28,13 +37,13 @@ __all__ = ["app"]
 
 
 def _text(text: str) -> str:
-    """A help text, whose paragraphs are lines that the terminal breaks; examples, in colour, stay as they are."""
+    """A help text. The terminal breaks its paragraphs into lines; examples, which are in colour, stay as they are."""
     paragraphs = text.split("\n\n")
     return "\n\n".join(part if "[cyan]" in part else part.replace("\n", " ") for part in paragraphs)
 
 
 class Commands(TyperGroup):
-    """The commands, whose errors are one message and a status."""
+    """The commands. An error of a command is one message and an exit status."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
@@ -48,13 +57,13 @@ class Commands(TyperGroup):
                 raise
             _fail(text)
         except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise  # who read the output has enough of it
+            if error.errno == errno.EPIPE:  # the reader of the output closed it, as `head` does
+                raise typer.Exit(BROKEN_PIPE) from None
             about = f"{error.filename}: " if error.filename else ""
             _fail(f"gennorm: {about}{error.strerror or error}")
         except MemoryError as error:
             _fail(f"gennorm: out of memory: {str(error) or 'an array does not fit'}")
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # in another process than that of `main`, which has a handler
             _fail("gennorm: interrupted", INTERRUPTED)
 
 
@@ -93,23 +102,26 @@ def _gennorm(
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """What stands before the commands."""
+    """The options before the commands."""
 
 
 # ---------------------------------------------------------------------------------------------------------------- demo
 
 
 @app.command(
-    help=_text("""Normalize a photograph with every preset, and with a layer that has no name.
+    help=_text("""Normalize a photograph with every preset, and with a layer that is no preset.
 
-For each: the mean and deviation of slices before and after, what the engine does, and a picture.
+For each: the mean and deviation of slices before and after, the plan of the engine, and a picture.
 
 [cyan]gennorm demo[/cyan]
 [cyan]gennorm demo --output pictures[/cyan]""")
 )
 def demo(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Where the pictures go; made if it is not there.", metavar="DIR")
+        Path,
+        typer.Option(
+            "--output", "-o", help="The folder of the pictures; it is made if it does not exist.", metavar="DIR"
+        ),
     ] = Path("gennorm-demo"),
 ) -> None:
     """Show what the presets do to a photograph."""
@@ -132,20 +144,23 @@ def demo(
 [cyan]gennorm apply z.npy x.npy --layer layer.npz --inverse[/cyan] and back
 [cyan]gennorm apply a.jpg b.png --preset instance_norm[/cyan]      a picture
 
-An array in a .npy file is mapped into memory and worked on in pieces along axis 0, so it may be larger than memory: in
-one pass where axis 0 is kept, in two where it is the batch and aggregated (the moments of the pieces add up). Other
-arrays are in memory one at a time.
+Without --preset, --aggregate, --config or --layer, the levels from 2 on are aggregated, and standard error says so.
+
+An array in a .npy file is read in pieces along axis 0, so it may be larger than memory: in one pass where axis 0 is
+kept, in two where it is the batch and aggregated (the moments of the pieces add up). Arrays in Fortran order and in
+.npz files are read whole, one at a time.
 
 A picture is one example of rows, columns and colours. It is written with grey for the mean, black and white for 2.5
 deviations; with RMS, black for 0 and white for twice the root mean square. Transparency is kept.
 
-OUT appears when it is complete. Until then, and if anything fails, what was there before stays.""")
+OUT appears when it is complete. Until then, and after an error, an existing OUT stays as it was. OUT cannot be a file
+of a layer.""")
 )
 @takes_layer
 def apply(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A .npy, .npz, .png or .jpg file.", show_default=False)],
     target: Annotated[
-        Path, typer.Argument(metavar="OUT", help="A file of the same kind; IN itself will do.", show_default=False)
+        Path, typer.Argument(metavar="OUT", help="A file of the same kind; it may be IN itself.", show_default=False)
     ],
     options: LayerOptions,
     dtype: Annotated[
@@ -163,12 +178,20 @@ def apply(
     from gennorm.cli.apply import apply_file
 
     if inverse and options.layer is None:
-        refuse("--inverse", "it undoes what a saved layer did: give --layer FILE")
+        refuse("--inverse", "it undoes the normalization of a saved layer: give --layer FILE")
     wanted = None if dtype is None else dtype_named(dtype)
     with progress(source.name) as report:
-        lines = apply_file(source, target, options, wanted, report, inverse=inverse)
-    for line in lines:
+        written = apply_file(source, target, options, wanted, report, inverse=inverse)
+    if not is_described(options):
+        _say_defaults(written.layer, batched=written.batched)
+    for line in written.lines:
         typer.echo(line)
+
+
+def _say_defaults(layer: str, *, batched: bool) -> None:
+    """Say on standard error which layer was taken where the command line describes none, and what axis 0 is."""
+    axis = "axis 0 is the batch" if batched else "axis 0 is level 1 of one example, not a batch (--batched says it is)"
+    typer.echo(f"gennorm: no layer is given, so it is {layer}; {axis}; --help lists the options of layers", err=True)
 
 
 # --------------------------------------------------------------------------------------------------------------- adapt
@@ -183,10 +206,11 @@ def apply(
 [cyan]gennorm adapt more.npy layer.npz --layer layer.npz[/cyan]   of more data
 [cyan]gennorm apply x.npy z.npy --layer layer.npz[/cyan]
 
-An array in a .npy file is mapped into memory and worked on in pieces along axis 0, in one pass, so it may be larger
-than memory. Moments of pieces and of files add up exactly.
+An array in a .npy file is read in pieces along axis 0, in one pass, so it may be larger than memory. Moments of pieces
+and of files add up exactly.
 
-OUT appears when it is complete. Until then, and if anything fails, what was there before stays.""")
+OUT appears when it is complete. Until then, and after an error, an existing OUT stays as it was. Only the file of a
+layer is replaced: with the last name forgotten, no data is lost.""")
 )
 @takes_layer
 def adapt(
@@ -198,7 +222,7 @@ def adapt(
     level: Annotated[
         str | None,
         typer.Option(
-            help="The levels that are kept, each position on them with its own mean: -1 if not given, or 1,3, or none.",
+            help="The levels that are kept: each position on them has its own mean. -1 if not given, or 1,3, or none.",
             metavar="LEVELS",
             show_default=False,
         ),
@@ -206,13 +230,20 @@ def adapt(
     dtype: Annotated[
         str | None, typer.Option(help="Convert the data to this dtype first, as in apply.", metavar="DTYPE")
     ] = None,
+    nan: Annotated[
+        str,
+        typer.Option(
+            help="What NaN in the data does: propagate into the moments, omit (leave it out) or raise (an error).",
+            metavar="WORD",
+        ),
+    ] = "propagate",
 ) -> None:
-    """Take the moments of files into a layer."""
+    """Save the moments of files as a layer."""
     from gennorm.cli.adapt import adapt_files
 
     wanted = None if dtype is None else dtype_named(dtype)
     with progress(", ".join(path.name for path in sources)) as report:
-        lines = adapt_files(sources, target, options, level, wanted, report)
+        lines = adapt_files(sources, target, options, level, wanted, report, nan)
     for line in lines:
         typer.echo(line)
 
@@ -221,7 +252,7 @@ def adapt(
 
 
 @app.command(
-    help=_text("""Print a layer, and what the engine does with it for an array of a shape.
+    help=_text("""Print a layer, and the plan of the engine for an array of a shape.
 
 [cyan]gennorm explain --shape 8,128,768 --preset layer_norm[/cyan]
 [cyan]gennorm explain --shape 32,256,14,14 --aggregate All --groups 1=32 --batched[/cyan]
@@ -232,12 +263,14 @@ def explain(
     options: LayerOptions,
     shape: Annotated[str, typer.Option(help="Shape of the array: 32,256,14,14.", metavar="SIZES", show_default=False)],
     dtype: Annotated[str, typer.Option(help="Dtype of the array.", metavar="DTYPE")] = "float32",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print a layer and its plan for an array."""
     sizes = shape_of(shape)
-    layer = build(options, sizes)
+    layer = uninitialized(options, sizes)  # the parameters of a huge shape are not allocated
     plan = layer.plan(sizes, dtype_named(dtype))
+    if not is_described(options):
+        _say_defaults(repr(layer), batched=plan.resolved.batched)
     if as_json:
         typer.echo(json.dumps(_report(layer, plan), indent=2))
         return
@@ -247,7 +280,7 @@ def explain(
 
 
 def _report(layer: NormalizationLayer, plan: Plan) -> dict[str, Any]:
-    """The layer and its plan in JSON's values."""
+    """The layer and its plan as values of JSON."""
     resolved = plan.resolved
     return {
         "format": "gennorm/plan",
@@ -304,7 +337,7 @@ EXAMPLES = {
 
 @app.command(
     "presets",
-    help=_text("""List the presets, each as the layer it is.
+    help=_text("""List the presets, each with the layer that it makes.
 
 [cyan]gennorm presets[/cyan]"""),
 )
@@ -323,7 +356,7 @@ def list_presets() -> None:
         table.add_row("", f"gennorm explain --preset {preset}{_example(preset)}")
         table.add_row("", "")
     screen.print(Padding(table, (0, 0, 0, 0)))
-    screen.print("Any other normalization is a NormalizationLayer in so many words: gennorm explain --help")
+    screen.print("Any other normalization is described by its levels: gennorm explain --help")
 
 
 def _example(preset: Preset) -> str:
@@ -336,20 +369,20 @@ def _example(preset: Preset) -> str:
 
 
 @app.command(
-    help=_text("""Time gennorm beside those of torch, torch.compile, JAX, ONNX Runtime and NumPy that are installed.
+    help=_text("""Time gennorm and those of torch, torch.compile, JAX, ONNX Runtime and NumPy that are installed.
 
 [cyan]gennorm bench --threads 1[/cyan]                             everything: minutes
 [cyan]gennorm bench --size tiny,small --peers torch,jax[/cyan]
 [cyan]gennorm bench "group norm" bfloat16 --work backward[/cyan]
 [cyan]gennorm bench --json speed.json --chart speed.svg[/cyan]
 [cyan]gennorm bench --measure accuracy,startup,growth[/cyan]
-[cyan]gennorm bench --list[/cyan]                                  what there is
+[cyan]gennorm bench --list[/cyan]                                  the cases
 
-Every case is computed by everybody and compared with the definition in float64 before anything is timed; then they take
-turns in this process, and the best time of each counts. A ratio is how many times as long as gennorm somebody takes.
-The floor is the time in which np.copyto moves the bytes that must move.
+All libraries compute each case. The values are compared with the definition in float64 before anything is timed. Then
+the libraries take turns in this process, and the best time of each counts. A speed-up is the time of another library
+over that of gennorm. The floor is the time in which np.copyto moves the bytes that must move.
 
-The status is 1 where values disagree, and what disagrees is marked ≠.""")
+The status is 1 where values are wrong; ≠ marks them.""")
 )
 def bench(
     patterns: Annotated[
@@ -361,8 +394,8 @@ def bench(
     measure: Annotated[
         str | None,
         typer.Option(
-            help="speed (if not given), startup (new processes), accuracy (errors beside those of others), growth (an "
-            "element of ever larger arrays), models (whole ones, before and after accelerate): some of them.",
+            help="speed (the default), startup (new processes), accuracy (errors), growth (time per element of growing "
+            "arrays), models (whole models before and after accelerate): some of them.",
             metavar="WHAT",
             show_default=False,
         ),
@@ -387,12 +420,13 @@ def bench(
         ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="Threads for everybody.", metavar="NUMBER", min=1, show_default=False)
+        int | None,
+        typer.Option(help="Threads of gennorm and of every library.", metavar="NUMBER", min=1, show_default=False),
     ] = None,
-    seconds: Annotated[
-        float, typer.Option(help="How long each takes turns at a case.", metavar="SECONDS", min=0)
-    ] = 0.3,
-    gigabytes: Annotated[float, typer.Option(help="How large arrays grow.", metavar="NUMBER", min=2**-10)] = 1.0,
+    seconds: Annotated[float, typer.Option(help="Time for each library in each case.", metavar="SECONDS", min=0)] = 0.3,
+    gigabytes: Annotated[
+        float, typer.Option(help="Size of the largest array of growth.", metavar="NUMBER", min=2**-10)
+    ] = 1.0,
     as_json: Annotated[
         Path | None,
         typer.Option("--json", help="Write what was measured to this file.", metavar="FILE", show_default=False),
@@ -403,8 +437,8 @@ def bench(
     ] = None,
     list_cases: Annotated[bool, typer.Option("--list", help="List the cases, and measure nothing.")] = False,
 ) -> None:
-    """Time gennorm and its peers."""
-    from gennorm.cli.bench.command import Request, listed, run
+    """Measure gennorm and other libraries."""
+    from gennorm.cli.bench import Request, listed, run
 
     request = Request(tuple(patterns or ()), measure, size, work, peers, threads, seconds, gigabytes, as_json, chart)
     if list_cases:

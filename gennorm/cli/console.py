@@ -1,4 +1,4 @@
-"""Where the commands write to."""
+"""The consoles and the progress bar of the commands."""
 
 from __future__ import annotations
 
@@ -11,22 +11,31 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 
 __all__ = ["console", "progress"]
 
-WIDE = 160  # columns where nobody is looking: a file or a pipe should not have broken lines
+WIDE = 160  # columns of a file or a pipe, whose lines should not be broken
+
+
+class _Console(Console):
+    """A console that leaves a closed pipe to the command line, which exits with a status of its own."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error that is being handled."""
+        raise  # noqa: PLE0704 - rich calls this while it handles BrokenPipeError
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console for standard output, or for standard error, as it is now."""
-    found = Console(stderr=stderr, highlight=False)
+    """A console for standard output, or for standard error, as the stream is now."""
+    found = _Console(stderr=stderr, highlight=False)
     if not found.is_terminal and "COLUMNS" not in os.environ:
-        found = Console(stderr=stderr, highlight=False, width=WIDE)
+        found = _Console(stderr=stderr, highlight=False, width=WIDE)
     return found
 
 
 @contextmanager
 def progress(what: str, *, counted: bool = False) -> Iterator[Callable[..., None]]:
-    """A bar on standard error, where that is a terminal, for as long as the block runs; of bytes if not `counted`.
+    """A progress bar on standard error while the block runs, if that is a terminal; of bytes, or of a count.
 
-    It is moved by a call with how much is done, how much there is, and if that changes, what is being done.
+    The block gets a function. Its arguments are how much is done, how much there is in all, and optionally a new
+    description.
     """
     screen = console(stderr=True)
     amount = MofNCompleteColumn() if counted else DownloadColumn()

@@ -1,4 +1,4 @@
-"""`gennorm demo`: a photograph through every preset, and through a layer that has no name."""
+"""`gennorm demo`: normalize a photograph with every preset, and with a layer that is no preset."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class Exhibit:
     name : str
         Of the picture's file.
     call : str
-        What makes the layer, as Python.
+        The call that makes the layer, as Python.
     what : str
-        What is to be seen.
+        The explanation that is printed.
     crops : bool
         Whether the layer takes the photograph as a batch of its quarters.
     slices : str
-        Name of a slice, by its place among the moments, counted from 1, and its colour.
+        Format of the name of a slice: its place among the moments, counted from 1, and its colour.
     make : callable
     """
 
@@ -119,7 +119,7 @@ EXHIBITS = (
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a layer did to the photograph.
+    """The result of a layer for the photograph.
 
     Attributes
     ----------
@@ -145,14 +145,14 @@ def show(output: Path, screen: Console, aside: Console) -> None:
     Parameters
     ----------
     output : Path
-        A folder; it is made if it is not there.
+        A folder; it is made if it does not exist.
     screen, aside : Console
-        Where to print, and where to say that one has to wait.
+        The console for the output, and the one for a line while kernels are compiled.
 
     Raises
     ------
     FileError
-        The photograph is not there, or a picture cannot be written.
+        The photograph is not installed, or a picture cannot be written.
     """
     photograph = _photograph()
     x = photograph.astype(np.float32)
@@ -165,7 +165,7 @@ def show(output: Path, screen: Console, aside: Console) -> None:
     )
     pictures = {"photograph": photograph}
     for exhibit in EXHIBITS:
-        with aside.status("normalizing; kernels are compiled the first time, and kept"):
+        with aside.status("normalizing; kernels are compiled the first time"):
             shown = _normalized(exhibit, x)
         _print(exhibit, shown, screen)
         pictures[exhibit.name] = shown.pixels
@@ -176,7 +176,7 @@ def show(output: Path, screen: Console, aside: Console) -> None:
     _save(sheet, _contact_sheet(pictures))
     screen.print()
     screen.print(Rule(Text("pictures", "bold cyan"), align="left", style="dim"))
-    screen.print(f"{sheet} has them all, {len(pictures)} single ones lie beside it.", soft_wrap=True)
+    screen.print(f"{sheet} has all of them; {len(pictures)} single ones are in the same folder.", soft_wrap=True)
 
 
 def _photograph() -> Array:
@@ -190,7 +190,7 @@ def _photograph() -> Array:
         if file.exists():
             return read_picture(file).pixels[:ROWS, :COLUMNS]
     msg = f"the photograph {path} is not in {package} {version(package)}\ninstall {package} from its wheel"
-    raise FileError(msg, code="F014")
+    raise FileError(msg, code="F019")
 
 
 def _folder(path: Path) -> None:

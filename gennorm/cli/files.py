@@ -1,21 +1,31 @@
-"""Files: arrays that are mapped into memory a chunk at a time, and outputs that appear whole or not at all."""
+"""The .npy files of the commands: arrays are read and written a chunk at a time."""
 
 from __future__ import annotations
 
 import errno
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from gennorm.errors import FileError, GennormError
-from gennorm.layer.files import cannot_read, cannot_write, replacing
+from gennorm.layer.files import cannot_read, cannot_write, open_regular, replacing
 
-__all__ = ["NpyFile", "cannot_read", "cannot_write", "create_npy", "located", "read_npy", "replacing"]
+__all__ = [
+    "NpyFile",
+    "cannot_read",
+    "cannot_write",
+    "create_npy",
+    "located",
+    "open_regular",
+    "read_npy",
+    "replacing",
+    "same_file",
+]
 
 Array = npt.NDArray[Any]
 
@@ -25,7 +35,7 @@ ZEROS = 1 << 24  # bytes written at a time where a file system cannot reserve sp
 
 @dataclass(frozen=True, slots=True)
 class NpyFile:
-    """What the header of a ``.npy`` file says.
+    """A ``.npy`` file: what its header says, and the reading and writing of its rows.
 
     Attributes
     ----------
@@ -36,6 +46,8 @@ class NpyFile:
     dtype : dtype
     fortran : bool
         Whether the first axis is the innermost in memory.
+    modified : int
+        When the file was last written, in nanoseconds; 0 for a file that is written here.
     """
 
     path: Path
@@ -43,6 +55,8 @@ class NpyFile:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     fortran: bool
+    modified: int = 0
+    _whole: dict[str, Array] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def row_bytes(self) -> int:
@@ -55,27 +69,65 @@ class NpyFile:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def rows(self, lo: int, hi: int, mode: Literal["r", "r+"] = "r") -> Array:
-        """The positions `lo` to `hi` of axis 0, mapped into memory; of an array without axes, the element."""
+        """The positions `lo` to `hi` of axis 0; of an array without axes, the element.
+
+        With mode "r" they are read. A map of the file would end the process with SIGBUS when another process truncates
+        the file. With mode "r+" they are a map of a file that only this process writes.
+
+        Raises
+        ------
+        FileError
+            The file cannot be read, or another process changed it after its header was read.
+        """
         if self.nbytes == 0:
             return np.empty((hi - lo, *self.shape[1:]), self.dtype)
         if self.fortran or not self.shape:
-            whole = np.asarray(np.memmap(self.path, self.dtype, mode, self.offset, self.shape, "F"))
+            if mode == "r":
+                whole = self._whole.get("array")
+                if whole is None:
+                    whole = self._whole["array"] = self._read(0, self.shape)
+            else:
+                whole = np.asarray(np.memmap(self.path, self.dtype, mode, self.offset, self.shape, "F"))
             return whole[lo:hi] if self.shape else whole
-        # A map of these rows only: what is read leaves memory with them, whatever the size of the file.
+        if mode == "r":
+            return self._read(lo * self.row_bytes, (hi - lo, *self.shape[1:]))
+        # A map of these rows only: their memory is released with them, whatever the size of the file.
         place = self.offset + lo * self.row_bytes
         return np.asarray(np.memmap(self.path, self.dtype, mode, place, (hi - lo, *self.shape[1:])))
 
+    def _read(self, start: int, shape: tuple[int, ...]) -> Array:
+        """The elements of an array of this shape, from this byte of the data on."""
+        array = np.empty(shape, self.dtype, order="F" if self.fortran else "C")
+        rest = memoryview(cast("Any", array.ravel("K").view(np.uint8)))
+        try:
+            with self.path.open("rb", buffering=0) as stream:
+                if os.fstat(stream.fileno()).st_mtime_ns != self.modified:
+                    raise self._changed()
+                stream.seek(self.offset + start)
+                while rest:
+                    count = stream.readinto(rest)
+                    if not count:
+                        raise self._changed()
+                    rest = rest[count:]
+        except OSError as error:
+            raise cannot_read(self.path, error) from None
+        return array
+
+    def _changed(self) -> FileError:
+        msg = f"{self.path} was changed by another process while it was read\nread it when it is complete"
+        return FileError(msg, code="F016")
+
 
 def read_npy(path: Path) -> NpyFile:
-    """Read the header of a ``.npy`` file, and see that the array is all there.
+    """Read the header of a ``.npy`` file, and check that the file has the whole array.
 
     Raises
     ------
     FileError
-        It is missing, something else than an array, or shorter than its header says.
+        It is missing, or no array, or shorter than its header says.
     """
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             start = stream.read(len(MAGIC))
             if start != MAGIC:
                 why = f"it begins with {start!r}, and an array with {MAGIC!r}" if start else "it is empty"
@@ -84,17 +136,18 @@ def read_npy(path: Path) -> NpyFile:
             stream.seek(0)
             shape, fortran, dtype = _header(path, stream)
             offset = stream.tell()
-            found = os.fstat(stream.fileno()).st_size - offset
+            status = os.fstat(stream.fileno())
+            found = status.st_size - offset
     except OSError as error:
         raise cannot_read(path, error) from None
-    file = NpyFile(path, offset, shape, dtype, fortran and len(shape) > 1)
+    file = NpyFile(path, offset, shape, dtype, fortran and len(shape) > 1, status.st_mtime_ns)
     if dtype.hasobject:
         msg = f"{path} holds Python objects (dtype {dtype}), and they are never unpickled\n"
         msg += "save an array of numbers: numpy.save(path, array.astype(float))"
         raise FileError(msg, code="F006")
     if found < file.nbytes:
         msg = f"{path} is truncated: an array of shape {shape} and dtype {dtype} has {file.nbytes:,} bytes, and "
-        msg += f"{max(found, 0):,} are there\nwrite or copy the file again"
+        msg += f"the file has {max(found, 0):,}\nwrite or copy the file again"
         raise FileError(msg, code="F005")
     return file
 
@@ -104,26 +157,26 @@ def _header(path: Path, stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dty
         version = np.lib.format.read_magic(stream)
         if version == (1, 0):
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-        else:  # version 3 differs from 2 in the names of fields, and arrays with fields are no numbers
+        else:  # version 3 differs from 2 in the names of fields, which arrays of numbers do not have
             shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
         if any(size < 0 for size in shape):
             msg = f"it has the shape {shape}"
             raise ValueError(msg)
-    except Exception as error:  # noqa: BLE001 - a header is evaluated as Python, and raises what that raises
+    except Exception as error:  # noqa: BLE001 - a header is a literal of Python, and parsing it raises anything
         why = (str(error).splitlines() or [type(error).__name__])[0]
         msg = f"{path} has a header that cannot be read: {why}\nwrite or copy the file again"
-        raise FileError(msg, code="F005") from None
+        raise FileError(msg, code="F018") from None
     return shape, fortran, dtype
 
 
 def create_npy(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], *, fortran: bool) -> NpyFile:
-    """Write the header of a ``.npy`` file, and reserve the space of its array.
+    """Write the header of a ``.npy`` file, and reserve the space of its array on the disk.
 
     Raises
     ------
     OSError
-        Among others, where the disk has not that much room. It is said here, since a map of a file that has no room
-        on the disk ends the process when it is written.
+        For example where the disk is full. A map of a file without reserved space would end the process when it is
+        written to a full disk.
     """
     header: dict[str, Any] = {
         "descr": np.lib.format.dtype_to_descr(dtype),
@@ -151,5 +204,13 @@ def _reserve(stream: BinaryIO, size: int) -> None:
 
 
 def located(error: GennormError, where: str) -> GennormError:
-    """The same error, with a first line that says where."""
-    return type(error)(f"{where}: {error}", code=error.code, position=error.position)
+    """The same error, with a first line that names the place."""
+    return type(error)(f"{where}: {error.message}", code=error.code, position=error.position)
+
+
+def same_file(path: Path, other: Path | None) -> bool:
+    """Whether two paths lead to one existing file, also through links."""
+    try:
+        return other is not None and path.samefile(other)
+    except OSError:
+        return False

@@ -1,10 +1,11 @@
-"""What describes a layer on the command line, declared once for every command that takes one."""
+"""The options that describe a layer, declared once for every command that takes a layer."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -15,12 +16,24 @@ import numpy as np
 import typer
 
 from gennorm import presets
-from gennorm.cli.files import cannot_read, located
+from gennorm.cli.files import cannot_read, located, open_regular
 from gennorm.errors import FileError, GennormError, LevelRangeError, suggest
 from gennorm.layer import NormalizationLayer, load
 from gennorm.plan import ITEMSIZE
+from gennorm.spec.config import MOST_LEVELS, LayerConfig
 
-__all__ = ["LayerOptions", "Preset", "build", "dtype_named", "refuse", "shape_of", "takes_layer"]
+__all__ = [
+    "LayerOptions",
+    "Preset",
+    "build",
+    "dtype_named",
+    "is_described",
+    "refuse",
+    "shape_of",
+    "takes_layer",
+    "uninitialized",
+    "with_braces",
+]
 
 
 class Preset(StrEnum):
@@ -34,14 +47,14 @@ class Preset(StrEnum):
 
 
 class Method(StrEnum):
-    """What is divided by."""
+    """The methods of a layer."""
 
     STANDARDIZE = "Standardize"
     RMS = "RMS"
 
 
 class Placement(StrEnum):
-    """Where epsilon is added."""
+    """The places of epsilon in the divisor."""
 
     INSIDE = "inside"
     FLOOR = "floor"
@@ -49,16 +62,19 @@ class Placement(StrEnum):
 
 
 PRESET = "Layer by name"
-WRITTEN = "Layer in so many words"
+WRITTEN = "Layer by its levels"
 STORED = "Layer from a file"
-EITHER = "Layer by name or in so many words"
+EITHER = "Layer by name or by its levels"
 
 TRAILING = (Preset.LAYER, Preset.RMS)
+
+LARGEST = 2**63 - 1  # the number of bytes that an array can have
+DIGITS = 40  # of a size; Python refuses to convert thousands of digits
 
 
 @dataclass(frozen=True, slots=True)
 class LayerOptions:
-    """The options that describe a layer; None is what was not written."""
+    """The options that describe a layer; None for each that is not given."""
 
     preset: Annotated[
         Preset | None,
@@ -91,7 +107,7 @@ class LayerOptions:
     aggregate: Annotated[
         str | None,
         typer.Option(
-            help='Aggregation levels, such as -1, "2;;All" (if not given) or "{1, 3;;4}"; 0 is the batch.',
+            help='Aggregation levels, such as -1, 1,3, "2;;All" (if not given) or "{1, 3;;4}"; 0 is the batch.',
             metavar="LEVELS",
             rich_help_panel=WRITTEN,
         ),
@@ -122,7 +138,9 @@ class LayerOptions:
     ]
     epsilon: Annotated[
         float | None,
-        typer.Option(help="Keeps the divisor away from 0.", metavar="NUMBER", rich_help_panel=EITHER),
+        typer.Option(
+            help="Added to the variance, so that the divisor is not 0.", metavar="NUMBER", rich_help_panel=EITHER
+        ),
     ]
     placement: Annotated[
         Placement | None,
@@ -140,7 +158,7 @@ class LayerOptions:
         bool | None,
         typer.Option(
             "--batched/--example",
-            help="Whether axis 0 is the batch (level 0), or level 1. If not said: the batch for the presets with "
+            help="Whether axis 0 is the batch (level 0), or level 1. If not given: the batch for the presets with "
             "channels, level 1 for any other.",
             rich_help_panel=EITHER,
             show_default=False,
@@ -148,7 +166,7 @@ class LayerOptions:
     ]
     config: Annotated[
         Path | None,
-        typer.Option(help="A JSON file of what layer.to_config() returned.", metavar="FILE", rich_help_panel=STORED),
+        typer.Option(help="A JSON file of the result of layer.to_config().", metavar="FILE", rich_help_panel=STORED),
     ]
     layer: Annotated[
         Path | None,
@@ -161,7 +179,7 @@ class LayerOptions:
 
 
 def takes_layer(command: Callable[..., None]) -> Callable[..., None]:
-    """Declare the options of a layer for a command, whose argument `options` collects them."""
+    """Add the options of a layer to a command, which receives them as its argument `options`."""
     hints = get_type_hints(LayerOptions, include_extras=True)
     own = inspect.signature(command, eval_str=True)
     kept = [parameter for name, parameter in own.parameters.items() if name != "options"]
@@ -186,7 +204,7 @@ def refuse(option: str, text: str) -> NoReturn:
 
 
 def shape_of(text: str) -> tuple[int, ...]:
-    """The shape that a text such as ``32,256,14,14`` means.
+    """The shape that a text such as ``32,256,14,14`` stands for.
 
     Examples
     --------
@@ -196,13 +214,34 @@ def shape_of(text: str) -> tuple[int, ...]:
     sizes = [size.strip() for size in text.strip().removeprefix("(").removesuffix(")").removesuffix(",").split(",")]
     if not all(size.isascii() and size.isdecimal() for size in sizes):
         refuse("--shape", f'"{text}" is no shape; write the sizes with commas between them: 32,256,14,14')
-    return tuple(map(int, sizes))
+    if len(sizes) > MOST_LEVELS:
+        refuse("--shape", f"{len(sizes)} sizes; NumPy's arrays have at most {MOST_LEVELS} axes")
+    if max(map(len, sizes)) > DIGITS or math.prod(shape := tuple(map(int, sizes))) > LARGEST:
+        refuse("--shape", f"an array has at most {LARGEST:,} elements")
+    return shape
+
+
+def with_braces(text: str) -> str:
+    """A list of levels as a level spec: the braces may be left out.
+
+    Examples
+    --------
+    >>> with_braces("1,3"), with_braces("2;;All"), with_braces("{1, 3}")
+    ('{1,3}', '2;;All', '{1, 3}')
+    """
+    return f"{{{text}}}" if "," in text and "{" not in text and "}" not in text else text
+
+
+def is_described(options: LayerOptions) -> bool:
+    """Whether the options say by which levels, or by which layer, an array is normalized."""
+    described = (options.preset, options.aggregate, options.config, options.layer)
+    return any(value is not None for value in described)
 
 
 def dtype_named(text: str) -> np.dtype[Any]:
     """The dtype of a name, bfloat16 included."""
     if text not in ITEMSIZE:
-        refuse("--dtype", f'"{text}" is no dtype that is normalized{suggest(text, ITEMSIZE)}')
+        refuse("--dtype", f'"{text}" is no dtype that can be normalized{suggest(text, ITEMSIZE)}')
     if text == "bfloat16":
         import ml_dtypes
 
@@ -220,7 +259,7 @@ def build(options: LayerOptions, shape: tuple[int, ...], *, picture: bool = Fals
     shape : tuple of int
         Shape of the array; a preset takes its sizes from it.
     picture : bool
-        Whether the array is a picture: one example, channels last, and a batch of one where the layer wants a batch.
+        Whether the array is a picture: one example, channels last, and a batch of one where the layer needs a batch.
 
     Returns
     -------
@@ -237,24 +276,61 @@ def build(options: LayerOptions, shape: tuple[int, ...], *, picture: bool = Fals
     if options.layer is not None:
         layer = load(options.layer)
     elif options.config is not None:
-        layer = _from_file(options.config)
-    elif options.preset is not None:
-        layer = _from_preset(options, options.preset, shape, picture)
+        layer = _with_parameters(_from_file(options.config), options.config)
     else:
-        levels = {"aggregation_levels": options.aggregate, "scaling_levels": options.scale, "method": options.method}
-        given: dict[str, Any] = {name: str(value) for name, value in levels.items() if value is not None}
-        layer = NormalizationLayer(**given, group_number=_groups(options), **_common(options))
+        layer = NormalizationLayer.from_config(_config(options, shape, picture=picture).to_dict())
     try:
         return layer.initialize((1, *shape) if picture and layer.information("batched") else shape)
     except LevelRangeError as error:
-        if error.code != "L103" or options.config is not None or options.layer is not None:
-            raise
-        msg = f"{error}\non the command line, batched=True is --batched"
-        raise LevelRangeError(msg, code=error.code, position=error.position) from None
+        raise _advised(error, options) from None
+
+
+def uninitialized(options: LayerOptions, shape: tuple[int, ...]) -> NormalizationLayer:
+    """The layer that the options describe, without parameters, which may be too large for the memory.
+
+    Raises
+    ------
+    typer.BadParameter, GennormError
+        As `build`.
+    """
+    _require_one_way(options)
+    if options.layer is not None:
+        return load(options.layer)
+    if options.config is not None:
+        config = _from_file(options.config)
+        if "explicit" in {config.scaling, config.biases}:
+            return _with_parameters(config, options.config)
+    else:
+        config = _config(options, shape)
+    layer = NormalizationLayer.__new__(NormalizationLayer)
+    layer.__setstate__({"config": config, "parameters": dict.fromkeys(("scaling", "biases")), "moments": None})
+    try:
+        layer.plan(shape)
+    except LevelRangeError as error:
+        raise _advised(error, options) from None
+    return layer
+
+
+def _advised(error: LevelRangeError, options: LayerOptions) -> LevelRangeError:
+    """The error with the option that sets `batched`."""
+    if error.code != "L103" or options.config is not None or options.layer is not None:
+        return error
+    msg = f"{error.message}\non the command line, batched=True is --batched"
+    return LevelRangeError(msg, code=error.code, position=error.position)
+
+
+def _config(options: LayerOptions, shape: tuple[int, ...], *, picture: bool = False) -> LayerConfig:
+    """The config of a preset, or of levels."""
+    if options.preset is not None:
+        return _from_preset(options, options.preset, shape, picture)
+    aggregate, scale = (value and with_braces(value) for value in (options.aggregate, options.scale))
+    levels = {"aggregation_levels": aggregate, "scaling_levels": scale, "method": options.method}
+    given: dict[str, Any] = {name: str(value) for name, value in levels.items() if value is not None}
+    return LayerConfig.make(**given, group_number=_groups(options), **_common(options))
 
 
 def _common(options: LayerOptions) -> dict[str, Any]:
-    """What every layer takes, as far as it was written."""
+    """The settings that every layer has, as far as they are given."""
     settings = {
         "epsilon": options.epsilon,
         "unbiased": options.unbiased,
@@ -265,7 +341,7 @@ def _common(options: LayerOptions) -> dict[str, Any]:
 
 
 def _require_one_way(options: LayerOptions) -> None:
-    """Refuse options of two ways to describe a layer, or one that would not count."""
+    """Refuse options of two ways to describe a layer, or one that would have no effect."""
     given = {field.name for field in fields(options) if getattr(options, field.name) is not None}
     if "layer" in given:
         excluded, by = given - {"layer"}, "--layer, which has every setting"
@@ -304,13 +380,15 @@ def _groups(options: LayerOptions) -> int | tuple[int, ...] | dict[int, int] | N
         refuse("--groups", f'"{text}" is no group number; write 32, or 8,8, or 1=8,2=8')
 
 
-def _from_preset(options: LayerOptions, preset: Preset, shape: tuple[int, ...], picture: bool) -> NormalizationLayer:
+def _from_preset(options: LayerOptions, preset: Preset, shape: tuple[int, ...], picture: bool) -> LayerConfig:
+    """The config of a preset for arrays of this shape. The preset makes a layer without sizes, which are added here."""
     make: Callable[..., NormalizationLayer] = getattr(presets, preset.value)
     if preset in TRAILING:
         number = options.trailing or 1
         if number > len(shape):
             refuse("--trailing", f"{number} levels, and the array of shape {shape} has {len(shape)} axes")
-        return make(shape[-number:], **_common(options))
+        config = make((0,) * number, **_common(options)).to_config()
+        return LayerConfig.from_dict({**config, "input_shape": ["...", *shape[-number:]]})
     level = options.channel_level
     if level is None:
         level = -1 if picture else 1
@@ -318,28 +396,46 @@ def _from_preset(options: LayerOptions, preset: Preset, shape: tuple[int, ...], 
         refuse("--channel-level", "level 0 is the batch; channels are on 1 to the last level, or -1 and below")
     batched = options.batched is not False and not picture
     axis = level if batched or level < 0 else level - 1
-    channels = shape[axis] if -len(shape) <= axis < len(shape) else None
-    if preset is Preset.BATCH:  # a file is normalized by its own moments: nothing has been learned
-        return make(channels, channel_level=level, statistics="input", **_common(options))
-    if preset is not Preset.GROUP:
-        return make(channels, channel_level=level, **_common(options))
-    groups = _groups(options)
-    if not isinstance(groups, int):
-        refuse("--groups", "group_norm takes one group number: --groups 32")
-    return make(groups, channels, channel_level=level, **_common(options))
+    if not batched <= axis % max(len(shape), 1) or not -len(shape) <= axis < len(shape):
+        what = "a batch of arrays" if batched else "an array"
+        refuse("--channel-level", f"level {level} does not exist in {what} of shape {shape}")
+    settings: dict[str, Any] = {"channel_level": level, **_common(options)}
+    if preset is Preset.BATCH:  # a file is normalized by its own moments, because the layer has learned none
+        layer = make(None, statistics="input", **settings)
+    elif preset is Preset.GROUP:
+        groups = _groups(options)
+        if not isinstance(groups, int):
+            refuse("--groups", "group_norm takes one group number: --groups 32")
+        layer = make(groups, None, **settings)
+    else:
+        layer = make(None, **settings)
+    config = layer.to_config()
+    sizes = config["input_shape"]
+    sizes[level - 1 if level > 0 else len(sizes) + level] = shape[axis]
+    return LayerConfig.from_dict(config)
 
 
-def _from_file(path: Path) -> NormalizationLayer:
+def _from_file(path: Path) -> LayerConfig:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as stream:
+            config = json.loads(stream.read())  # of bytes it finds the encoding, also behind a byte order mark
     except OSError as error:
         raise cannot_read(path, error) from None
     except (ValueError, RecursionError) as error:
+        if isinstance(error, GennormError):
+            raise
         where = f"line {error.lineno}, column {error.colno}: " if isinstance(error, json.JSONDecodeError) else ""
-        what = error.msg if isinstance(error, json.JSONDecodeError) else "it is no text of that kind"
+        what = error.msg if isinstance(error, json.JSONDecodeError) else "it is not text, or too deeply nested"
         msg = f"{path} is no JSON: {where}{what}\nwrite it with json.dump(layer.to_config(), file)"
         raise FileError(msg, code="F012") from None
     try:
-        return NormalizationLayer.from_config(config)
+        return LayerConfig.from_dict(config)
+    except GennormError as error:
+        raise located(error, str(path)) from None
+
+
+def _with_parameters(config: LayerConfig, path: Path) -> NormalizationLayer:
+    try:
+        return NormalizationLayer.from_config(config.to_dict())
     except GennormError as error:
         raise located(error, str(path)) from None

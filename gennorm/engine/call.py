@@ -18,17 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from gennorm import engine
-from gennorm.errors import ShapeError
 from gennorm.plan import ITEMSIZE, Plan, dense_strides, make_plan
 from gennorm.spec.config import LayerConfig
 
 from .compiler import CompilationError, Signature, jit
-from .kernels import column_gradients, columns, row_gradients, rows, steps
+from .kernels import column_gradients, columns, merging, row_gradients, rows, steps
 from .kernels.vector import LANES
 from .layout import NOTHING_REAL, Layout, deliver, dense, flat, stored_empty
 from .memory import LINE, WORTH, address, empty_like
-from .sharing import alone, assembled, run
-from .threads import shared
+from .sharing import STEP, alone, assembled, run
+from .threads import get_num_threads, shared
 
 __all__ = ["PreparedCall", "assembled", "jit", "prepare"]
 
@@ -37,6 +36,8 @@ Kernel = Callable[..., None]
 
 PLACEMENTS = {"inside": 0, "floor": 1, "outside": 2}
 NEAR = 16 << 20  # bytes of slices that are measured before they are applied, still in the last-level cache by then
+FORWARD = 12, 3  # numbers for each lane of a tile in the scratch of a forward kernel: float64, arithmetic
+BACKWARD = 8, 5  # the same for a backward kernel
 NOTHING = np.empty(0)
 Step = Callable[..., None]
 
@@ -59,8 +60,11 @@ MODULES = {
     ("rows", "backward"): row_gradients,
     ("columns", "backward"): column_gradients,
 }
-SHARES = 16  # blocks of units that add up the parameters' gradients by themselves, at the most
-SHARE = 1 << 16  # elements in one, at the least: 6 of them instead of 16 save 20 of 100 us for (512, 768)
+# Blocks of units that add up the parameters' gradients in arrays of their own: at most one for each of 64 threads, with
+# at least as many elements as are worth a thread, and so many that the arrays are small in comparison with the input.
+SHARES = 64
+SHARE = 1 << 15
+ENOUGH = 4  # slices, or tiles, for each thread from which no slice is shared by threads
 RECENT = 32  # terms of a parameter's gradient that are added up before they join the rest in float64
 # Bytes of output, or of gradients, from which rows are written past the caches. With layer norms of 1024 elements the
 # output of 16 MB takes 890 us with it and 720 without, that of 24 MB 1.12 ms and 1.25, that of 64 MB 3.8 and 4.1. Where
@@ -118,8 +122,16 @@ class _Sweep(NamedTuple):
     blocks: int  # of units
     block: int  # units in one
     own: int  # arrays of gradients: one for each block, one for all where no two blocks share a parameter, or none
-    often: int  # units after which recent terms join the rest
+    often: int  # parts of slices after which recent terms are added to the array
     recent: int  # room for them, the gradients where there is no array, and to begin at the start of a cache line
+    key: tuple[bool, bool, int, bool, bool]  # what `PreparedCall._sweep` made it for
+
+
+@functools.cache
+def merger(name: str, center: int) -> Kernel:
+    """Compile a kernel that merges the results of the units of slices."""
+    arrays, integers = (("float64",) * 3, 3) if name == "merge_moments" else (("float64",), 2)
+    return jit.build(getattr(merging, name), {"CENTER": center}, ("float64",) * 3, Signature(arrays, (), integers))
 
 
 class PreparedCall(Layout):
@@ -159,6 +171,7 @@ class PreparedCall(Layout):
         self._parameters = math.prod(size for _, _, size in plan.parameter_cells)
         self._per = self._per_counts(resolved.count)
         self._pieces = plan.pieces
+        self._blocks = plan.tasks // plan.cut.units  # slices, or tiles of slices
         self._across = self._in_order_of_memory()
         self._steps: dict[Any, Step] = {}
         self._sweeps: dict[Any, _Sweep] = {}
@@ -213,10 +226,14 @@ class PreparedCall(Layout):
         means, spreads = np.empty((units, slices)), np.empty(((1 + (weights is not None)) * units, slices))
         self._step(kind, None, None)(x, laid, None, None, means.reshape(-1), spreads.reshape(-1))
         moments = np.empty((3, slices))
-        counts = self._counts()[:, None] if weights is None else spreads[units:]
-        with np.errstate(all="ignore"):
-            moments[2] = plan.resolved.count if weights is None else counts.sum(0)
-            moments[0], moments[1] = self._merged(counts, means, spreads[:units])
+        if weights is None:
+            self._merge(means, spreads, 0, slices)
+            moments[0], moments[1], moments[2] = means[0], spreads[0], plan.resolved.count
+        else:
+            counts = spreads[units:]
+            with np.errstate(all="ignore"):
+                moments[2] = counts.sum(0)
+                moments[0], moments[1] = self._merged(counts, means, spreads[:units])
         return moments
 
     def statistics(self, moments: Array) -> Array:
@@ -346,8 +363,8 @@ class PreparedCall(Layout):
             step(x, y, gains, shifts, means, variances)
 
     def _normalize(self, x: Array, y: Array, gains: Array | None, shifts: Array | None, *, keep: bool) -> Array | None:
-        pieces = self._pieces is not None and (gains is not None or shifts is not None)
-        if self.plan.cut.units > 1 or pieces:
+        by_piece = self._pieces is not None and (gains is not None or shifts is not None)
+        if by_piece or self._shares_slices():
             return self._normalize_in_two(x, y, gains, shifts, keep=keep)
         if not keep:
             self._step("normalize", gains, shifts)(x, y, gains, shifts, NOTHING, NOTHING)
@@ -366,7 +383,8 @@ class PreparedCall(Layout):
 
     def _new_step(self, kind: str, unscaled: bool, unbiased: bool) -> Step:
         flags, by_given = dict(KINDS[kind]), kind in ("apply", "invert")
-        numbers, geometry, tasks = self.given if by_given else self.numbers, self.geometry, self.plan.tasks
+        numbers, geometry = self.given if by_given else self.numbers, self.geometry
+        tasks = self._blocks if kind.startswith("normalize") else self.plan.tasks
         if by_given or kind.startswith("apply by pieces"):
             geometry, tasks, flags["ACROSS"] = self._across
         parameters = self.plan.parameter_kind
@@ -392,12 +410,12 @@ class PreparedCall(Layout):
                 if rows_:
                     kernel(source, target, scaling, biases, means, spreads, geometry, numbers, first, last, 0)
                 else:
-                    scratch = space(9, 3, 1)
+                    scratch = space(*FORWARD, 1)
                     kernel(source, target, scaling, biases, means, spreads, geometry, numbers, *scratch, first, last, 0)
                 return
 
             def work(parts: int, lo: int, hi: int, team: int) -> None:
-                scratch = space(9, 3, parts)
+                scratch = space(*FORWARD, parts)
                 lo, hi = first + lo, first + hi
                 kernel(source, target, scaling, biases, means, spreads, geometry, numbers, *scratch, lo, hi, team)
 
@@ -411,40 +429,58 @@ class PreparedCall(Layout):
         flags["STREAM"] = int(large and "APPLY" in flags)
         if step == "forward":  # going back, the method is in the numbers
             flags.setdefault("CENTER", self.center)
-            # Where nothing is measured KEEP has told that a gradient follows, and says nothing to the kernel.
+            # Where nothing is measured, KEEP only chooses the threshold above; the kernel does not need it.
             flags["KEEP"] = flags.get("KEEP", 0) * flags.get("MEASURE", 0)
         return kernel_of(plan.family, step, self.dtypes, frozenset(flags.items()))
 
+    def _shares_slices(self) -> bool:
+        """Return whether a call measures units of slices in parallel, and then merges them.
+
+        Where there are enough slices for the threads, each of them measures whole slices. The answer is the same to the
+        bit: a slice is always measured unit by unit, and its units are merged by the same operations.
+        """
+        if self.plan.cut.units == 1 or alone(self.size):
+            return False
+        if self.size > STEP * self._blocks:  # between units Python may look for an interrupt
+            return True
+        threads = get_num_threads()
+        return self._blocks < ENOUGH * threads and self._blocks % threads > 0
+
     def _in_order_of_memory(self) -> tuple[Array, int, int]:
-        """Geometry, tasks and the setting ACROSS for moments that are given: rows of all slices, one after another."""
+        """Return geometry, tasks and the setting ACROSS for given moments: rows of all slices, one after another."""
         cut, fields = self._pieces, self.plan.geometry
+        geometry = self.geometry.copy()
         if cut is not None:
-            geometry = self.geometry.copy()
             geometry[rows.PIECE : rows.UNITS + 1] = cut.piece, cut.pieces, fields[rows.ROWS], cut.portion, cut.units
             return geometry, cut.units * self.plan.slices, 1
-        parts = fields[rows.ROWS] * fields[rows.PIECES] if self.plan.family == "rows" else 1
-        if parts <= 1:
+        if self.plan.family == "columns" or fields[rows.ROWS] == 1:
             return self.geometry, self.plan.tasks, 0
-        geometry = self.geometry.copy()
-        geometry[rows.PORTION] = 1
-        return geometry, parts * self.plan.slices, 1
+        portion = fields[rows.PIECES] if fields[rows.ROWS] * self.plan.slices >= SHARES else 1
+        geometry[rows.PORTION] = portion
+        return geometry, fields[rows.ROWS] * fields[rows.PIECES] // portion * self.plan.slices, 1
 
-    def _space(self, doubles: int, reals: int, parts: int, beside: int = 0) -> tuple[Array, ...]:
-        """The workspace of one call of a kernel: parts with numbers for every lane of a tile, and some beside them."""
+    def _space(self, doubles: int, reals: int, parts: int, more: int = 0) -> tuple[Array, ...]:
+        """Allocate the scratch of a call: for each part numbers for every lane of a tile, and ``more`` behind them."""
         if self.plan.family == "rows":
             return ()
-        return np.empty(parts * doubles * self.tile), np.empty(parts * (reals * self.tile + beside), self.compute)
+        return np.empty(parts * doubles * self.tile), np.empty(parts * (reals * self.tile + more), self.compute)
+
+    def _merge(self, means: Array, spreads: Array, first: int, last: int) -> None:
+        """Merge the moments of units, for the slices ``first`` to ``last``, into the first row of each array."""
+        if len(means) > 1:
+            merge = merger("merge_moments", int(self.center))
+            merge(means.reshape(-1), spreads.reshape(-1), self._counts, self.plan.slices, first, last)
 
     def _merged(self, counts: Array, means: Array, spreads: Array) -> tuple[Array, Array]:
-        """The moments of slices from those of their units: deviations of the units' means add to the spread."""
+        """Merge the moments of units with weights. The first unit may have hardly any, so there are two passes."""
         if len(means) == 1:
             return means[0], spreads[0]
         if not self.center:
             return means[0], _summed(spreads)
-        # In place: 33 us for a batch norm of (4096, 768), which takes 930; with an array for each step 60.
-        away = means - means[0]
+        pivot = np.where(np.isfinite(means[0]), means[0], 0.0)  # an infinite mean stays infinite
+        away = means - pivot
         away *= counts
-        mean = means[0] + _summed(away) / np.maximum(counts.sum(0), steps.NOTHING)
+        mean = pivot + _summed(away) / np.maximum(counts.sum(0), steps.NOTHING)
         away = np.subtract(means, mean, out=means)
         away *= away
         away *= counts
@@ -459,25 +495,25 @@ class PreparedCall(Layout):
             return sweep
         plan, kind = self.plan, self.plan.parameter_kind
         parameters = self._parameters if (scaled or biased) and not tangent else 0
-        flags = {"SCALING": kind * scaled, "BIASES": kind * biased, "WEIGHTED": weighted, "TANGENT": int(tangent)}
         varying = plan.family == "rows" and parameters > 0 and kind == 2
         few = varying and self.size <= RECENT * parameters and parameters >= FEW
+        across = varying and self._pieces is not None
         if varying and self._pieces is not None:
             geometry, tasks, _ = self._across
             room, units, often, own = self._pieces.piece, self._pieces.units, RECENT, 1
             block = -(-units // SHARES) * plan.slices
         else:
             geometry, room, units, tasks = self.geometry, parameters, plan.cut.units, plan.tasks
-            often = max(RECENT * parameters * tasks // self.size, 1)
+            often = _parts_between(plan) if varying else 1
             least = max(32 * parameters, SHARE)
             own = max(1, min(SHARES, tasks, SPARE // max(16 * parameters, 1), self.size // least))
-            block = -(-tasks // own)
+            # Blocks of whole slices, or tiles, where there are as many of these as blocks.
+            block = -(-self._blocks // own) * units if self._blocks >= own else -(-tasks // own)
             own = -(-tasks // block)
         if few:
             room, own = parameters, 0
-        phases = [{"SUMS": 1}, {"APPLY": 1}] if units > 1 or merged else [{"SUMS": 1, "APPLY": 1}]
         sweep = self._sweeps[key] = _Sweep(
-            tuple(self._kernel("backward", **flags, **phase) for phase in phases),
+            self._backward_kernels(key, apart=merged or (across and units > 1)),
             geometry,
             units,
             parameters,
@@ -486,8 +522,19 @@ class PreparedCall(Layout):
             own,
             often,
             (2 * room + LANES) * varying,
+            key,
         )
         return sweep
+
+    def _backward_kernels(self, key: tuple[bool, bool, int, bool, bool], *, apart: bool) -> tuple[Kernel, ...]:
+        """Return the kernel that takes the sums of slices and writes their gradient; or, apart, one for each."""
+        scaled, biased, weighted, tangent, _ = key
+        plan, kind = self.plan, self.plan.parameter_kind
+        flags = {"SCALING": kind * scaled, "BIASES": kind * biased, "WEIGHTED": weighted, "TANGENT": int(tangent)}
+        if plan.family == "rows" and kind == 2 and (scaled or biased) and not tangent:
+            flags["ACROSS"] = int(self._pieces is not None)
+        phases = [{"SUMS": 1}, {"APPLY": 1}] if apart else [{"SUMS": 1, "APPLY": 1}]
+        return tuple(self._kernel("backward", **flags, **phase) for phase in phases)
 
     def _backward(
         self,
@@ -501,18 +548,25 @@ class PreparedCall(Layout):
         merge: Callable[[Array], Array] | None,
     ) -> Array:
         """Run the backward kernels, with the sums of slices between two of them; return gradients by parameter."""
-        units, slices, rows_ = sweep.units, self.plan.slices, self.plan.family == "rows"
+        plan, units, slices, rows_ = self.plan, sweep.units, self.plan.slices, self.plan.family == "rows"
         blocks, block, parameters, often = sweep.blocks, sweep.block, sweep.parameters, sweep.often
         gradients = (np.empty if sweep.recent else np.zeros)((sweep.own, 2, parameters))
-        geometry, flat, numbers = sweep.geometry, gradients.reshape(-1), self.numbers
+        geometry, flat, numbers, kernels = sweep.geometry, gradients.reshape(-1), self.numbers, sweep.kernels
         recent = np.zeros(sweep.recent, self.compute)
         if sweep.own == 0:
             begin = -address(recent) % LINE // self.compute.itemsize
             gradients = recent[begin : begin + 2 * parameters].reshape(1, 2, parameters)
+        if len(kernels) == 1 and alone(self.size):
+            space = (recent,) if rows_ else self._space(*BACKWARD, 1, column_gradients.TERMS)
+            kernels[0](
+                x, dy, dx, weights, scaling, factors, NOTHING, flat, geometry, numbers, *space,
+                block, parameters, often, 0, blocks, 0,
+            )  # fmt: skip
+            return gradients[0] if len(gradients) == 1 else gradients.sum(0)
 
         def work(parts: int, lo: int, hi: int, team: int) -> None:
             if not rows_:
-                space = self._space(6, 5, parts, column_gradients.BESIDE)
+                space = self._space(*BACKWARD, parts, column_gradients.TERMS)
             else:
                 space = (recent if parts == 1 else np.zeros(parts * sweep.recent, self.compute),)
             kernel(
@@ -520,27 +574,25 @@ class PreparedCall(Layout):
                 block, parameters, often, lo, hi, team,
             )  # fmt: skip
 
-        kernel, sums = sweep.kernels[0], NOTHING
-        if len(sweep.kernels) > 1:
+        sums = NOTHING
+        if len(kernels) == 1 and (block % units or self._shares_slices()):
+            kernels = self._backward_kernels(sweep.key, apart=True)
+        kernel = kernels[0]
+        if len(kernels) > 1:
             sums = np.zeros(units * 2 * slices)
             run(work, blocks, self.size, apart=sweep.own > 0)
-            sums = sums.reshape(units, 2 * slices).sum(0)
+            if units > 1:
+                merger("merge_sums", 1)(sums, units, 2 * slices)
+            sums = sums[: 2 * slices]
             if merge is not None:
-                sums = self.ordered(self._merged_sums(merge, sums)).reshape(-1)
-            kernel = sweep.kernels[1]
+                sums = self.ordered(merge(self.shaped(sums.reshape(2, slices)))).reshape(-1)
+            kernel = kernels[1]
+            if geometry is self.geometry:  # no gradient of a parameter is added up: every unit is a block
+                block, blocks = 1, plan.tasks
         run(work, blocks, self.size, apart=sweep.own > 0)
         return gradients[0] if len(gradients) == 1 else gradients.sum(0)
 
-    def _merged_sums(self, merge: Callable[[Array], Array], sums: Array) -> Array:
-        """Return what the caller's function makes of the sums, as an array of float64 of the same shape."""
-        shaped = self.shaped(sums.reshape(2, self.plan.slices))
-        merged = np.ascontiguousarray(merge(shaped), np.float64)
-        if merged.shape != shaped.shape:
-            msg = f"merge returned sums of shape {merged.shape}, and was given sums of shape {shaped.shape}\n"
-            msg += "return an array of the shape it was given"
-            raise ShapeError(msg, code="S024")
-        return merged
-
+    @functools.cached_property
     def _counts(self) -> Array:
         """Elements that each unit of a slice contributes to it."""
         cut, geometry = self.plan.cut, self.plan.geometry
@@ -550,19 +602,18 @@ class PreparedCall(Layout):
         sizes *= geometry[columns.FOLD] if self.plan.family == "columns" else 1
         return np.add.reduceat(np.tile(sizes, repeats), np.arange(0, repeats * cut.pieces, cut.portion))
 
-    def _normalize_in_two(self, x: Array, y: Array, gains: Array | None, shifts: Array | None, *, keep: bool) -> Array:
-        """Measure slices that are larger than the cache, or have such parameters, then apply.
+    def _normalize_in_two(
+        self, x: Array, y: Array, gains: Array | None, shifts: Array | None, *, keep: bool
+    ) -> Array | None:
+        """Measure units in parallel, merge them and apply the moments of the slices.
 
-        A few at a time for the cache behind it, or a piece of all slices after another for the parameters.
+        A few slices at a time for the last-level cache; or all of them where a piece of every slice is written before
+        the next piece, for the parameters.
         """
-        plan, units, slices = self.plan, self.plan.cut.units, self.plan.slices
-        moments = np.empty((2, slices))
-        mean, spread = moments
+        units, slices, blocks = self.plan.cut.units, self.plan.slices, self._blocks
         means, spreads = np.empty((units, slices)), np.empty((units, slices))
         flat_means, flat_spreads = means.reshape(-1), spreads.reshape(-1)
-        counts, unwritten = self._counts()[:, None], stored_empty(plan.result)
-        measure = self._step("measure", None, None)
-        blocks = plan.tasks // units
+        unwritten, measure = stored_empty(self.plan.result), self._step("measure", None, None)
         by_piece = self._pieces is not None and (gains is not None or shifts is not None)
         kind = "apply by pieces" if by_piece else "apply measured"
         apply = self._step(f"{kind}, keep" if keep else kind, gains, shifts)
@@ -571,14 +622,12 @@ class PreparedCall(Layout):
             following = min(block + together, blocks)
             lo, hi = block * units, following * units
             measure(x, unwritten, None, None, flat_means, flat_spreads, lo, hi)
-            part = slice(self._first_slice(block), self._first_slice(following))
-            with np.errstate(all="ignore"):
-                mean[part], spread[part] = self._merged(counts, means[:, part], spreads[:, part])
+            self._merge(means, spreads, self._first_slice(block), self._first_slice(following))
             if not by_piece:
-                apply(x, y, gains, shifts, mean, spread, lo, hi)
+                apply(x, y, gains, shifts, means[0], spreads[0], lo, hi)
         if by_piece:
-            apply(x, y, gains, shifts, mean, spread)
-        return moments
+            apply(x, y, gains, shifts, means[0], spreads[0])
+        return np.stack((means[0], spreads[0])) if keep else None
 
     def _first_slice(self, block: int) -> int:
         """The first slice of a block of the kernel's units: a slice, or a tile of columns."""
@@ -586,6 +635,23 @@ class PreparedCall(Layout):
             return block
         width, tile, tiles, fold = self.plan.geometry[columns.WIDTH : columns.FOLD + 1]
         return block // tiles * (width // fold) + block % tiles * tile // fold
+
+
+def _parts_between(plan: Plan) -> int:
+    """Return how many parts of slices, one after another, contain at most `RECENT` terms of any parameter.
+
+    Parts are counted as the kernel takes them: pieces of a row, then the runs from the innermost outwards.
+    """
+    span, terms = plan.cut.pieces, 1
+    nest = [run for run in reversed(plan.runs[:-1]) if run.aggregated]
+    nest += [run for run in reversed(plan.runs[:-1]) if not run.aggregated]
+    for loop in nest:
+        if loop.p == 0:
+            if terms * loop.size > RECENT:
+                return span * (RECENT // terms)
+            terms *= loop.size
+        span *= loop.size
+    return span
 
 
 def _summed(terms: Array) -> Array:

@@ -41,9 +41,9 @@ class DefinitionCall:
         """Return a parameter as it is."""
         return array
 
-    def views_of(self, *arrays: Array | None) -> tuple[Array | None, ...]:
+    def views_of(self, scaling: Array | None, biases: Array | None) -> tuple[Array | None, Array | None]:
         """Return parameters as they are."""
-        return arrays
+        return scaling, biases
 
     def shaped(self, rows: Array) -> Array:
         """Return rows of moments as arrays of the shape of the layer's moments."""

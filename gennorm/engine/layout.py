@@ -115,15 +115,13 @@ class Layout:
         with np.errstate(all="ignore"):
             return np.ascontiguousarray(array, self.compute).reshape(-1)
 
-    def views_of(self, *arrays: Array | None) -> tuple[Array | None, ...] | None:
+    def views_of(self, scaling: Array | None, biases: Array | None) -> tuple[Array | None, Array | None] | None:
         """Return parameters as `parameter` does, if these are views that show what is written into the arrays later."""
-        laid = tuple(map(self.parameter, arrays))
-        shown = all(
-            array is None or np.may_share_memory(array, view)
-            for array, view in zip(arrays, laid, strict=True)
-            if view is not None
-        )
-        return laid if shown else None
+        views = self.parameter(scaling), self.parameter(biases)
+        for array, view in zip((scaling, biases), views, strict=True):
+            if array is not None and view is not None and not np.may_share_memory(array, view):
+                return None
+        return views
 
     def gradient(self, array: Array) -> Array:
         """From the kernel's order of the parameters to their shape; what was spread is summed up again."""

@@ -162,7 +162,9 @@ def empty_like(x: Array, dtype: np.dtype[Any]) -> Array:
         return allocate(np.empty_like, x, dtype)
     strides = None if x.flags.c_contiguous else allocate(np.empty_like, x, dtype).strides
     buffer, begin = _lend(size)
-    return np.ndarray(x.shape, dtype, buffer, (address(x) - begin) % LINE, strides)
+    # Where the input begins in its cache line, but aligned for its own elements.
+    offset = (address(x) - begin) % LINE // dtype.itemsize * dtype.itemsize
+    return np.ndarray(x.shape, dtype, buffer, offset, strides)
 
 
 def copied(values: Any, dtype: np.dtype[Any]) -> Array:

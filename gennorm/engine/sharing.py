@@ -1,8 +1,9 @@
 """The thread pool: calls of kernels, and the threads that share them.
 
 How a call is divided never decides what is computed, only which thread computes it. So results are the same for any
-number of threads. The workers are threads of Python that wait in ``compiler.workers.work_until_idle``. They are started when a call
-is first worth sharing, and again in a child after a fork. Where no thread can be started, the caller does all the work.
+number of threads. The workers are threads of Python that wait in ``compiler.workers.work_until_idle``. They are started
+when a call is first worth sharing, and again in a child after a fork. Where no thread can be started, the caller does
+all the work.
 """
 
 from __future__ import annotations

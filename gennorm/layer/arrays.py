@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gennorm.errors import DtypeError, InputError, OutputError, ParameterError, ShapeError, shown, suggest
+from gennorm.layer.hints import list_advice
+from gennorm.masks import broadcast_mask
 from gennorm.plan import COMPUTED, ITEMSIZE
 
 __all__ = [
@@ -138,7 +140,7 @@ def _not_an_array(x: Any, what: str) -> InputError:
         msg = f"{what} is a torch tensor, and the layer takes NumPy arrays\n"
         msg += "gennorm.torch has the layer as a module; or pass x.detach().numpy(), which shares its memory"
     elif isinstance(x, (list, tuple)):
-        msg = f"{what} is a {kind}, and the layer takes an array or a list of arrays\npass np.array(x)"
+        msg = f"{what} is a {kind}, and the layer takes an array or a list of arrays\n{list_advice(x)}"
     else:
         msg = f"{what} is of type {kind}, and the layer takes NumPy arrays\npass np.asarray(x)"
     return InputError(msg, code="A001")
@@ -146,24 +148,7 @@ def _not_an_array(x: Any, what: str) -> InputError:
 
 def mask_for(mask: Any, x: Array) -> Array:
     """The mask as an array of booleans that broadcasts to the input."""
-    if not isinstance(mask, np.ndarray) or isinstance(mask, np.ma.MaskedArray):
-        msg = f"mask is of type {type(mask).__name__}\npass an array of booleans; True counts"
-        raise InputError(msg, code="A003")
-    if mask.dtype != np.bool_:
-        msg = f"mask has the dtype {mask.dtype}\npass an array of booleans, such as mask != 0; True counts"
-        raise DtypeError(msg, code="D002")
-    return _broadcast(mask, x, "mask")
-
-
-def _broadcast(values: Array, x: Array, what: str) -> Array:
-    if values.shape == x.shape:
-        return values
-    try:
-        return np.broadcast_to(values, x.shape)
-    except ValueError:
-        msg = f"{what} of shape {values.shape} does not broadcast to an input of shape {x.shape}\n"
-        msg += "its axes are the last of the input's, each of the same size or 1"
-        raise ShapeError(msg, code="S021") from None
+    return broadcast_mask(mask, x.shape)
 
 
 def like_output(values: Any, what: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gennorm.engine import CompilationError, use_definition
+from gennorm.errors import ShapeError
 from gennorm.layer.arrays import like_output
 from gennorm.layer.parameters import Parameter
 from gennorm.layer.request import Request, laid
@@ -20,7 +22,7 @@ from gennorm.moments import Moments
 if TYPE_CHECKING:
     from gennorm.engine.call import PreparedCall
 
-__all__ = ["Gradients", "Kept", "Merge", "Pullback", "directions_of", "pull_back", "push_forward"]
+__all__ = ["Gradients", "Kept", "Merge", "Pullback", "directions_of", "merged_sums", "pull_back", "push_forward"]
 
 Array = npt.NDArray[Any]
 Merge = Callable[[Array], Array]
@@ -116,6 +118,16 @@ class Kept(NamedTuple):
         return self._replace(call=call, gains=gains, rows=rows)  # type: ignore[arg-type]
 
 
+def merged_sums(merge: Merge, sums: Array) -> Array:
+    """Merge the sums of slices, and refuse a result that kernels cannot take."""
+    found = np.ascontiguousarray(merge(sums.copy()), np.float64)
+    if found.shape != sums.shape:
+        msg = f"merge returned sums of shape {found.shape}, and got sums of shape {sums.shape}\n"
+        msg += "return an array of the shape of its argument"
+        raise ShapeError(msg, code="S024")
+    return found
+
+
 def pull_back(kept: Kept, dy: Array, merge: Merge | None = None) -> Gradients:
     """Return the gradients for a gradient of the output."""
     call = kept.call
@@ -132,7 +144,7 @@ def pull_back(kept: Kept, dy: Array, merge: Merge | None = None) -> Gradients:
                 through=kept.through,
                 biased=biases.array is not None,
                 weights=kept.weights,
-                merge=merge,
+                merge=None if merge is None else functools.partial(merged_sums, merge),
             )
             return Gradients(dx, scaling.gradient(to_scaling), biases.gradient(to_biases))
     except CompilationError as error:
@@ -169,7 +181,15 @@ def push_forward(
         else:
             dx = np.zeros_like(dy) if dx is None else dx
             call.backward(
-                x, dx, dy, kept.rows, kept.gains, through=kept.through, weights=kept.weights, tangent=True, merge=merge
+                x,
+                dx,
+                dy,
+                kept.rows,
+                kept.gains,
+                through=kept.through,
+                weights=kept.weights,
+                tangent=True,
+                merge=None if merge is None else functools.partial(merged_sums, merge),
             )
         if directions is not None:
             # The output is linear in the parameters: what their directions add is the output that they would give.

@@ -1,44 +1,95 @@
-"""A layer in a file: settings, parameters and moments, written whole or not at all, read without running anything."""
+"""Reading and writing a layer as a file: its settings, parameters and moments.
+
+A file is written under a temporary name and then renamed, so it is complete or not there. A file is checked before its
+arrays are unpacked, it carries a checksum of all its bytes, and reading it never runs code from it.
+"""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
+import math
 import os
+import re
 import secrets
+import signal
+import stat
+import struct
+import threading
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, BinaryIO, Protocol, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from gennorm.errors import FileError, GennormError, shown, suggest
+from gennorm.errors import FileError, GennormError, InitializationError, shown, suggest
 from gennorm.layer.arrays import dtype_named
 from gennorm.moments import Moments
-from gennorm.spec.config import LayerConfig
+from gennorm.spec.config import LayerConfig, kept_shape, parameter_shape
 
-__all__ = ["Stored", "cannot_read", "cannot_write", "read", "replacing", "write"]
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows, where a file that is open cannot be removed
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = [
+    "Stored",
+    "cannot_read",
+    "cannot_write",
+    "interrupts_deferred",
+    "is_layer",
+    "open_regular",
+    "read",
+    "remove_unfinished",
+    "replacing",
+    "write",
+]
 
 Array = npt.NDArray[Any]
 
 FORMAT = "gennorm/file"
-VERSION = 1
-HEADER = "gennorm"  # the entry that says what the arrays are
+VERSION = 2  # version 1 had no checksum
+HEADER = "gennorm"  # the name of the entry with the header: the config, and the names of the arrays
+LONGEST_HEADER = 1 << 22  # bytes; the longest config has a few thousand
 SUFFIXES = (".npz", ".safetensors")
 PARAMETERS = ("scaling", "biases")
 MEMBERS = ("count", "mean", "m2")
-BITS = {"bfloat16": "uint16"}  # NumPy's own format has no name for it
+ARRAYS = (*PARAMETERS, *(f"moments.{member}" for member in MEMBERS))
+BITS = {"bfloat16": "uint16"}  # NumPy's own format has no name for bfloat16
 NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+ALLOWED_NPZ = {f"{name}.npy" for name in (HEADER, *ARRAYS)}
+
+# The checksum is over all bytes of the file but its own. An .npz file ends with it, as the comment of the archive. In a
+# .safetensors file it is part of the header; zeros take its place while it is computed.
+COMMENT = b"gennorm-sha256="
+DIGITS = 64
+KEY = "sha256"
+
+PART = re.compile(r"\.gennorm-[0-9a-f]{16}\.part")
+
+
+class _Writable(Protocol):
+    def write(self, data: bytes, /) -> object: ...
+
+
+class _Readable(Protocol):
+    def read(self, size: int = ..., /) -> bytes: ...
+
+
+Target: TypeAlias = str | os.PathLike[str] | _Writable
+Source: TypeAlias = str | os.PathLike[str] | _Readable
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a file holds of a layer.
+    """The contents of the file of a layer.
 
     Attributes
     ----------
@@ -53,52 +104,99 @@ class Stored:
     moments: Moments | None
 
 
-def write(path: str | os.PathLike[str], stored: Stored) -> None:
-    """Write a layer.
+def write(path: Target, stored: Stored) -> None:
+    """Write a layer to a path, or to a binary file object.
+
+    An interrupt that arrives while the file is written is raised when it is complete.
+
+    Parameters
+    ----------
+    path : str, path-like or file object
+        A file object is written as ``.npz``, unless its name ends in ``.safetensors``.
+    stored : Stored
 
     Raises
     ------
     FileError
         The path has no suffix of a layer, or the operating system refuses.
     """
-    target = _path(path)
-    kind = _kind(target)
-    # C order is the one that every format has.
+    target = None if hasattr(path, "write") else _path(path)
+    kind = _kind_of_stream(path) if target is None else _kind(target)
+    # C order is the one order that every format has.
     arrays = {name: np.asarray(array, order="C") for name, array in stored.parameters.items() if array is not None}
     if stored.moments is not None:
         members = {f"moments.{member}": getattr(stored.moments, member) for member in MEMBERS}
-        arrays |= {name: array for name, array in members.items() if array is not None}
+        arrays |= {name: np.asarray(array, order="C") for name, array in members.items() if array is not None}
     header = {"format": FORMAT, "version": VERSION, "config": stored.config.to_dict(), "arrays": [*arrays]}
     text = json.dumps(header, allow_nan=False)
-    data = _to_npz(text, arrays) if kind == ".npz" else _to_safetensors(target, text, arrays)
-    with replacing(target) as temporary:
-        temporary.write_bytes(data)
+    with interrupts_deferred():
+        data = (
+            _to_npz(text, arrays) if kind == ".npz" else _to_safetensors(target or Path("a file object"), text, arrays)
+        )
+        if target is None:
+            _write_stream(cast("_Writable", path), data)
+            return
+        with replacing(target) as temporary:
+            temporary.write_bytes(data)
 
 
-def read(path: str | os.PathLike[str]) -> Stored:
-    """Read a layer that `write` wrote.
+def read(path: Source) -> Stored:
+    """Read a layer that `write` wrote, from a path or from a binary file object.
+
+    Parameters
+    ----------
+    path : str, path-like or file object
+        A file object is read from its position to its end.
 
     Raises
     ------
     FileError
-        There is no such file, or something is wrong with it; the text says what.
+        There is no such file, or it is damaged, or is not the file of a layer; the message says which.
     """
+    if hasattr(path, "read"):
+        data = _read_stream(cast("_Readable", path))
+        source = Path(f"a file object of {len(data):,} bytes")
+        kind = ".npz" if data[:2] == b"PK" else ".safetensors"
+        text, arrays = (_from_npz if kind == ".npz" else _from_safetensors)(source, data)
+        return _understood(source, text, arrays)
     source = _path(path)
     kind = _kind(source)
-    try:
-        data = source.read_bytes()
-    except OSError as error:
-        raise cannot_read(source, error) from None
+    with open_regular(source) as stream:
+        try:
+            if kind == ".npz":
+                _look_into_npz(source, stream)
+            else:
+                _look_into_safetensors(source, stream)
+            stream.seek(0)
+            data = stream.read()
+        except OSError as error:
+            raise cannot_read(source, error) from None
     text, arrays = (_from_npz if kind == ".npz" else _from_safetensors)(source, data)
     return _understood(source, text, arrays)
 
 
+def is_layer(path: Path) -> bool:
+    """Whether a path is an existing file that begins as the file of a layer; its arrays are not read."""
+    try:
+        with open_regular(path) as stream:
+            if path.suffix.lower() == ".npz":
+                with zipfile.ZipFile(stream) as archive:
+                    return f"{HEADER}.npy" in archive.namelist()
+            return HEADER in _metadata(stream)
+    except Exception:  # noqa: BLE001 - whatever is wrong with the file, it is not the file of a layer
+        return False
+
+
 def _path(value: Any) -> Path:
     try:
-        return Path(value)
+        path = Path(value)
     except TypeError:
-        msg = f"the path of a layer cannot be {shown(value)}\nwrite a text or a pathlib.Path"
+        msg = f"the path of a layer cannot be {shown(value)}\nwrite a text, a pathlib.Path or a binary file object"
         raise FileError(msg, code="F029") from None
+    if "\0" in str(path):
+        msg = f"the path of a layer has a NUL character: {str(path)!r}\nleave it out: no file can have such a name"
+        raise FileError(msg, code="F030")
+    return path
 
 
 def _kind(path: Path) -> str:
@@ -110,48 +208,127 @@ def _kind(path: Path) -> str:
     return suffix
 
 
-# -------------------------------------------------------------------------------------------------------- what it means
+def _kind_of_stream(stream: object) -> str:
+    name = getattr(stream, "name", "")
+    return ".safetensors" if isinstance(name, str) and name.lower().endswith(".safetensors") else ".npz"
+
+
+def _write_stream(stream: _Writable, data: bytes) -> None:
+    try:
+        stream.write(data)
+    except TypeError:
+        raise _text_stream(writing=True) from None
+    except OSError as error:
+        raise cannot_write(Path(str(getattr(stream, "name", "a file object"))), error) from None
+
+
+def _read_stream(stream: _Readable) -> bytes:
+    try:
+        data = stream.read()
+    except OSError as error:
+        raise cannot_read(Path(str(getattr(stream, "name", "a file object"))), error) from None
+    except UnicodeDecodeError:
+        raise _text_stream(writing=False) from None
+    if not isinstance(data, bytes):
+        raise _text_stream(writing=False)
+    return data
+
+
+def _text_stream(*, writing: bool) -> FileError:
+    mode = "wb" if writing else "rb"
+    msg = f'the file object of a layer is opened as text\nopen it as bytes: open(path, "{mode}")'
+    return FileError(msg, code="F031")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read its bytes. Reading a named pipe could wait for ever: only regular files are opened.
+
+    Raises
+    ------
+    FileError
+        There is no such file, or it is no regular file, or it cannot be read.
+    """
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            msg = f"{path} is {_special(mode)}, not a regular file\ngive the path of a regular file"
+            raise FileError(msg, code="F032")
+        return path.open("rb")
+    except OSError as error:
+        raise cannot_read(path, error) from None
+
+
+def _special(mode: int) -> str:
+    kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a directory"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+# ------------------------------------------------------------------------------------------- from the file to the layer
 
 
 def _understood(path: Path, text: str | None, arrays: Mapping[str, Array]) -> Stored:
-    """A layer from the header and the arrays of a file, once they are known to be all there and to fit."""
+    """The layer of a header and of arrays, which are checked against each other."""
     header = _header(path, text)
     try:
         config = LayerConfig.from_dict(header["config"])
     except GennormError as error:
-        msg = f"{path} has settings that make no layer: {str(error).splitlines()[0]}\nsave the layer again"
+        msg = f"{path} has settings that make no layer: {error.message.splitlines()[0]}\nsave the layer again"
         raise FileError(msg, code="F024") from None
     found, named = {*arrays}, {*header["arrays"]}
-    allowed = {*PARAMETERS, *(f"moments.{member}" for member in MEMBERS)}
     needed = {name for name in PARAMETERS if getattr(config, name) == "explicit"}
     if any(name.startswith("moments.") for name in named):
         needed |= {"moments.count", "moments.m2"} | ({"moments.mean"} if config.method == "Standardize" else set())
-    missing, strange = sorted((named | needed) - found), sorted(found - (named & allowed))
+    missing, strange = sorted((named | needed) - found), sorted(found - (named & {*ARRAYS}))
     if missing or strange:
         what = f"lacks the array {missing[0]}" if missing else f"has an array {strange[0]} that belongs to no layer"
         msg = f"{path} {what}\nwrite or copy the file again"
         raise FileError(msg, code="F025")
     bits = BITS.get(config.dtype)
     arrays = {
-        name: array.view(dtype_named(config.dtype)) if array.dtype.name == bits else array
+        name: array.view(dtype_named(config.dtype)) if name in PARAMETERS and array.dtype.name == bits else array
         for name, array in arrays.items()
     }
     parameters: dict[str, Array | None] = {name: arrays.get(name) for name in PARAMETERS}
     shapes = {array.shape for array in parameters.values() if array is not None}
-    for name, array in arrays.items():
+    expected_shape = _expected_shape(config)
+    for name in (name for name in ARRAYS if name in arrays):
+        array = arrays[name]
         expected = config.dtype if name in PARAMETERS else "float64"
-        if array.dtype.name != expected or len(shapes) > 1 or getattr(config, name, "Automatic") is None:
+        fits = array.dtype.name == expected and len(shapes) < 2 and getattr(config, name, "Automatic") is not None
+        if name in PARAMETERS and expected_shape is not None:
+            fits = fits and array.shape == expected_shape
+        if not fits:
             what = f"dtype {array.dtype}, shape {array.shape}"
             msg = f"{path} has an array {name} that does not fit its layer: {what}\nsave the layer again"
             raise FileError(msg, code="F026")
-    moments = None
-    if "moments.count" in arrays:
-        try:
-            moments = Moments(*(arrays.get(f"moments.{member}") for member in MEMBERS))  # type: ignore[arg-type]
-        except GennormError as error:
-            msg = f"{path} has moments that are none: {str(error).splitlines()[0]}\nsave the layer again"
-            raise FileError(msg, code="F027") from None
-    return Stored(config, parameters, moments)
+    return Stored(config, parameters, _moments(path, config, arrays) if "moments.count" in arrays else None)
+
+
+def _expected_shape(config: LayerConfig) -> tuple[int, ...] | None:
+    try:
+        return parameter_shape(config)
+    except InitializationError:
+        return None  # the config leaves it open
+
+
+def _moments(path: Path, config: LayerConfig, arrays: Mapping[str, Array]) -> Moments:
+    try:
+        moments = Moments(*(arrays.get(f"moments.{member}") for member in MEMBERS))  # type: ignore[arg-type]
+    except GennormError as error:
+        raise _wrong_moments(path, error.message.splitlines()[0]) from None
+    if config.statistics == "input":
+        raise _wrong_moments(path, 'a layer with statistics="input" stores none')
+    if config.method == "RMS" and moments.mean is not None:
+        raise _wrong_moments(path, "they have a mean, and method RMS subtracts none")
+    shape = kept_shape(config)
+    if shape is not None and moments.shape != shape:
+        raise _wrong_moments(path, f"they have the shape {moments.shape}, and the layer has {shape}")
+    return moments
+
+
+def _wrong_moments(path: Path, why: str) -> FileError:
+    msg = f"{path} has moments that its layer cannot have: {why}\nsave the layer again"
+    return FileError(msg, code="F027")
 
 
 def _header(path: Path, text: str | None) -> dict[str, Any]:
@@ -159,20 +336,37 @@ def _header(path: Path, text: str | None) -> dict[str, Any]:
         header = json.loads(text or "")
     except (ValueError, RecursionError):
         header = None
-    known = isinstance(header, dict) and header.get("format") == FORMAT and isinstance(header.get("version"), int)
+    known = isinstance(header, dict) and header.get("format") == FORMAT and type(header.get("version")) is int
     if known and header["version"] > VERSION:
-        msg = (
-            f"{path} is of version {header['version']}, and this gennorm reads {VERSION}\nread it with a newer gennorm"
-        )
+        msg = f"{path} is of version {header['version']}, and this gennorm reads versions up to {VERSION}\n"
+        msg += "read it with a newer gennorm"
         raise FileError(msg, code="F023")
     arrays = header.get("arrays") if known else None
-    if not isinstance(arrays, list) or not all(isinstance(name, str) for name in arrays) or "config" not in header:
-        msg = f"{path} holds something else than a layer of gennorm\nlayer.save(path) writes one"
-        raise FileError(msg, code="F022")
+    if (
+        not isinstance(arrays, list)
+        or not all(isinstance(name, str) for name in arrays)
+        or "config" not in header
+        or header["version"] < 1
+    ):
+        raise _foreign(path)
     return dict(header)
 
 
-# ------------------------------------------------------------------------------------------------------------ two kinds
+def _version(text: str | None) -> int:
+    """The version that a header says, 0 where it says none."""
+    try:
+        version = json.loads(text or "")["version"]
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return 0
+    return version if type(version) is int else 0
+
+
+def _foreign(path: Path) -> FileError:
+    msg = f"{path} is not the file of a layer\nlayer.save(path) writes one"
+    return FileError(msg, code="F022")
+
+
+# ---------------------------------------------------------------------------------------------------------------- .npz
 
 
 def _to_npz(text: str, arrays: Mapping[str, Array]) -> bytes:
@@ -180,25 +374,86 @@ def _to_npz(text: str, arrays: Mapping[str, Array]) -> bytes:
     with zipfile.ZipFile(stream, "w") as archive:
         for name, array in {HEADER: np.array(text), **arrays}.items():
             plain = array.view(BITS[array.dtype.name]) if array.dtype.name in BITS else array
-            # A date of its own, so that the same layer is the same file.
+            # The default date, so that the same layer is the same file.
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as member:
                 np.lib.format.write_array(member, plain, allow_pickle=False)
-    return stream.getvalue()
+        archive.comment = COMMENT + b"0" * DIGITS
+    data = stream.getvalue()[:-DIGITS]
+    return data + hashlib.sha256(data).hexdigest().encode()
+
+
+def _look_into_npz(path: Path, stream: BinaryIO) -> None:
+    """Refuse an archive that is no layer by its table of contents, before any of it is unpacked."""
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            entries = archive.infolist()
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise _broken(path) from None
+    names = [entry.filename for entry in entries]
+    if f"{HEADER}.npy" not in names:
+        raise _foreign(path)
+    if len({*names}) < len(names):
+        raise _broken(path)
+    for entry in entries:
+        if entry.filename == f"{HEADER}.npy" and entry.file_size > LONGEST_HEADER:
+            raise _foreign(path)
+        if entry.filename not in ALLOWED_NPZ:
+            msg = f"{path} has an entry {entry.filename!r} that belongs to no layer\nwrite or copy the file again"
+            raise FileError(msg, code="F033")
+        if entry.compress_type != zipfile.ZIP_STORED:
+            msg = (
+                f"{path} has a compressed entry {entry.filename!r}\nlayer.save(path) compresses nothing: save it again"
+            )
+            raise FileError(msg, code="F034")
 
 
 def _from_npz(path: Path, data: bytes) -> tuple[str | None, dict[str, Array]]:
+    checked = _require_comment(path, data)
+    _look_into_npz(path, BytesIO(data))
     found: dict[str, Array] = {}
     try:
         with zipfile.ZipFile(BytesIO(data)) as archive:
             for name in archive.namelist():
-                with archive.open(name) as member:
-                    found[name.removesuffix(".npy")] = np.lib.format.read_array(member, allow_pickle=False)
+                found[name.removesuffix(".npy")] = _array_of_npy(archive.read(name))
     except Exception:  # noqa: BLE001 - a broken archive raises what its parts raise
         raise _broken(path) from None
-    header = found.pop(HEADER, None)
-    if header is None or header.dtype.kind != "U" or header.shape != ():
-        return None, found
-    return str(header), found
+    header = found.pop(HEADER)
+    text = str(header) if header.dtype.kind == "U" and header.shape == () else None
+    if not checked and _version(text) > 1:
+        raise _broken(path)
+    return text, found
+
+
+def _require_comment(path: Path, data: bytes) -> bool:
+    """Whether the archive ends with a checksum, which has to be that of the bytes before it."""
+    body, digits = data[:-DIGITS], data[-DIGITS:]
+    if not body.endswith(COMMENT):
+        return False
+    if hashlib.sha256(body).hexdigest().encode() != digits:
+        raise _broken(path)
+    return True
+
+
+def _array_of_npy(data: bytes) -> Array:
+    """The array of a .npy file in memory. Nothing is allocated for a header that promises more than there is."""
+    stream = BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    else:
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+    rest = data[stream.tell() :]
+    if dtype.hasobject or any(size < 0 for size in shape) or math.prod(shape) * dtype.itemsize != len(rest):
+        msg = "not an array of numbers"
+        raise ValueError(msg)
+    array = np.frombuffer(rest, dtype).reshape(shape, order="F" if fortran else "C")
+    # A machine of the other byte order wrote it, perhaps.
+    return array.astype(dtype.newbyteorder("="), order="C")
+
+
+# -------------------------------------------------------------------------------------------------------- .safetensors
 
 
 def _to_safetensors(path: Path, text: str, arrays: Mapping[str, Array]) -> bytes:
@@ -206,26 +461,64 @@ def _to_safetensors(path: Path, text: str, arrays: Mapping[str, Array]) -> bytes
         raise _not_installed(path)
     from safetensors.numpy import save
 
-    written: bytes = save(dict(arrays), {HEADER: text})
-    return written
+    zeros = "0" * DIGITS
+    data: bytes = save(dict(arrays), {HEADER: f'{text[:-1]}, "{KEY}": "{zeros}"}}'})
+    return data.replace(zeros.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
+
+
+def _metadata(stream: BinaryIO) -> dict[str, Any]:
+    """The metadata of a .safetensors file, from its header alone: a length of eight bytes, and JSON."""
+    (length,) = struct.unpack("<Q", stream.read(8))
+    if length > LONGEST_HEADER:
+        return {}
+    header = json.loads(stream.read(length))
+    metadata = header.get("__metadata__", {})
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _look_into_safetensors(path: Path, stream: BinaryIO) -> None:
+    """Refuse a file that is no layer by its header, before its arrays are read."""
+    if not _installed():
+        raise _not_installed(path)
+    try:
+        metadata = _metadata(stream)
+    except (ValueError, RecursionError, struct.error, AttributeError):
+        raise _broken(path) from None
+    if HEADER not in metadata:
+        raise _foreign(path)
 
 
 def _from_safetensors(path: Path, data: bytes) -> tuple[str | None, dict[str, Array]]:
-    if not _installed():
-        raise _not_installed(path)
+    _look_into_safetensors(path, BytesIO(data))
     from safetensors import deserialize
 
+    text = _metadata(BytesIO(data))[HEADER]
+    _require_digest(path, data, text)
     found: dict[str, Array] = {}
     try:
         for name, about in deserialize(data):  # type: ignore[no-untyped-call]
             dtype = dtype_named(NAMES.get(about["dtype"], "uint8"))
-            found[name] = np.frombuffer(about["data"], dtype).reshape(about["shape"] if about["dtype"] in NAMES else -1)
-        # The header is a length of eight bytes and JSON, which `deserialize` has seen and keeps to itself.
-        length = int.from_bytes(data[:8], "little")
-        text = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(HEADER)
+            array = np.frombuffer(about["data"], dtype)
+            found[name] = array.reshape(about["shape"] if about["dtype"] in NAMES else -1).copy()
     except Exception:  # noqa: BLE001 - what the extension raises is no part of its interface
         raise _broken(path) from None
-    return text, {name: array.copy() for name, array in found.items()}
+    return text if isinstance(text, str) else None, found
+
+
+def _require_digest(path: Path, data: bytes, text: Any) -> None:
+    """Refuse a file whose checksum is not that of its bytes, or is missing where the version has one."""
+    try:
+        digest = json.loads(text)[KEY]
+    except (ValueError, RecursionError, TypeError, KeyError):
+        digest = None
+    if digest is None:
+        if _version(text) > 1:
+            raise _broken(path)
+        return
+    digits = str(digest).encode()
+    zeroed = data.replace(digits, b"0" * DIGITS, 1)
+    if len(digits) != DIGITS or hashlib.sha256(zeroed).hexdigest() != digest:
+        raise _broken(path)
 
 
 def _installed() -> bool:
@@ -242,48 +535,175 @@ def _not_installed(path: Path) -> FileError:
 
 
 def _broken(path: Path) -> FileError:
-    msg = f"{path} is no {path.suffix} file that can be read: it is cut short or spoiled, or something else\n"
+    msg = f"{path} cannot be read as a layer: it is damaged, or cut short, or another kind of file\n"
     msg += "write or copy the file again"
     return FileError(msg, code="F021")
 
 
 # ------------------------------------------------------------------------------------------------------ all or nothing
 
+_unfinished: set[Path] = set()  # temporary files of this process
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file that becomes `path` at the end of the block, at once, or disappears with an exception.
+    """Yield a temporary file that is renamed to `path` at the end of the block, or removed after an exception.
 
-    It lies beside `path`, since a file changes its name at once only within a file system. A link is followed, and a
-    file that is replaced passes on its permissions.
+    It is in the folder of `path`, because a rename is atomic only within a file system. A symbolic link is followed. A
+    file that is replaced passes its owner, group and permissions on; until then only the owner can read the new one.
+    Temporary files that a process left when it was killed are removed first.
 
     Raises
     ------
     FileError
-        The operating system refuses; `path` is as it was.
+        The operating system refuses, or `path` is something else than a file; `path` is as it was.
     """
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise cannot_write(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
-    temporary = target.parent / f".gennorm-{secrets.token_hex(8)}.part"
+    handle = -1
+    temporary = None
     try:
-        temporary.open("xb").close()
-        try:
-            yield temporary
-            if target.exists():
-                temporary.chmod(target.stat().st_mode & 0o7777)
-            with temporary.open("rb+") as stream:
-                os.fsync(stream.fileno())  # the name must not reach the disk before the bytes
+        with interrupts_deferred():
+            target = Path(os.path.realpath(path))
+            before = _replaced(path, target)
+            _remove_stale(target.parent)
+            temporary, handle = _create(target.parent, private=before is not None)
+        yield temporary
+        with interrupts_deferred():
+            if before is not None:
+                _take_permissions(handle, temporary, before)
+            os.fsync(handle)  # the name must not reach the disk before the bytes
+            if os.name == "nt":  # which does not rename a file that is open
+                os.close(handle)
+                handle = -1
             temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
     except OSError as error:
         raise cannot_write(path, error) from None
+    finally:
+        with interrupts_deferred():
+            if handle >= 0:
+                os.close(handle)
+            if temporary is not None:
+                _remove(temporary)
+
+
+def _replaced(path: Path, target: Path) -> os.stat_result | None:
+    """What the operating system says of the file that is replaced; None where there is none."""
+    try:
+        found = target.stat()
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(found.st_mode):
+        msg = f"{path} is {_special(found.st_mode)}, and only regular files are replaced\ngive the path of another file"
+        raise FileError(msg, code="F035")
+    return found
+
+
+def _create(folder: Path, *, private: bool) -> tuple[Path, int]:
+    """A temporary file in a folder, and its open descriptor, which is locked for as long as it is open."""
+    while True:
+        temporary = folder / f".gennorm-{secrets.token_hex(8)}.part"
+        _unfinished.add(temporary)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        try:
+            handle = os.open(temporary, flags, 0o600 if private else 0o666)
+        except BaseException:
+            _unfinished.discard(temporary)
+            raise
+        if fcntl is None:
+            return temporary, handle
+        with suppress(OSError):  # a file system without locks: nothing there is taken for stale
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return temporary, handle
+        os.close(handle)  # another process saw it between its creation and its lock, and removed it
+        _unfinished.discard(temporary)
+
+
+def _remove(temporary: Path) -> None:
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)
+    _unfinished.discard(temporary)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove the temporary files of this user's processes that were killed: no process holds their locks."""
+    if fcntl is None:
+        return
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if PART.fullmatch(entry.name):
+                _remove_if_stale(entry.path)
+
+
+def _remove_if_stale(path: str) -> None:
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return  # a link, or removed already, or another user's
+    try:
+        found = os.fstat(handle)
+        if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            Path(path).unlink()
+    except OSError:
+        return  # the lock is held: a process writes this file
+    finally:
+        os.close(handle)
+
+
+def _take_permissions(handle: int, temporary: Path, before: os.stat_result) -> None:
+    """Give a file the owner, group and mode of the one that it replaces, as far as this user may."""
+    mode = stat.S_IMODE(before.st_mode)
+    if not hasattr(os, "fchown"):
+        temporary.chmod(mode)
+        return
+    now = os.fstat(handle)
+    if (now.st_uid, now.st_gid) != (before.st_uid, before.st_gid):
+        try:
+            os.fchown(handle, before.st_uid if os.geteuid() == 0 else -1, before.st_gid)
+        except OSError:
+            mode &= 0o0707  # what the old group may do is not what this group may do
+    os.fchmod(handle, mode)
+
+
+def remove_unfinished() -> None:
+    """Remove the temporary files of this process, which is about to exit."""
+    for temporary in [*_unfinished]:
+        _remove(temporary)
+
+
+@contextmanager
+def interrupts_deferred() -> Iterator[None]:
+    """Run the block without interrupts: a signal with a handler in Python is handled at the end of the block.
+
+    Signals are handled in the main thread; in another thread there is nothing to defer.
+    """
+    arrived: list[tuple[int, FrameType | None]] = []
+    handlers: dict[int, Any] = {}
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        arrived.append((number, frame))
+
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM), signal.SIGINT):
+                handler = signal.getsignal(number)
+                if callable(handler) and number not in handlers:
+                    handlers[number] = handler
+                    with suppress(ValueError):  # a main thread, but not that of the main interpreter
+                        signal.signal(number, remember)
+        yield
+    finally:
+        for number, handler in handlers.items():
+            with suppress(ValueError):
+                signal.signal(number, handler)
+        for number, frame in arrived:
+            handlers[number](number, frame)
 
 
 def cannot_read(path: Path, error: OSError) -> FileError:
-    """What to raise for what the operating system says about a file that is read."""
+    """The error for what the operating system says about a file that is read."""
     if isinstance(error, FileNotFoundError):
         msg = f"{path} does not exist\ngive the path of a file that does"
         return FileError(msg, code="F001")
@@ -292,7 +712,7 @@ def cannot_read(path: Path, error: OSError) -> FileError:
 
 
 def cannot_write(path: Path, error: OSError) -> FileError:
-    """What to raise for what the operating system says about a file that is written."""
+    """The error for what the operating system says about a file that is written."""
     msg = f"{path} cannot be written: {_reason(error)}\nnothing has been written there"
     return FileError(msg, code="F008")
 

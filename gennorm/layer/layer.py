@@ -10,8 +10,7 @@ import functools
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from os import PathLike
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,7 @@ import numpy.typing as npt
 from gennorm.engine import CompilationError, fallback_reason, use_definition
 from gennorm.engine.forks import changing
 from gennorm.engine.memory import copied
-from gennorm.errors import ConfigError, InitializationError, OutputError, ParameterError, shown, suggest
+from gennorm.errors import ConfigError, FrozenError, InitializationError, OutputError, ParameterError, shown, suggest
 from gennorm.layer import files
 from gennorm.layer.arrays import (
     dtype_given,
@@ -34,6 +33,7 @@ from gennorm.layer.arrays import (
     writable,
 )
 from gennorm.layer.derivatives import Kept, Merge, Pullback, directions_of, push_forward
+from gennorm.layer.hints import checked_arguments, unknown_attribute
 from gennorm.layer.parameters import NAMES, Parameters
 from gennorm.layer.request import Request, given_rows, laid, parameters_of, request, run
 from gennorm.layer.state import State
@@ -49,16 +49,27 @@ from gennorm.layer.statistics import (
     require_inverse,
     required,
 )
-from gennorm.layer.texts import INITIAL, Information, represent
+from gennorm.layer.texts import DEFAULTS, INITIAL, Information, represent
 from gennorm.moments import Moments
 from gennorm.plan import Plan, make_plan
 from gennorm.spec import config as configs
 from gennorm.spec import levels
 from gennorm.spec.config import LayerConfig, resolve_config
 
-__all__ = ["NormalizationLayer", "load"]
+__all__ = [
+    "NormalizationLayer",
+    "checked_parameter",
+    "filled",
+    "known_shape",
+    "load",
+    "parameter_mode",
+    "with_fallback",
+    "with_mode",
+]
 
 Array = npt.NDArray[Any]
+CHANGEABLE = ("epsilon", "epsilon_placement", "momentum", "trainable", "unbiased", "learning_rate_multipliers")
+ASSIGNED = frozenset(("_state", "scaling", "biases", "moments"))
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -152,6 +163,7 @@ class NormalizationLayer:
 
     __slots__ = ("__weakref__", "_state")
 
+    @checked_arguments("NormalizationLayer")
     def __init__(
         self,
         aggregation_levels: Any = "2;;All",
@@ -293,13 +305,6 @@ class NormalizationLayer:
         with changing:
             state = self._state
             self._state = State(state.config, state.parameters, state.moments)
-
-    def _answer(self, asked: Request) -> Array:
-        """Compute the output of a request, and learn from the input if that was requested."""
-        rows = run(asked)
-        if asked.learns:
-            self._learn(asked, rows)
-        return asked.y[0] if asked.single else asked.y
 
     @with_fallback
     def vjp(
@@ -791,13 +796,6 @@ class NormalizationLayer:
         """
         return self._state.config.trainable
 
-    @trainable.setter
-    def trainable(self, value: bool) -> None:
-        with changing:
-            state = self._state
-            config = LayerConfig.make(**{**state.config.arguments(), "trainable": value})
-            self._state = State(config, state.parameters, state.moments, state.calls)
-
     @with_fallback
     def adapt(
         self,
@@ -806,44 +804,60 @@ class NormalizationLayer:
         mask: Any = None,
         weights: Any = None,
         reset: bool = True,
+        nan: str = "propagate",
         progress: bool | None = None,
     ) -> NormalizationLayer:
         """Take the moments of a data set, in one pass and in chunks of a few MB.
 
-        The moments of the chunks are merged exactly, in float64, whatever the size of the chunks. If anything fails,
-        or is interrupted, the layer holds what it held before.
+        Chunks are measured and merged in float64, whatever the type of the data and the size of the chunks, and are
+        as exact as NumPy in one piece: `Moments` says how exact. If anything fails, or is interrupted, the layer keeps
+        the moments it had.
 
         Parameters
         ----------
         data : ndarray, or iterable of ndarray
-            A batch of everything, which may be mapped from a file (``np.load(path, mmap_mode="r")``), or batches of
-            any sizes, from a list or a generator.
+            All examples as one batch, which may be mapped from a file (``np.load(path, mmap_mode="r")``), or batches
+            of any sizes, from a list or a generator.
         mask : ndarray of bool, or iterable of them, optional
-            True counts. Broadcastable to the data, or to each batch, or one for each batch.
-        weights : ndarray, or iterable of them, optional
+            True counts. One mask for the data, or for every batch, or an iterable with one for each batch. Its axes
+            are the last ones of the data; where it has fewer axes and fits the first axes too, it is an error: write
+            ``mask[:, None]`` for ``(N,)`` beside ``(N, F)``.
+        weights : array_like, or iterable of them, optional
             How much an element counts, finite and at least 0; broadcast like `mask`.
         reset : bool, default True
             False adds the data to the moments that the layer holds.
+        nan : {"propagate", "omit", "raise"}
+            What NaN in the data does. By default, as in NumPy and Keras, the moments of its slice are NaN; a warning
+            says so. "omit" leaves it out, as a mask would. "raise" is an error that says where it is.
         progress : bool, optional
-            Whether to show a bar on standard error; if not given, where that is a terminal and it takes a while.
+            Whether to show a bar on standard error; by default on a terminal, after a second.
 
         Returns
         -------
         NormalizationLayer
             The layer itself.
 
+        Warns
+        -----
+        RuntimeWarning
+            A variance is not finite: the data have NaN or an infinity, or numbers whose squares are too large.
+        UserWarning
+            The data are one example, and each slice has one value: ``feature_norm().adapt(np.arange(1000.0))`` is one
+            example of 1000 features, as in Keras, where ``x[:, None]`` is 1000 examples of one.
+
         Raises
         ------
         ConfigError
             The layer's moments are not those of a data set.
         InputError, DtypeError
-            The data are no arrays of real numbers, or pairs of inputs and targets.
+            The data are not arrays of real numbers, or are pairs of inputs and targets; a mask is not one of bool.
         ShapeError
-            A batch has slices of another shape than the ones before.
+            A batch has slices of another shape than the ones before; a mask or weights do not fit.
         InitializationError
             There was nothing in the data.
         ParameterError
-            A mask or weights do not fit.
+            There are more or fewer masks or weights than batches; a weight is negative or not finite; NaN where `nan`
+            is "raise"; with ``reset=False``, the layer holds moments of another shape.
 
         Examples
         --------
@@ -856,22 +870,39 @@ class NormalizationLayer:
         >>> gn.feature_norm().adapt(data[start : start + 3] for start in (0, 3)).moments.mean
         array([1., 8., 5.])
         """
-        from gennorm.layer.adapting import moments_of
+        from gennorm.layer.adapting import NAN, added, extended, moments_of
 
         state = self._state
         require_dataset(state.config)
-        found = moments_of(data, state.config, mask=mask, weights=weights, progress=progress, measure=self._measure_all)
+        if not reset and mask is None and weights is None and nan in NAN and not progress:
+            with changing:
+                found = extended(self._state.moments, data, state.config)
+                if found is not None:
+                    self._state = self._state.holding(found)
+                    return self
+        found = moments_of(
+            data,
+            state.config,
+            mask=mask,
+            weights=weights,
+            nan=nan,
+            reset=reset,
+            progress=progress,
+            measure=self._measure_all,
+        )
         with changing:
             held = self._state.moments
             if not reset and held is not None:
-                found = checked(held, state.config, found.shape) + found
-            self._state = self._state.holding(checked(found, state.config, configs.kept_shape(state.config)))
+                found = added(held, found)
+            self._state = self._state.holding(found)
         return self
 
-    def _measure_all(self, x: Array, weights: Array | None) -> tuple[Moments, tuple[int, ...]]:
-        """Return the moments of the slices of an array, without groups of the batch, and the shape of held ones."""
+    def _measure_all(self, x: Array, weights: Array | None) -> Moments:
+        """Return the moments of an array as the layer holds them: those of all examples together."""
         call = self._state.calls.find(x, True)
-        return measured(call, call.measure(x, weights)), held_shape(call.plan.resolved)
+        with np.errstate(all="ignore"):
+            moments = measured(call, call.measure(x, weights))
+        return moments if moments.shape == held_shape(call.plan.resolved) else moments.pooled()
 
     def _learn(self, asked: Request, rows: Array | None) -> None:
         """Fold the moments of an array into the moving ones: one assignment of a new state, or no change at all."""
@@ -1007,18 +1038,22 @@ class NormalizationLayer:
         layer._begin(settings, scaling, biases)
         return layer
 
-    def save(self, path: str | PathLike[str]) -> None:
+    def save(self, path: files.Target) -> None:
         """Write the layer to a file: its settings, its parameters and its moments, bit for bit.
+
+        The file is complete or not there. It replaces an existing file, whose permissions it takes over. Ctrl-C is
+        handled when the file is complete.
 
         Parameters
         ----------
-        path : path-like
-            Ends in ``.npz`` or ``.safetensors``. The file appears when it is complete, in place of one that was there.
+        path : str, path-like or binary file object
+            A path ends in ``.npz`` or ``.safetensors``. A file object is written as ``.npz``, unless its name ends in
+            ``.safetensors``.
 
         Raises
         ------
         FileError
-            The path has another ending, or cannot be written.
+            The path has another suffix, or cannot be written.
 
         See Also
         --------
@@ -1037,6 +1072,34 @@ class NormalizationLayer:
         state = self._state
         files.write(path, files.Stored(state.config, state.parameters._asdict(), state.moments))
 
+    if not TYPE_CHECKING:  # to a type checker, every name would be an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_"):  # protocols look for such names, also before the layer has its own
+                return object.__getattribute__(self, name)
+            if name in DEFAULTS:
+                return self._state.config.arguments()[name]
+            raise unknown_attribute(name, [one for one in dir(self) if one[0] != "_"])
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name in CHANGEABLE:
+                with changing:
+                    state = self._state
+                    config = LayerConfig.make(**{**state.config.arguments(), name: value})
+                    self._state = State(config, state.parameters, state.moments)
+            elif name in ASSIGNED or (type(self) is not NormalizationLayer and not hasattr(type(self), name)):
+                object.__setattr__(self, name, value)
+            elif name in DEFAULTS:
+                msg = f"{name} of a layer cannot be changed\n"
+                msg += f"make another layer: NormalizationLayer.from_config({{**layer.to_config(), {name!r}: ...}})"
+                raise FrozenError(msg, code="C140")
+            elif hasattr(type(self), name):
+                msg = f"{name} of a layer cannot be assigned\n"
+                msg += "scaling, biases, moments, epsilon, momentum, trainable and unbiased can be"
+                raise FrozenError(msg, code="C141")
+            else:
+                raise unknown_attribute(name, [one for one in dir(self) if one[0] != "_"])
+
     def __repr__(self) -> str:
         return represent(self._state)
 
@@ -1050,13 +1113,15 @@ class NormalizationLayer:
         self._state = State(state["config"], Parameters(*own), state["moments"])
 
 
-def load(path: str | PathLike[str]) -> NormalizationLayer:
+def load(path: files.Source) -> NormalizationLayer:
     """Read a layer that `NormalizationLayer.save` wrote.
+
+    Nothing in the file is executed, and its checksum, settings and shapes are checked.
 
     Parameters
     ----------
-    path : path-like
-        Ends in ``.npz`` or ``.safetensors``.
+    path : str, path-like or binary file object
+        A path ends in ``.npz`` or ``.safetensors``. A file object is read from its position to its end.
 
     Returns
     -------
@@ -1065,7 +1130,7 @@ def load(path: str | PathLike[str]) -> NormalizationLayer:
     Raises
     ------
     FileError
-        The file does not exist, is incomplete, is not one of a layer, or was written by a newer gennorm.
+        The file does not exist, is damaged, is not the file of a layer, or was written by a newer gennorm.
 
     Examples
     --------
@@ -1085,8 +1150,8 @@ def load(path: str | PathLike[str]) -> NormalizationLayer:
 
 def parameter_mode(name: str, value: Any) -> Any:
     """Return the setting that stands for a parameter that was passed as this value."""
-    if isinstance(value, str) and value != "Automatic":
-        msg = f'{name} cannot be "{value}"{suggest(value, ["Automatic"])}\nwrite "Automatic", None or an array'
+    if (isinstance(value, str) and value != "Automatic") or isinstance(value, (bool, np.bool_)):
+        msg = f'{name} cannot be {shown(value)}{suggest(value, ["Automatic"])}\nwrite "Automatic", None or an array'
         raise ConfigError(msg, code="C004")
     return value if value is None or isinstance(value, str) else "explicit"
 

@@ -1,8 +1,8 @@
 """A request: one call of a layer, checked. `run` makes the kernels answer it.
 
 Every call of a layer takes this road: `request` checks what was passed, decides by which moments the array is
-normalized, and finds the prepared call; `run` computes; what follows (an answer, a pullback, an update of moving moments)
-is made of the request and the rows that `run` returns. Everything is checked before anything is written or changed.
+normalized, and finds the prepared call; `run` computes; what follows (an answer, a pullback, an update of moving
+moments) is made of the request and the rows that `run` returns. All checks come before anything is written or changed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,16 @@ from gennorm.spec import config as configs
 if TYPE_CHECKING:
     from gennorm.engine.call import PreparedCall
 
-__all__ = ["Request", "given_rows", "laid", "parameters_of", "request", "run"]
+__all__ = [
+    "Request",
+    "given_rows",
+    "laid",
+    "parameters_of",
+    "request",
+    "require_learnable",
+    "run",
+    "shared_rows",
+]
 
 Array = npt.NDArray[Any]
 
@@ -202,6 +211,7 @@ def run(asked: Request, *, keep: bool = False) -> Array | None:
 
 def shared_rows(call: PreparedCall, moments: Moments) -> Array:
     """Return mean, second moment and count of moments that are shared with other arrays."""
-    mean = np.zeros(moments.shape) if moments.mean is None else moments.mean
-    shape = (3, *call.plan.resolved.moments_shape)
-    return call.ordered(np.broadcast_to(np.stack([mean, moments.m2, moments.count]), shape))
+    rows = np.empty((3, *call.plan.resolved.moments_shape))
+    rows[0] = 0.0 if moments.mean is None else moments.mean
+    rows[1], rows[2] = moments.m2, moments.count
+    return call.ordered(rows)

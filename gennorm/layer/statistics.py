@@ -36,7 +36,6 @@ __all__ = [
     "initial",
     "is_one_example",
     "measured",
-    "pooled",
     "require_dataset",
     "require_held",
     "require_inverse",
@@ -387,24 +386,3 @@ def _step(old: Array, new: Array, momentum: float) -> Array:
     if momentum == 1:
         return old + np.zeros_like(new)
     return new + np.zeros_like(old) if momentum == 0 else momentum * old + (1 - momentum) * new
-
-
-def pooled(moments: Moments) -> Moments:
-    """The sum of moments over their first axis: those of all examples of a batch together.
-
-    Examples
-    --------
-    >>> pooled(Moments([3, 1], [2.0, 10.0], [2.0, 0.0]))
-    Moments(count=4., mean=4., m2=50.)
-    """
-    count = moments.count.sum(axis=0)
-    with np.errstate(all="ignore"):
-        if moments.mean is None:
-            return Moments(count, None, moments.m2.sum(axis=0))
-        counted = moments.count > 0
-        first = np.argmax(counted, axis=0)[None] if len(counted) else None
-        nearby = np.zeros(count.shape) if first is None else np.take_along_axis(moments.mean, first, axis=0)[0]
-        away = np.where(counted, moments.mean - nearby, 0.0)
-        mean = nearby + (moments.count * away).sum(axis=0) / np.where(count == 0, 1.0, count)
-        m2 = moments.m2.sum(axis=0) + (moments.count * np.where(counted, moments.mean - mean, 0.0) ** 2).sum(axis=0)
-    return Moments(count, mean, m2)

@@ -12,7 +12,7 @@ from gennorm.layer.parameters import NAMES
 from gennorm.layer.state import State
 from gennorm.spec.config import LayerConfig
 
-__all__ = ["DEFAULTS", "INITIAL", "Information", "represent", "write"]
+__all__ = ["DEFAULTS", "INITIAL", "Information", "is_constant", "represent", "write"]
 
 Array = npt.NDArray[Any]
 

@@ -22,12 +22,17 @@ __all__ = ["Plan", "Run", "dense_strides", "make_plan"]
 LANES = 16  # elements in a vector of the kernels; a plan never cuts a tile inside one
 TOGETHER = 8  # lines that the kernels take at a time; a piece is a multiple of them
 
-# Slices of up to this many bytes are read once: their second reading, to write the output, finds them in the cache.
-# Beyond, a slice is cut into units that are measured first and applied afterwards, and that threads can share.
+# Slices of up to this many bytes are read from memory once: their second reading, to write the output, finds them in
+# the cache. So are tiles of columns, all of whose slices are in the cache at once.
 CACHED = 4 << 20
-# The same for a tile of columns, all of whose slices are in the cache at once.
-CACHED_TILE = 1 << 22
-UNIT = 1 << 18  # elements in a unit of a slice that is cut: a few dozen microseconds of work
+# A slice, or a tile of columns, of at least CUT elements is cut into units, which threads can share: up to UNITS of
+# them, of at least UNIT elements. The cut depends on the slice alone, neither on the number of threads nor on how many
+# slices there are: the results are the same to the bit for any number of threads, and for any size of the batch.
+CUT = 1 << 15
+UNITS = 64
+UNIT = 1 << 13
+LARGEST = 1 << 21  # elements in a unit at the most: there are more than UNITS of them in a slice that has more
+LINES = 128  # lines in a unit of columns at the least: merging its moments costs as much as about ten lines
 BLOCK = 1 << 13  # elements of a block of lines: it stays in the first-level cache from lane to lane
 WIDEST = 1024  # lanes in a tile at the most: its sums fill half of the first-level cache
 # Rows of so many parameters that they fill the cache themselves are gone over piece by piece, a piece of every slice
@@ -36,6 +41,7 @@ WIDEST = 1024  # lanes in a tile at the most: its sums fill half of the first-le
 # 200,704 2.7 against 4.5; a smaller cache is full earlier.
 LONG = 1 << 16
 WINDOW = 1 << 11  # elements of such a piece: what is added up for its parameters stays in the first-level cache
+TILE, FOLD = 10, 12  # fields of the geometry of columns
 FOLDED = 32  # an aggregated innermost run shorter than this is summed as columns and folded where it can be
 
 COMPUTED = {
@@ -114,7 +120,7 @@ class Plan:
         Which kernels run it.
     cut : _Cut
     geometry : tuple of int
-        What the kernel is told; see the first lines of ``kernels/rows.py`` and ``kernels/columns.py``.
+        The first array of integers of a kernel; see ``kernels/rows.py`` and ``kernels/columns.py`` for its fields.
     parameter_kind : int
         How the parameters vary in the innermost loop, in the kernel's terms; 0 is not used.
     parameter_cells : tuple of tuple of int
@@ -170,7 +176,13 @@ class Plan:
 
         Once too where its moments are those of a data set. Where they move, this is what a call in training does.
         """
-        once = self.cut.units == 1 and self.pieces is None
+        elements = self.resolved.count
+        if self.family == "columns":
+            lanes, fold = self.runs[-1].size, 1
+            if len(self.runs) > 1 and self.geometry[FOLD] > 1:
+                lanes, fold = self.runs[-2].size * self.runs[-1].size, self.runs[-1].size
+            elements = elements // fold * min(lanes, self.geometry[TILE])
+        once = elements * ITEMSIZE[self.dtype] <= CACHED and self.pieces is None
         return 0 if self.size == 0 else 1 if once or self.config.statistics == "dataset" else 2
 
     @property
@@ -337,19 +349,18 @@ def _plan(
     family: Literal["rows", "columns"] = "rows" if cells[-1].aggregated else "columns"
     outside = cells[:-taken]
     if family == "rows" and 0 < width < FOLDED and any(cell.aggregated for cell in outside):
-        beside, lanes = _contiguous(outside, width)
-        if beside and not outside[-1].aggregated and any(cell.aggregated for cell in outside[:-beside]):
-            family, fold, taken, width = "columns", width, taken + beside, lanes
+        kept_cells, lanes = _contiguous(outside, width)
+        if kept_cells and not outside[-1].aggregated and any(cell.aggregated for cell in outside[:-kept_cells]):
+            family, fold, taken, width = "columns", width, taken + kept_cells, lanes
     inner, rest = cells[-taken:], cells[:-taken]
     lanes_vary = any(cell.varies for cell in inner)
     runs = _merged(rest, width if lanes_vary else 1)
     kept = [run for run in runs if not run.aggregated]
     outer = [run for run in runs if run.aggregated]
     slices = math.prod(cell.size for cell in cells if not cell.aggregated)
-    itemsize = ITEMSIZE[dtype]
 
     if family == "rows":
-        cut = _cut(width, math.prod(run.size for run in outer), 1, CACHED // itemsize, width)
+        cut = _cut_row(width, math.prod(run.size for run in outer))
         geometry: tuple[int, ...] = (
             *(width, cut.piece, cut.pieces, math.prod(run.size for run in outer), cut.portion, cut.units),
             *(slices, len(kept), len(outer)),
@@ -361,7 +372,7 @@ def _plan(
         rows = math.prod(run.size for run in outer)
         tile = _tile(max(width, 1), fold)
         block = max(BLOCK // tile // TOGETHER, 1) * TOGETHER
-        cut = _cut(lines.size, rows, min(tile, max(width, 1)), CACHED_TILE // itemsize, block)
+        cut = _cut_tile(lines.size, rows, min(tile, max(width, 1)), block)
         tiles = -(-width // tile)
         lines_vary = lines.p != 0 or any(run.p for run in outer)
         kind = 1 if not lines_vary else 2 if lanes_vary else 3
@@ -431,13 +442,31 @@ def _tile(width: int, fold: int) -> int:
     return min(max(WIDEST // step, 1), -(-width // step)) * step
 
 
-def _cut(length: int, rows: int, width: int, cached: int, block: int) -> _Cut:
-    """Pieces and units of a slice, or tile of slices, of ``rows`` times ``length`` lines of ``width`` elements."""
-    if length * rows * width <= cached:
+def _cut_row(length: int, rows: int) -> _Cut:
+    """The cut of a slice of so many rows into pieces and units of whole vectors."""
+    elements = length * rows
+    if elements < CUT:
+        return _Cut(length, 1, rows, 1)
+    unit = min(max(-(-elements // UNITS), UNIT), LARGEST)
+    if length < 2 * unit:
+        portion = -(-unit // length)
+        return _Cut(length, 1, portion, -(-rows // portion))
+    pieces = -(-length // unit)
+    step = min(unit, LANES)
+    piece = -(-length // (pieces * step)) * step
+    pieces = -(-length // piece)
+    return _Cut(piece, pieces, 1, rows * pieces)
+
+
+def _cut_tile(length: int, rows: int, width: int, block: int) -> _Cut:
+    """The cut of a tile of ``rows`` times ``length`` lines of ``width`` elements into pieces and units."""
+    lines = length * rows
+    unit = max(min(max(-(-lines // UNITS), UNIT // max(width, 1), LINES), LARGEST // max(width, 1)), 1)
+    if lines * width < CUT or lines < 2 * unit:
         piece = min(block, length)
         pieces = -(-length // max(piece, 1))
         return _Cut(piece, pieces, rows * pieces, 1)
-    piece = min(block, length, max(UNIT // width, 1))
+    piece = min(block, length, unit)
     pieces = -(-length // piece)
-    portion = max(UNIT // (piece * width), 1)
+    portion = max(unit // piece, 1)
     return _Cut(piece, pieces, portion, -(-rows * pieces // portion))

@@ -14,7 +14,7 @@ __all__ = ["text_of"]
 
 
 def text_of(plan: Plan) -> str:
-    """The plan as a table, a fact a line."""
+    """Return the plan as a table with one fact in each line."""
     resolved = plan.resolved
     scaled = [name for name in ("scaling", "biases") if getattr(plan.config, name) is not None]
     parameters = ", ".join(f"{name} {resolved.parameter_shape}" for name in scaled) or "no parameters"
@@ -29,6 +29,9 @@ def text_of(plan: Plan) -> str:
     source = {"input": "", "moving": ": the moving ones, in training the input's", "dataset": ": those of the data set"}
     once = " (1 in inference)" if plan.reads == 2 and plan.config.statistics == "moving" else ""
     read, written = map(_bytes, plan.traffic)
+    whole = "slice" if plan.family == "rows" else "tile"
+    shared = f": {_count(plan.tasks // plan.cut.units, whole)} in {plan.cut.units} units each"
+    units = shared if plan.cut.units > 1 and plan.tasks else ""
     lines = {
         "array": f"{plan.dtype} {resolved.shape}, {'a batch of examples' if resolved.batched else 'one example'}",
         "aggregates": f"{_places(resolved, resolved.aggregation)}: {_count(plan.slices, 'slice')} of "
@@ -42,7 +45,7 @@ def text_of(plan: Plan) -> str:
         else f"none, the definition in NumPy: {plan.fallback}",
         "memory": f"{_count(plan.reads, 'read')}{once}, {_count(min(plan.reads, 1), 'write')}{copies[plan.copies]}: "
         f"{read} read, {written} written",
-        "parallel": f"{_count(plan.tasks, 'task')}",
+        "parallel": f"{_count(plan.tasks, 'task')}{units}",
     }
     return "\n".join(f"{name:<11}{line}" for name, line in lines.items())
 

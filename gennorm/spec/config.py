@@ -415,6 +415,25 @@ def _check_together(config: LayerConfig) -> None:
             size = _declared_size(config.input_shape, level)
             if size is not None:
                 _require_divides(f"level {level}", size, number)
+        if isinstance(config.group_number, GroupMapping):
+            _require_aggregated(config)
+
+
+def _require_aggregated(config: LayerConfig) -> None:
+    """Refuse groups of a level that is not aggregated in an example of any rank that the declaration allows."""
+    error: GroupError | None = None
+    for rank in _ranks(config, (...,) if config.input_shape is None else config.input_shape):
+        try:
+            aggregation, _ = _levels(config, rank, batched=_names_batch(config))
+            _group_numbers(config.group_number, aggregation, rank)
+        except (LevelRangeError, LevelConflictError):
+            continue  # this rank does not have the levels of the layer
+        except GroupError as caught:
+            error = caught
+        else:
+            return
+    if error is not None:
+        raise error
 
 
 def _names_batch(config: LayerConfig) -> bool:
@@ -733,7 +752,7 @@ def parameter_shape(config: LayerConfig) -> tuple[int, ...]:
     >>> parameter_shape(LayerConfig.make("2;;All"))
     Traceback (most recent call last):
     gennorm.errors.InitializationError: the size of level 1, a scaling level, is not known
-    declare input_shape, call initialize(...) with a shape or an array, or pass arrays as scaling and biases
+    declare input_shape, call initialize(...) with a shape or an array, or pass arrays as scaling and biases [I001]
     """
     declared = (...,) if config.input_shape is None else config.input_shape
     batched = _names_batch(config)
@@ -803,6 +822,8 @@ def _reach(config: LayerConfig) -> int:
         for item in levels.members(spec)
         for number in ([item.number] if isinstance(item, Level) else [item.first or 1, item.last or 1, item.step])
     ]
+    if isinstance(config.group_number, GroupMapping):
+        numbers += [abs(level) for level, _ in config.group_number.items]
     return max(numbers, default=1) + max(numbers, default=1)
 
 

@@ -114,7 +114,7 @@ def parse(value: object, *, argument: str = AGGREGATION) -> LevelSpec:
     gennorm.errors.LevelSyntaxError: unknown word "al" in aggregation_levels; did you mean "All"?
         "2;;al"
             ^^
-    a level spec is a level (2), a span ("2;;All"), a list ("{1, 3;;4}") or "All"
+    a level spec is a level (2), a span ("2;;All"), a list ("{1, 3;;4}") or "All" [L003]
     """
     if isinstance(value, str):
         spec, places = _Reader(value, argument).spec()
@@ -517,7 +517,7 @@ def resolve(spec: LevelSpec, rank: int, *, batched: bool, argument: str = AGGREG
     gennorm.errors.LevelRangeError: level 5 of aggregation_levels does not exist in an array of rank 4
         "2;;5"
             ^
-    levels run from 1 to 4, or -4 to -1; "2;;All" means every level from 2 on
+    levels run from 1 to 4, or -4 to -1; "2;;All" means every level from 2 on [L101]
     """
     return _Resolution(spec, format(spec), rank, batched, argument).levels()
 

@@ -55,7 +55,7 @@ class Configured(Normalization):
         try:
             return computation.normalize(x, self._parameter("weight"), self._parameter("bias"), moments=moments)
         except MISFITS as error:
-            raise TensorError(str(error), code=error.code) from None  # of the class that torch raises
+            raise TensorError(error.message, code=error.code) from None  # of the class that torch raises
 
 
 class TorchNorm(Configured):
@@ -164,7 +164,7 @@ class _Running(TorchNorm):
         try:
             return self._gennorm.normalize_and_fold(x, weight, bias, self._running(), momentum, unbiased=True)
         except MISFITS as error:
-            raise TensorError(str(error), code=error.code) from None
+            raise TensorError(error.message, code=error.code) from None
 
 
 class _BatchNorm(_Running):
@@ -289,4 +289,4 @@ def _require_several(x: Tensor, first: int) -> None:
     if first * x.shape[2:].numel() == 1:
         msg = f"an input of shape {tuple(x.shape)} has one value for each mean, and its normalization is 0\n"
         msg += "pass more examples, or more values of each; or call module.eval() where it has running statistics"
-        raise ShapeError(msg, code="S030")
+        raise ShapeError(msg, code="S040")

@@ -124,7 +124,7 @@ def require_tensor(value: Any, what: str) -> None:
         if kind == "torch.fx.proxy.Proxy":
             instead = "the layer as a part of a model to torch.fx.symbolic_trace: torch.nn.Sequential(layer)"
         msg = f"{what} is of type {kind}, and the module takes tensors\npass {instead}"
-        raise InputError(msg, code="A020")
+        raise InputError(msg, code="A030")
     if value.layout != strided:
         msg = f"{what} has the layout {value.layout}, and the module takes dense tensors\npass x.to_dense()"
         raise TensorError(msg, code="T001")
@@ -151,7 +151,7 @@ def require_mask(mask: Any, x: Tensor) -> None:
     """Refuse a mask that is not a tensor of booleans on the device of the input."""
     if not isinstance(mask, Tensor):
         msg = f"mask is of type {type(mask).__name__}\npass a tensor of booleans; True counts"
-        raise InputError(msg, code="A021")
+        raise InputError(msg, code="A031")
     _require_device(mask, "mask", x, f"pass mask.to('{x.device}')")
     if mask.requires_grad or mask.dtype != torch.bool:
         has = "requires a gradient" if mask.requires_grad else f"has the dtype {mask.dtype}"

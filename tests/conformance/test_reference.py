@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -10,9 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from spec import reference
-
-os.environ.setdefault("KERAS_BACKEND", "torch")
-torch = pytest.importorskip("torch")
+from tests.frameworks import torch
 
 Array = NDArray[np.float64]
 

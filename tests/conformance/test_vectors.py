@@ -90,9 +90,10 @@ def agree(actual: Any, stored: Any, tolerance: float, what: str) -> None:
     np.testing.assert_allclose(actual.astype(np.float64), expected, rtol=0, atol=tolerance * scale, err_msg=what)
 
 
-def parameters(name: str, case: Case, *values: Any, needs: set[str]) -> Any:
+def parameters(name: str, case: Case, *values: Any, needs: set[str], slow: bool = False) -> Any:
     missing = sorted(PENDING & needs)
     marks = [pytest.mark.xfail(reason=f"not there yet: {', '.join(missing)}")] if missing else []
+    marks += [pytest.mark.slow] if slow else []
     return pytest.param(case, *values, id=name, marks=marks)
 
 
@@ -106,13 +107,16 @@ def chosen(select: Callable[[Case], object], *also: str) -> list[Any]:
 
 
 def with_dtypes() -> list[Any]:
-    """Every case in float64 and float32; the narrow ones where no slice is a matter of their range."""
+    """Every case in float64 and float32, and the cases within the range of 16-bit floats also in these.
+
+    Each dtype compiles kernels of its own, therefore those of 16-bit floats are slow.
+    """
     found = []
     for name, case in CASES.items():
         for dtype, width in WIDTH.items():
             narrow = name.startswith(("methods", "groups", "given")) and "never varied" not in name
             if width >= WIDTH[case["exact_in"]] and (width or narrow):
-                found.append(parameters(f"{name}, {dtype}", case, dtype, needs=needs(case)))
+                found.append(parameters(f"{name}, {dtype}", case, dtype, needs=needs(case), slow=not width))
     return found
 
 

@@ -271,9 +271,9 @@ def fork_during(what):
     thread.start()
     if what == "importing":
         wait_until(lambda: "numba" in sys.modules)
-        assert "gennorm.engine.bound" not in sys.modules or not hasattr(sys.modules["gennorm.engine.bound"], "bind")
+        assert "gennorm.engine.call" not in sys.modules or not hasattr(sys.modules["gennorm.engine.call"], "prepare")
     elif what == "compiling":
-        wait_until(lambda: "gennorm.engine.bound" in sys.modules)
+        wait_until(lambda: "gennorm.engine.call" in sys.modules)
         from numba.core.compiler_lock import global_compiler_lock
 
         def compiling():

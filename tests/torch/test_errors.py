@@ -44,7 +44,7 @@ def run(entry):
 def test_text(entry):
     with pytest.raises(GennormError) as caught:
         run(entry)
-    assert str(caught.value) == entry.text
+    assert str(caught.value) == f"{entry.text} [{entry.code}]"
     assert caught.value.code == entry.code
     assert type(caught.value).__name__ == entry.kind
     lines = entry.text.split("\n")

@@ -538,14 +538,16 @@ def whole(typing: Any, value: Any) -> Any:
 @registry.lower(operator.getitem, types.Array, types.Integer)
 def _getitem(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     """Load an element without Numba's check for a negative index: kernels do not use negative indices."""
-    return builder.load(_address(context, builder, sig.args[0], *args))
+    loaded = builder.load(_address(context, builder, sig.args[0], *args))
+    loaded.align = 1  # as everywhere: parameters and moments may be unaligned arrays
+    return loaded
 
 
 @registry.lower(operator.setitem, types.Array, types.Integer, types.Any)
 def _setitem(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     array, index, value = args
     converted = context.cast(builder, value, sig.args[2], sig.args[0].dtype)
-    builder.store(converted, _address(context, builder, sig.args[0], array, index))
+    builder.store(converted, _address(context, builder, sig.args[0], array, index)).align = 1
     return context.get_dummy_value()
 
 

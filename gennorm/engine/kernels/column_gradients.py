@@ -1,8 +1,8 @@
-"""Columns, backwards: from the gradient of the output to those of the input and of the parameters.
+"""Columns, backward pass: from the gradient of the output to those of the input and of the parameters.
 
-What ``row_gradients`` does for one slice, for a tile of neighbouring ones. The workspace holds six numbers a lane in
-float64, and the last array five in the type of the arithmetic and, behind them, BESIDE more: for each of the lines that
-are taken together a vector of terms of its scaling, and one of its biases.
+``row_gradients`` does the same for one slice; here it is done for a tile of neighbouring slices. The scratch ``work``
+has eight numbers a lane in float64. ``lanes`` has five in the type of the arithmetic and, behind them, TERMS more: for
+each of the lines that are taken together a vector of terms of its scaling, and one of terms of its biases.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from .vector import (
     Vector,
     choose,
     even,
+    exceeds,
     fence,
     first_lanes,
     load,
@@ -63,8 +64,8 @@ WEIGHTED = 0  # the weights are a mask; 1: it chooses what the statistics contri
 STREAM = 0  # write past the caches, where lines are whole vectors and begin at even places
 real = np.float32
 
-RECENT = 32  # terms of a line's own parameter that are added up, a lane of a vector each, before they join the rest
-BESIDE = 2 * TOGETHER * LANES
+RECENT = 32  # vectors of terms of a line's own parameter that are added up before they are added in float64
+TERMS = 2 * TOGETHER * LANES
 
 
 def backward(
@@ -87,7 +88,10 @@ def backward(
     hi: int,
     team: int,
 ) -> None:
-    """Take the sums of one tile of slices after another, and write its gradient while it is still in the cache."""
+    """Take the sums of tiles of slices, and write their gradient while they are still in the cache.
+
+    SUMS and APPLY are what they are in ``row_gradients.backward``.
+    """
     length, piece, pieces, rows = geometry[LENGTH], geometry[PIECE], geometry[PIECES], geometry[ROWS]
     portion, units, slices = geometry[PORTION], geometry[UNITS], geometry[SLICES]
     kept, outer = geometry[KEPT], geometry[OUTER]
@@ -95,10 +99,12 @@ def backward(
     x_line, y_line, p_line = geometry[X_LINE], geometry[Y_LINE], geometry[P_LINE]
     outer_runs = RUNS + 4 * kept
     squared_at, mean_at, inverse_at, by_sum_at, by_product_at = tile, 2 * tile, 3 * tile, 4 * tile, 5 * tile
+    slice_at, lone = 6 * tile, length * rows * fold == 1
     tasks = units * tiles * (slices // (geometry[WIDTH] // fold))
     for unit in range(lo * block, min(hi * block, tasks)):
         place = unit // units
-        first = (unit - place * units) * portion
+        position = unit - place * units
+        first = position * portion
         last = min(first + portion, rows * pieces)
         number = place // tiles
         left = (place - number * tiles) * tile
@@ -109,27 +115,34 @@ def backward(
         y_tile += left
         to_scaling = 2 * parameters * (unit // block) + p_tile
         to_biases = to_scaling + parameters
-        index = slice_
-        for folded in range(0, width, fold):
-            for lane in range(folded, folded + fold):
-                work[mean_at + lane] = factors[MEAN * slices + index]
-                work[inverse_at + lane] = factors[VARIANCE * slices + index]
-                work[by_sum_at + lane] = factors[PER_COUNT * slices + index]
-                work[by_product_at + lane] = factors[PER_DEGREE * slices + index]
-            index += 1
-        for lane in range(0, width, LANES):
-            mean = load(work, mean_at + lane)
-            per_count, per_degree = load(work, by_sum_at + lane), load(work, by_product_at + lane)
-            inverse, by_sum, by_product = slopes(load(work, inverse_at + lane), per_count, per_degree, numbers)
-            store(lanes, 3 * tile + lane, narrow(per_degree))
-            store(lanes, 4 * tile + lane, narrow(per_count))
-            store(work, inverse_at + lane, inverse)
-            store(work, by_sum_at + lane, by_sum)
-            store(work, by_product_at + lane, by_product)
-            centre = narrow(mean)
-            store(lanes, lane, centre)
-            store(lanes, tile + lane, narrow(inverse))
-            store(lanes, 2 * tile + lane, narrow((widen(centre) - mean) * inverse))
+        if position == 0 or unit == lo * block or not (SUMS and APPLY):
+            index = slice_
+            for folded in range(0, width, fold):
+                for lane in range(folded, folded + fold):
+                    work[mean_at + lane] = factors[MEAN * slices + index]
+                    work[inverse_at + lane] = factors[VARIANCE * slices + index]
+                    work[by_sum_at + lane] = factors[PER_COUNT * slices + index]
+                    work[by_product_at + lane] = factors[PER_DEGREE * slices + index]
+                index += 1
+            for lane in range(0, width, LANES):
+                mean = load(work, mean_at + lane)
+                per_count, per_degree = load(work, by_sum_at + lane), load(work, by_product_at + lane)
+                inverse, by_sum, by_product = slopes(load(work, inverse_at + lane), per_count, per_degree, numbers)
+                if lone:  # the output does not depend on the only element of a slice
+                    zero = splat(0.0)
+                    depends = splat(1.0) - exceeds(per_count, 0.5)
+                    inverse = choose(depends, inverse, zero)
+                    by_sum = choose(depends, by_sum, zero)
+                    by_product = choose(depends, by_product, zero)
+                store(lanes, 3 * tile + lane, narrow(per_degree))
+                store(lanes, 4 * tile + lane, narrow(per_count))
+                store(work, inverse_at + lane, inverse)
+                store(work, by_sum_at + lane, by_sum)
+                store(work, by_product_at + lane, by_product)
+                centre = narrow(mean)
+                store(lanes, lane, centre)
+                store(lanes, tile + lane, narrow(inverse))
+                store(lanes, 2 * tile + lane, narrow((widen(centre) - mean) * inverse))
 
         if SUMS:
             for lane in range(2 * tile):
@@ -166,8 +179,20 @@ def backward(
             if fold > 1:
                 share(work, width, fold)
                 share(work[squared_at:], width, fold)
+            if APPLY and units > 1:
+                for lane in range(0, width, LANES):
+                    sum_: Vector = load(work, lane)
+                    product: Vector = load(work, squared_at + lane)
+                    if position > 0:
+                        sum_ = load(work, slice_at + lane) + sum_
+                        product = load(work, slice_at + tile + lane) + product
+                    store(work, slice_at + lane, sum_)
+                    store(work, slice_at + tile + lane, product)
+                    if position + 1 == units:
+                        store(work, lane, sum_)
+                        store(work, squared_at + lane, product)
             if not APPLY:
-                index = (unit - place * units) * 2 * slices + slice_
+                index = position * 2 * slices + slice_
                 for lane in range(0, width, fold):
                     sums[index] = work[lane]
                     sums[index + slices] = work[squared_at + lane]
@@ -180,7 +205,7 @@ def backward(
                     work[squared_at + lane] = sums[slices + index]
                 index += 1
 
-        if APPLY:
+        if APPLY and (not SUMS or position + 1 == units):
             for lane in range(0, width, LANES):
                 # A term that is not there stays 0 where its sum is NaN.
                 zero = splat(0.0)
@@ -199,7 +224,7 @@ def backward(
                 store(lanes, tile + lane, narrow(gain))
                 store(lanes, 3 * tile + lane, narrow(slope))
                 store(lanes, 4 * tile + lane, narrow(shift))
-            for part in range(first, last):
+            for part in range(0 if SUMS else first, last):
                 row, start, size = part_at(part, length, piece, pieces)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
                 # In the order of memory: line by line, or down lines of one vector.
@@ -236,10 +261,10 @@ def products(
     gradients: Array, to_scaling: int, to_biases: int,
 ) -> None:  # fmt: skip
     """Add the terms of some lanes of a few lines to the lanes' sums, and to parameters that vary from line to line."""
-    beside = 5 * tile
+    terms_at = 5 * tile
     if SCALING == 3 or BIASES == 3:
-        for i in range(0, BESIDE, LANES):
-            store(lanes, beside + i, splat(real(0)))
+        for i in range(0, TERMS, LANES):
+            store(lanes, terms_at + i, splat(real(0)))
     while lines == TOGETHER and lane + LANES <= stop:
         products_at(
             x, x_start, x_line, dy, weights, y_start, y_line, TOGETHER, lane, LANES, lanes, tile, work,
@@ -253,7 +278,7 @@ def products(
         )  # fmt: skip
         lane += LANES
     for i in range(lines):
-        at = beside + 2 * i * LANES
+        at = terms_at + 2 * i * LANES
         if SCALING == 3 and not TANGENT:
             gradients[to_scaling + i * p_line] += total(widen(load(lanes, at)))
         if BIASES == 3:
@@ -283,11 +308,11 @@ def products_at(
             term = gradient
             if SCALING > 1 and not TANGENT:
                 term = gradient * first_lanes(muladd(deviation, inverse, rest), count)
-            beside = 5 * tile + 2 * i * LANES
+            terms_at = 5 * tile + 2 * i * LANES
             if SCALING == 3 and not TANGENT:
-                store(lanes, beside, load(lanes, beside) + term)
+                store(lanes, terms_at, load(lanes, terms_at) + term)
             if BIASES == 3:
-                store(lanes, beside + LANES, load(lanes, beside + LANES) + gradient)
+                store(lanes, terms_at + LANES, load(lanes, terms_at + LANES) + gradient)
             if SCALING == 2 and not TANGENT:
                 at = to_scaling + p_at + left + lane
                 store_part(gradients, at, count, load_part(gradients, at, count) + widen(term))

@@ -5,8 +5,8 @@ channels of an array with channels first. Group normalization with channels last
 slice when they have been summed.
 
 The geometry is that of ``rows`` with lines, runs of lanes, in the place of elements: a slice tile is a set of blocks
-of lines, the innermost aggregated run being LENGTH lines long. The workspace holds nine numbers a lane in float64,
-and the last array three in the type of the arithmetic.
+of lines, the innermost aggregated run being LENGTH lines long. The scratch ``work`` has 12 numbers a lane in float64,
+and ``lanes`` three in the type of the arithmetic.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .steps import (
     PLACEMENT,
     cancelled,
     inverse_deviation,
+    joined,
     moments,
     offsets,
     part_at,
@@ -37,6 +38,7 @@ from .vector import (
     Vector,
     choose,
     even,
+    exceeds,
     fence,
     first_lanes,
     inverse,
@@ -59,24 +61,24 @@ from .vector import (
 
 MEASURE = 1  # take the moments from the input; otherwise read them
 KEEP = 0  # write the moments
-WEIGHTED = 0  # the output's place holds weights of the elements, in its layout, and what they sum to is kept too
+WEIGHTED = 0  # the argument of the output holds weights of the elements, and their sums are written too
 APPLY = 1  # write the output
 STREAM = 0  # write past the caches, where lines are whole vectors and begin at even places
 SCALING = 0  # 0: absent, 1: constant along a lane, 2: varies from lane to lane and line to line, 3: one a line
 BIASES = 0
 INVERT = 0  # from output to input: the scaling is given as its reciprocals
-EXACT = 1  # one pass about 0 may be enough (2: even in float32); if not, the first is about the mean of a sample
+EXACT = 1  # try one pass about 0 first (2: in float32); if 0, the first pass is about the mean of a sample
 real = np.float32  # the type of the arithmetic; moments are always float64
 
 SAMPLE = 24  # lines in a sample
-DOWN = 16  # lines of float64, or of halves, that are summed in registers before they join the sums in memory
+DOWN = 16  # lines of float64, float16 or bfloat16 that are summed in registers before the sums in memory
 
 LENGTH = 0  # lines in the innermost aggregated run
 PIECE = 1  # lines in a piece of it; the last piece may be shorter
 PIECES = 2
 ROWS = 3  # how often that run occurs in a slice
 PORTION = 4  # pieces in a unit; the last unit of a slice may have fewer
-UNITS = 5  # units in a slice: 1 unless a tile of slices is larger than the cache
+UNITS = 5  # units in a tile: 1 unless it has so many elements that threads should share it
 SLICES = 6
 KEPT = 7  # runs in the list of those that tell tiles apart
 OUTER = 8  # runs in the list of the aggregated ones outside the innermost
@@ -90,7 +92,7 @@ P_LINE = 15
 P_LANE = 16  # stride of a parameter that is constant along a lane, from lane to lane: 0 or 1
 RUNS = 17
 
-# Lines of more than WIDE lanes are summed a few at a time, in the order of memory, with the next few on their way: the
+# Lines of more than WIDE lanes are summed a few at a time, in the order of memory, and the next few are prefetched: the
 # sums in memory are loaded and stored once for all of them. (4096, 512) takes 180 us, 330 line by line, and 100 MB of
 # 256 lanes 3.3 ms and 4.8; all lines at a time would take 13. They are written line by line: nothing is faster.
 TOGETHER = 8
@@ -111,20 +113,28 @@ def forward(
     hi: int,
     team: int,
 ) -> None:
-    """Take the moments of one tile of slices after another, and write its output while it is still in the cache."""
+    """Take the moments of tiles of slices, and write their output while they are still in the cache.
+
+    A task is what it is in ``rows.forward``, with a tile for a slice.
+    """
     length, piece, pieces, rows = geometry[LENGTH], geometry[PIECE], geometry[PIECES], geometry[ROWS]
     portion, units, slices = geometry[PORTION], geometry[UNITS], geometry[SLICES]
     kept, outer = geometry[KEPT], geometry[OUTER]
     tile, tiles, fold, p_lane = geometry[TILE], geometry[TILES], geometry[FOLD], geometry[P_LANE]
     x_line, y_line, p_line = geometry[X_LINE], geometry[Y_LINE], geometry[P_LINE]
     outer_runs = RUNS + 4 * kept
-    squares, weighed, recent = tile, 2 * tile, (3 if WEIGHTED else 2) * tile
-    mean_at, spread_at, again = 6 * tile, 7 * tile, 8 * tile
+    weighed, mean_at, spread_at = 2 * tile, 6 * tile, 7 * tile
+    pivot_at, added_at, squared_at = 9 * tile, 10 * tile, 11 * tile
     gain_at, shift_at = tile, 2 * tile
-    for unit in range(lo, hi):
-        block = unit // units
-        first = (unit - block * units) * portion
-        last = min(first + portion, rows * pieces)
+    for task in range(lo, hi):
+        if MEASURE and APPLY:  # a task is a tile
+            block = task
+            first = 0
+            last = rows * pieces
+        else:  # a task is a unit
+            block = task // units
+            first = (task - block * units) * portion
+            last = min(first + portion, rows * pieces)
         number = block // tiles
         left = (block - number * tiles) * tile
         width = min(tile, geometry[WIDTH] - left)
@@ -134,76 +144,33 @@ def forward(
         y_tile += left
 
         if MEASURE:
-            for lane in range(0, width, LANES):
-                store(lanes, lane, splat(real(0)))
-                store(work, again + lane, splat(1.0))
-            step = 1 if WEIGHTED else min(TOGETHER if width > WIDE else piece if EXACT == 1 else DOWN, piece)
-            # Over a sample or in float32, over everything, and over that again if it is not enough.
-            for attempt in range(1 if EXACT == 1 else 0, 3):
-                end = last if attempt > 0 or EXACT else min(last, first - -SAMPLE // piece)
-                # Recent sums join those before them so often that there are about as many of these.
-                often = 8 + int(math.sqrt((end - first) * -(-piece // step)))
-                turn = 0
-                for lane in range(2 * recent):
-                    work[lane] = 0.0
-                count = 0
-                for part in range(first, end):
-                    row, start, size = part_at(part, length, piece, pieces)
-                    if attempt == 0 and not EXACT:
-                        size = min(size, SAMPLE)
-                    x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
-                    for line in range(start, start + size, step):
-                        if WEIGHTED:
-                            sums_weighted(
-                                x, x_tile + x_row + line * x_line, y, y_tile + y_row + line * y_line, width,
-                                lanes, work, recent, squares, weighed,
-                            )  # fmt: skip
+            before = 0.0
+            for begin in range(first, last, portion):
+                counted = measure(x, y, geometry, x_tile, y_tile, width, begin, min(begin + portion, last), work, lanes)
+                if APPLY and units > 1:
+                    for lane in range(0, width, LANES):
+                        mean, spread = load(work, mean_at + lane), load(work, spread_at + lane)
+                        pivot = load(work, pivot_at + lane)
+                        if begin == 0:
+                            pivot = finite(mean)
+                            store(work, pivot_at + lane, pivot)
+                            store(work, added_at + lane, (mean - pivot) * counted)
+                            store(work, squared_at + lane, spread)
                         else:
-                            lines = min(step, start + size - line)
-                            at = x_tile + x_row + line * x_line
-                            if EXACT != 2:
-                                sums_about(x, at, x_line, lines, width, lanes, 0.0, work, recent, squares)
-                            elif attempt == 0:
-                                sums_about(x, at, x_line, lines, width, lanes, real(LEAST), work, recent, squares)
-                            else:  # seldom, and not worth compiling all of the above once more
-                                for lane in range(0, width, LANES):
-                                    add_lines(
-                                        x, at + lane, x_line, lines, width - lane, 0, lanes, 0.0, work,
-                                        recent, squares, lane,
-                                    )  # fmt: skip
-                        turn += 1
-                        if turn == often:
-                            join(work, recent)
-                            turn = 0
-                    count += size * fold
-                join(work, recent)
-                if fold > 1:
-                    share(work, width, fold)
-                    share(work[squares:], width, fold)
-                    if WEIGHTED:
-                        share(work[weighed:], width, fold)
-                unfinished = 0.0
+                            added, squared = joined(
+                                mean, spread, counted, pivot,
+                                load(work, added_at + lane), load(work, squared_at + lane), before,
+                            )  # fmt: skip
+                            store(work, added_at + lane, added)
+                            store(work, squared_at + lane, squared)
+                before += counted
+            if APPLY and units > 1:
                 for lane in range(0, width, LANES):
-                    squared = load(work, squares + lane)
-                    counted = larger(load(work, weighed + lane), NOTHING) if WEIGHTED else splat(np.float64(count))
-                    mean, spread = moments(load(work, lane), squared, counted, widen(load(lanes, lane)))
-                    flag = load(work, again + lane)
-                    mean = choose(flag, mean, load(work, mean_at + lane))
-                    spread = choose(flag, spread, load(work, spread_at + lane))
-                    if attempt == 1:
-                        flag = choose(flag, cancelled(squared, spread), splat(0.0))
-                    elif EXACT == 2:
-                        flag = rounded(squared, spread, counted)
-                    if attempt > 0 or EXACT != 2:
-                        store(lanes, lane, narrow(mean))  # the pivot of the next attempt
-                    store(work, again + lane, flag)
-                    unfinished += total(first_lanes(flag, width - lane))
+                    mean = load(work, pivot_at + lane) + load(work, added_at + lane) / before
                     store(work, mean_at + lane, mean)
-                    store(work, spread_at + lane, spread)
-                if unfinished == 0.0:
-                    break
+                    store(work, spread_at + lane, load(work, squared_at + lane))
             if KEEP:
-                index = (unit - block * units) * slices + slice_
+                index = slice_ if APPLY else (task - block * units) * slices + slice_
                 for lane in range(0, width, fold):
                     means[index] = work[mean_at + lane]
                     spreads[index] = work[spread_at + lane]
@@ -261,8 +228,96 @@ def forward(
         fence()
 
 
+def measure(
+    x: Array, y: Array, geometry: Array, x_tile: int, y_tile: int, width: int, first: int, last: int,
+    work: Array, lanes: Array,
+) -> float:  # fmt: skip
+    """Write mean and second moment of the lanes of one unit to the scratch; return how many elements a slice has."""
+    length, piece, pieces = geometry[LENGTH], geometry[PIECE], geometry[PIECES]
+    outer, tile, fold = geometry[OUTER], geometry[TILE], geometry[FOLD]
+    x_line, y_line = geometry[X_LINE], geometry[Y_LINE]
+    outer_runs = RUNS + 4 * geometry[KEPT]
+    squares, weighed, recent = tile, 2 * tile, (3 if WEIGHTED else 2) * tile
+    mean_at, spread_at, again = 6 * tile, 7 * tile, 8 * tile
+    count = 0
+    for lane in range(0, width, LANES):
+        store(lanes, lane, splat(real(0)))
+        store(work, again + lane, splat(1.0))
+    step = 1 if WEIGHTED else min(TOGETHER if width > WIDE else piece if EXACT == 1 else DOWN, piece)
+    # Over a sample or in float32, over everything, and over that again if it is not enough.
+    for attempt in range(1 if EXACT == 1 else 0, 3):
+        end = last if attempt > 0 or EXACT else min(last, first - -SAMPLE // piece)
+        # Recent sums join those before them so often that there are about as many of these.
+        often = 8 + int(math.sqrt((end - first) * -(-piece // step)))
+        turn = 0
+        for lane in range(2 * recent):
+            work[lane] = 0.0
+        count = 0
+        for part in range(first, end):
+            row, start, size = part_at(part, length, piece, pieces)
+            if attempt == 0 and not EXACT:
+                size = min(size, SAMPLE)
+            x_row, y_row, _ = offsets(geometry, outer_runs, outer, row)
+            for line in range(start, start + size, step):
+                if WEIGHTED:
+                    sums_weighted(
+                        x, x_tile + x_row + line * x_line, y, y_tile + y_row + line * y_line, width,
+                        lanes, work, recent, squares, weighed,
+                    )  # fmt: skip
+                else:
+                    lines = min(step, start + size - line)
+                    at = x_tile + x_row + line * x_line
+                    if EXACT != 2:
+                        sums_about(x, at, x_line, lines, width, lanes, 0.0, work, recent, squares)
+                    elif attempt == 0:
+                        sums_about(x, at, x_line, lines, width, lanes, real(LEAST), work, recent, squares)
+                    else:  # seldom, and not worth compiling all of the above once more
+                        for lane in range(0, width, LANES):
+                            add_lines(
+                                x, at + lane, x_line, lines, width - lane, 0, lanes, 0.0, work,
+                                recent, squares, lane,
+                            )  # fmt: skip
+                turn += 1
+                if turn == often:
+                    join(work, recent)
+                    turn = 0
+            count += size * fold
+        join(work, recent)
+        if fold > 1:
+            share(work, width, fold)
+            share(work[squares:], width, fold)
+            if WEIGHTED:
+                share(work[weighed:], width, fold)
+        unfinished = 0.0
+        for lane in range(0, width, LANES):
+            squared = load(work, squares + lane)
+            counted = larger(load(work, weighed + lane), NOTHING) if WEIGHTED else splat(np.float64(count))
+            mean, spread = moments(load(work, lane), squared, counted, widen(load(lanes, lane)))
+            flag = load(work, again + lane)
+            mean = choose(flag, mean, load(work, mean_at + lane))
+            spread = choose(flag, spread, load(work, spread_at + lane))
+            if attempt == 1:
+                flag = choose(flag, cancelled(squared, spread), splat(0.0))
+            elif EXACT == 2:
+                flag = rounded(squared, spread, counted)
+            if attempt > 0 or EXACT != 2:
+                store(lanes, lane, narrow(finite(mean)))  # the pivot of the next attempt
+            store(work, again + lane, flag)
+            unfinished += total(first_lanes(flag, width - lane))
+            store(work, mean_at + lane, mean)
+            store(work, spread_at + lane, spread)
+        if unfinished == 0.0:
+            break
+    return np.float64(count)
+
+
+def finite(numbers: Vector) -> Vector:
+    """Return the numbers, with 0 in place of infinities and NaN."""
+    return choose(exceeds(numbers, -math.inf) * exceeds(numbers * -1.0, -math.inf), numbers, splat(0.0))
+
+
 def join(work: Array, recent: int) -> None:
-    """Add the recent sums to those before; they begin anew."""
+    """Add the recent sums to those before, and reset them to 0."""
     for lane in range(0, recent, LANES):
         store(work, lane, load(work, lane) + load(work, recent + lane))
         store(work, recent + lane, splat(0.0))
@@ -289,9 +344,10 @@ def sums_about(
     x: Array, start: int, line: int, lines: int, width: int, pivots: Array, least: Any, work: Array,
     recent: int, squares: int,
 ) -> None:  # fmt: skip
-    """Add what each lane's deviations from its pivot sum up to, and their squares, to its sums.
+    """Add each lane's deviations from its pivot, and their squares, to its sums.
 
-    The sums of these lines are of the type of ``least``, which squares begin at; where it is not 0, every pivot is.
+    The sums over these lines are of the type of ``least``, at which those of squares begin. Where ``least`` is not 0,
+    every pivot is 0.
     """
     lane = 0
     while lane + WIDE <= width and lines != TOGETHER:
@@ -320,7 +376,7 @@ def add_lines(
     x: Array, start: int, line: int, lines: int, count: int, ahead: int, pivots: Array, least: Any, work: Array,
     recent: int, squares: int, lane: int,
 ) -> None:  # fmt: skip
-    """Add up to a vector of lanes of some lines; what lies ``ahead`` is fetched meanwhile."""
+    """Add up to a vector of lanes of some lines; prefetch the elements ``ahead``, if that is not 0."""
     added = splat(least - least)
     squared = splat(least)
     pivot = like(load(pivots, lane), least) if least == 0 else splat(least - least)

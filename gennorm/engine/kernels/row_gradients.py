@@ -1,17 +1,22 @@
-"""Rows, backwards: from the gradient of the output to those of the input and of the parameters.
+"""Rows, backward pass: from the gradient of the output to those of the input and of the parameters.
 
 With ``g = scaling * dy`` and the deviations ``d`` of a slice from its mean, the gradient of its elements is ``inverse *
 g + by_sum * sum(g) + by_product * sum(g * d) * d``; see ``slopes``. Four factors of each slice, in this order, are all
-that this needs of the forward pass; ``steps`` says which.
+that this needs of the forward pass; ``steps`` lists them.
 
-The geometry is that of ``rows``. What it says of the output holds for its gradient, the input's, and the weights,
-which share one layout. Units are counted across the slices: the first of each, then the second. They are taken in
-blocks, and each block adds up the gradients of the parameters by itself, those of the scaling before those of the
-biases, so that they do not depend on who works on which block. Where they vary along a row, a few units' terms are
-added up in the type of the arithmetic before they join the rest in float64, which halves what has to be loaded and
-stored for each element. Where there is room for the recent terms of a piece only, a unit is a piece and a block has it
-of all slices: no two blocks share a parameter, and there is one array of gradients for all of them. Where no parameter
-has more terms than are added up first, these are the gradients, and there is no array of others.
+The geometry is that of ``rows``. Its strides of the output are also those of the output's gradient, of the input's
+gradient and of the weights, which share one layout. Units are counted slice by slice, or, with ACROSS, position by
+position: the first unit of every slice, then the second.
+
+A block of units adds up the gradients of the parameters in an array of its own, those of the scaling before those of
+the biases, so that they do not depend on which thread works on which block. Where the parameters vary along a row, the
+terms of ``often`` parts are added up in the type of the arithmetic before they are added to the array, which is
+float64: this halves what is loaded and stored for each element. ``often`` is so small that no parameter has more than
+32 such terms.
+
+With ACROSS and scratch for the parameters of one piece, a unit is a piece, and a block has it of all slices: no two
+blocks share a parameter, and there is one array of gradients for all blocks. Where no parameter has more than 32 terms
+in all, the sums of terms are the gradients, and there is no array of others.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from .vector import (
     Array,
     Vector,
     choose,
+    even,
     fence,
     load_part,
     misaligned,
@@ -43,7 +49,8 @@ APPLY = 1  # write the input's gradient; otherwise write the sums
 SCALING = 0  # 0: absent, 1: constant along a row, 2: varies along a row
 BIASES = 0
 TANGENT = 0  # a directional derivative: the scaling multiplies what comes out instead of what goes in
-STREAM = 0  # write past the caches
+STREAM = 0  # write past the caches, where elements are aligned
+ACROSS = 0  # take the same unit of one slice after another
 WEIGHTED = 0  # the weights are a mask; 1: it chooses what the statistics contribute to, 2: what the sums are of
 real = np.float32
 
@@ -67,7 +74,11 @@ def backward(
     hi: int,
     team: int,
 ) -> None:
-    """Take the sums of one unit after another, and write its gradient while it is still in the cache."""
+    """Take the sums of slices, and write their gradient while they are still in the cache.
+
+    With SUMS and APPLY all units of a slice are in the range, and the gradient of a slice follows the sums of its last
+    unit. Otherwise each unit is worked on by itself, so that threads can share a slice.
+    """
     length, piece, pieces, rows = geometry[LENGTH], geometry[PIECE], geometry[PIECES], geometry[ROWS]
     portion, units, slices = geometry[PORTION], geometry[UNITS], geometry[SLICES]
     kept, outer = geometry[KEPT], geometry[OUTER]
@@ -76,22 +87,37 @@ def backward(
     recent_at = misaligned(recent, 0)
     room = (recent.size - LANES) // 2  # parameters whose recent terms are added up: all of them, or those of a piece
     done = 0
-    fresh = 1  # nothing has joined the gradients yet, and whatever is in their place does not count
+    low = parameters  # the parameters that have recent terms, from the first to the last
+    high = 0
+    fresh = 0  # whether no terms were added to the gradients of a piece yet: their memory is not initialized
+    slice_added = 0.0
+    slice_squared = 0.0
     for unit in range(lo * block, final):
-        position = unit // slices if units > 1 else 0
-        number = unit - position * slices
+        number = unit // units if units > 1 else unit
+        position = unit - number * units
+        if ACROSS:
+            position = unit // slices
+            number = unit - position * slices
         first = position * portion
         last = min(first + portion, rows * pieces)
-        if unit % block == 0 or (number == 0 and room < parameters):
-            fresh = 1
         x_slice, y_slice, p_slice = offsets(geometry, RUNS, kept, number)
         mean = factors[MEAN * slices + number]
         per_count, per_degree = factors[PER_COUNT * slices + number], factors[PER_DEGREE * slices + number]
         inverse, by_sum, by_product = slopes(factors[VARIANCE * slices + number], per_count, per_degree, numbers)
+        if length * rows == 1 and per_count > 0.5:  # the output does not depend on the only element of a slice
+            inverse = 0.0
+            by_sum = 0.0
+            by_product = 0.0
         centre = real(mean)
         rest = np.float64(centre) - mean  # what rounding the mean lost
         to_scaling = 0 if 0 < room < parameters else 2 * parameters * (unit // block)
         to_biases = to_scaling + parameters
+        if 0 < room < parameters:
+            if number == 0:
+                fresh = 1
+        elif SUMS == 1 and room > 0 and gradients.size > 0 and unit % block == 0:
+            for i in range(0, 2 * parameters, LANES):
+                store_part(gradients, to_scaling + i, 2 * parameters - i, splat(0.0))
 
         added = 0.0
         squared = 0.0
@@ -115,28 +141,42 @@ def backward(
                     two *= scaling[p_row]
                 added += one
                 squared += two
-            done += 1
-            full = done == often or number + 1 == slices or (unit + 1) % block == 0
-            if room > 0 and gradients.size > 0 and full:
-                many = size if room < parameters else parameters
-                settle(gradients, to_scaling + window, recent, recent_at, many, fresh)
-                settle(gradients, to_biases + window, recent, recent_at + room, many, fresh)
-                done = 0
-                fresh = 0
-            if not APPLY:
+                if room > 0 and gradients.size > 0:
+                    done += 1
+                    low = min(low, p_row + start)
+                    high = max(high, p_row + start + size)
+                    ends = (unit + 1) % block == 0 or unit + 1 == slices * units
+                    complete = part + 1 == last and (ends or (ACROSS == 1 and number + 1 == slices))
+                    if done == often or complete:
+                        at = low - window
+                        settle(gradients, to_scaling + low, recent, recent_at + at, high - low, fresh)
+                        settle(gradients, to_biases + low, recent, recent_at + room + at, high - low, fresh)
+                        done = 0
+                        low = parameters
+                        high = 0
+                        fresh = 0
+            squared += rest * added
+            if APPLY:
+                if position == 0:
+                    slice_added = added
+                    slice_squared = squared
+                else:
+                    slice_added += added
+                    slice_squared += squared
+            else:
                 at = position * 2 * slices + number
                 sums[at] = added
-                sums[at + slices] = squared + rest * added
-        if APPLY:
+                sums[at + slices] = squared
+        if APPLY and (not SUMS or position + 1 == units):
             if SUMS:
-                squared += rest * added
+                added, squared = slice_added, slice_squared
             else:
                 added, squared = sums[number], sums[slices + number]
             # A term that is not there stays 0 where its sum is NaN.
             slope = by_product * squared if per_degree != 0.0 else 0.0
             shift = by_sum * added if per_count != 0.0 else 0.0
             shift += slope * rest
-            for part in range(first, last):
+            for part in range(0 if SUMS else first, last):
                 row, start, size = part_at(part, length, piece, pieces)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
                 p_row += p_slice
@@ -158,7 +198,7 @@ def products(
     x: Array, x_start: int, dy: Array, weights: Array, y_start: int, size: int, centre: Vector,
     scaling: Array, p_start: int, inverse: Vector, rest: Vector, recent: Array, recent_at: int, room: int,
 ) -> tuple[float, float]:  # fmt: skip
-    """Sums of ``g`` and of ``g`` times the deviation over contiguous elements; gradients that vary along them."""
+    """Return sums of ``g`` and of ``g`` times the deviation over contiguous elements; add terms of parameters."""
     added = splat(0.0)
     squared = splat(0.0)
     i = 0
@@ -190,7 +230,7 @@ def products_at(
     x: Array, x_start: int, dy: Array, weights: Array, y_start: int, count: int, centre: Vector,
     scaling: Array, p_start: int, inverse: Vector, rest: Vector, recent: Array, recent_at: int, room: int,
 ) -> tuple[Vector, Vector]:  # fmt: skip
-    """The terms of up to a vector of elements."""
+    """Return ``g`` and the deviations of up to a vector of elements."""
     gradient = load_part(dy, y_start, count)
     deviation: Vector = load_part(x, x_start, count) - centre
     gradient, deviation = contribution(gradient, deviation, weights, y_start, count)
@@ -206,7 +246,7 @@ def products_at(
 
 
 def settle(gradients: Array, start: int, recent: Array, recent_at: int, size: int, fresh: int) -> None:
-    """Let recent terms join the gradients in float64."""
+    """Add recent terms to the gradients in float64, and reset them to 0."""
     for i in range(0, size, LANES):
         count = size - i
         terms = widen(load_part(recent, recent_at + i, count))
@@ -225,7 +265,8 @@ def combine(
     if i > 0:
         vector = combined(x, x_start, dy, weights, y_start, i, centre, gain, slope, shift, scaling, p_start)
         store_part(dx, y_start, i, vector)
-    aligned = STREAM and size >= 4 * LANES
+    # Elements of an unaligned array are never at the start of a vector.
+    aligned = STREAM == 1 and size >= 4 * LANES and even(dx, y_start + i, 0)
     while i + LANES <= size:
         vector = combined(
             x, x_start + i, dy, weights, y_start + i, LANES, centre, gain, slope, shift, scaling, p_start + i
@@ -248,7 +289,7 @@ def combined(
     x: Array, x_start: int, dy: Array, weights: Array, y_start: int, count: int, centre: Vector,
     gain: Vector, slope: Vector, shift: Vector, scaling: Array, p_start: int,
 ) -> Vector:  # fmt: skip
-    """The gradient of up to a vector of elements."""
+    """Return the gradient of up to a vector of elements."""
     gradient = load_part(dy, y_start, count)
     if SCALING == 2 and not TANGENT:
         gradient = gradient * load_part(scaling, p_start, count)

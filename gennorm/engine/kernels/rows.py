@@ -5,9 +5,9 @@ batch normalization with channels first has one row an example.
 
 The geometry of a call is one array of integers, the fields below and then two lists of runs, each from the innermost
 run outwards: the kept ones that tell slices apart, and the aggregated ones outside the row. A run has a size and its
-strides in the input, the output and the parameters. What the numbers are stands in ``steps``.
+strides in the input, the output and the parameters. ``steps`` describes the array ``numbers``.
 
-A call works on the units ``lo`` to ``hi`` and writes nothing that belongs to others, so calls may run side by side.
+A call works on the tasks ``lo`` to ``hi`` and writes nothing that belongs to other tasks, so calls may run in parallel.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .steps import (
     PLACEMENT,
     cancelled,
     inverse_deviation,
+    joined,
     moments,
     offsets,
     part_at,
@@ -36,6 +37,7 @@ from .vector import (
     Array,
     Vector,
     choose,
+    even,
     fence,
     first_lanes,
     inverse,
@@ -56,27 +58,27 @@ from .vector import (
 
 MEASURE = 1  # take the moments from the input; otherwise read them
 KEEP = 0  # write the moments
-WEIGHTED = 0  # the output's place holds weights of the elements, in its layout, and what they sum to is kept too
+WEIGHTED = 0  # the argument of the output holds weights of the elements, and their sums are written too
 APPLY = 1  # write the output
 SCALING = 0  # 0: absent, 1: constant along a row, 2: varies along a row
 BIASES = 0
-STREAM = 0  # write past the caches, and fetch the next row meanwhile, as last rows of halves do that are not long
-ACROSS = 0  # take the same unit of one slice after another: with moments that are given, that is the order of memory
+STREAM = 0  # write past the caches, and prefetch the next row, as short last rows of float16 and bfloat16 do
+ACROSS = 0  # take the same unit of one slice after another: with given moments, that is the order of memory
 INVERT = 0  # from output to input: the scaling is given as its reciprocals
-EXACT = 1  # one pass about 0 may be enough (2: even in float32); if not, the first is about the mean of a sample
+EXACT = 1  # try one pass about 0 first (2: in float32); if 0, the first pass is about the mean of a sample
 real = np.float32  # the type of the arithmetic; moments are always float64
 
 SAMPLE = 64  # elements in a sample
-BLOCK = 4096  # elements that are summed by themselves before they join those before them
+BLOCK = 4096  # elements of a row that are summed before the sum is added to that of the blocks before
 FEW = 16 * LANES  # the same in float32; 8 vectors take 5 % longer, 32 as long
-NEXT = 8192  # halves in the last row of a slice, at the most, beside which the next row is fetched: more fill a cache
+NEXT = 8192  # elements in a last row during which the next row is prefetched, at the most: both fit a cache
 
 LENGTH = 0  # elements in a row
 PIECE = 1  # elements in a piece of a row; the last piece may be shorter
 PIECES = 2  # pieces in a row: 1 unless it is very long
 ROWS = 3  # rows in a slice
 PORTION = 4  # pieces in a unit; the last unit of a slice may have fewer
-UNITS = 5  # units in a slice: 1 unless it is larger than the cache
+UNITS = 5  # units in a slice: 1 unless it has so many elements that threads should share it
 SLICES = 6
 KEPT = 7  # runs in the first list
 OUTER = 8  # runs in the second
@@ -96,73 +98,56 @@ def forward(
     hi: int,
     team: int,
 ) -> None:
-    """Take the moments of one unit after another, and write its output while it is still in the cache."""
+    """Take the moments of slices, and write their output while they are still in the cache.
+
+    With MEASURE and APPLY a task is a slice, whose units are measured one after another and then merged. Otherwise it
+    is one unit, so that threads can share a slice; the moments of its units are then merged by ``merging``, by the same
+    operations in the same order.
+    """
     length, piece, pieces, rows = geometry[LENGTH], geometry[PIECE], geometry[PIECES], geometry[ROWS]
     portion, units, slices = geometry[PORTION], geometry[UNITS], geometry[SLICES]
     kept, outer = geometry[KEPT], geometry[OUTER]
     outer_runs = RUNS + 4 * kept
-    for unit in range(lo, hi):
-        number = unit // units if units > 1 else unit
-        first = (unit - number * units) * portion
-        if ACROSS:
-            first = unit // slices * portion
-            number = unit - unit // slices * slices
-        last = min(first + portion, rows * pieces)
+    for task in range(lo, hi):
+        if MEASURE and APPLY:  # a task is a slice
+            number = task
+            first = 0
+            last = rows * pieces
+        else:  # a task is a unit
+            number = task // units if units > 1 else task
+            first = (task - number * units) * portion
+            if ACROSS:
+                first = task // slices * portion
+                number = task - task // slices * slices
+            last = min(first + portion, rows * pieces)
         x_slice, y_slice, p_slice = offsets(geometry, RUNS, kept, number)
 
         mean = 0.0
         spread = 0.0
         if MEASURE:
-            pivot = real(0)
-            # Over a sample or in float32, over everything, and over that again if it is not enough.
-            for attempt in range(1 if EXACT == 1 else 0, 3):
-                end = last if attempt > 0 or EXACT else min(last, first - -SAMPLE // piece)
-                often = 1 + int(math.sqrt(end - first))  # rows in a block, and about as many blocks
-                added = splat(0.0)
-                squared = splat(0.0)
-                count = 0.0
-                for block in range(first, end, often):
-                    block_added = splat(0.0)
-                    block_squared = splat(0.0)
-                    for part in range(block, min(block + often, end)):
-                        row, start, size = part_at(part, length, piece, pieces)
-                        if attempt == 0 and not EXACT:
-                            size = min(size, SAMPLE)
-                        x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
-                        x_start = x_slice + x_row + start
-                        weight: Any = np.float64(size)
-                        if WEIGHTED:
-                            sum_, sum_of_squares, weight = sums_weighted(
-                                x, x_start, y, y_slice + y_row + start, size, pivot
-                            )
-                        elif EXACT == 2 and attempt == 0:
-                            x_next, _, _ = offsets(geometry, outer_runs, outer, min(part + 1, last - 1) // pieces)
-                            sum_, sum_of_squares = sums(x, x_start, size, real(0), real(LEAST), FEW, x_next - x_row)
-                        elif EXACT != 2 and attempt == 1:
-                            x_next, _, _ = offsets(geometry, outer_runs, outer, min(part + 1, last - 1) // pieces)
-                            about = 0.0 if EXACT else np.float64(pivot)
-                            sum_, sum_of_squares = sums(x, x_start, size, about, 0.0, BLOCK, x_next - x_row)
-                        else:
-                            sum_, sum_of_squares = sums(x, x_start, size, np.float64(pivot), 0.0, BLOCK, 0)
-                        block_added += sum_
-                        block_squared += sum_of_squares
-                        count += weight
-                    added += block_added
-                    squared += block_squared
-                in_all = total(squared)
-                mean, spread = moments(total(added), in_all, larger(count, NOTHING), np.float64(pivot))
-                if EXACT == 2 and attempt == 0:
-                    if rounded(in_all, spread, count) == 0.0:
-                        break
-                else:
-                    if attempt == 2 or (attempt == 1 and cancelled(in_all, spread) == 0.0):
-                        break
-                    pivot = real(mean)
+            pivot = 0.0
+            added = 0.0
+            squared = 0.0
+            before = 0.0
+            for begin in range(first, last, portion):
+                mean, spread, count = measured(
+                    x, y, geometry, x_slice, y_slice, begin, min(begin + portion, last)
+                )  # fmt: skip
+                if begin == 0:
+                    pivot = mean if -math.inf < mean < math.inf else 0.0
+                    added = (mean - pivot) * count
+                    squared = spread
+                elif APPLY:
+                    added, squared = joined(mean, spread, count, pivot, added, squared, before)
+                before += count
+            if APPLY and units > 1:
+                mean, spread = pivot + added / before, squared
             if KEEP:
-                means[(unit - number * units) * slices + number] = mean
-                spreads[(unit - number * units) * slices + number] = spread
+                at = number if APPLY else (task - number * units) * slices + number
+                means[at] = mean
+                spreads[at] = spread
                 if WEIGHTED:
-                    spreads[(units + unit - number * units) * slices + number] = count
+                    spreads[units * slices + at] = before
         else:
             mean = means[number]
             spread = spreads[number]
@@ -196,12 +181,69 @@ def forward(
         fence()
 
 
-def sums(x: Array, start: int, size: int, about: Any, least: Any, block: int, ahead: int) -> tuple[Vector, Vector]:
-    """Sums, in each lane, of deviations of contiguous elements and of their squares.
+def measured(
+    x: Array, y: Array, geometry: Array, x_slice: int, y_slice: int, first: int, last: int
+) -> tuple[float, float, float]:  # fmt: skip
+    """Return mean and second moment of one unit, and how many elements, or the sum of the weights, it has."""
+    length, piece, pieces = geometry[LENGTH], geometry[PIECE], geometry[PIECES]
+    outer, parts = geometry[OUTER], geometry[ROWS] * pieces
+    outer_runs = RUNS + 4 * geometry[KEPT]
+    mean = 0.0
+    spread = 0.0
+    count = 0.0
+    pivot = real(0)
+    # Over a sample or in float32, over everything, and over that again if it is not enough.
+    for attempt in range(1 if EXACT == 1 else 0, 3):
+        end = last if attempt > 0 or EXACT else min(last, first - -SAMPLE // piece)
+        often = 1 + int(math.sqrt(end - first))  # rows in a block, and about as many blocks
+        added = splat(0.0)
+        squared = splat(0.0)
+        count = 0.0
+        for block in range(first, end, often):
+            block_added = splat(0.0)
+            block_squared = splat(0.0)
+            for part in range(block, min(block + often, end)):
+                row, start, size = part_at(part, length, piece, pieces)
+                if attempt == 0 and not EXACT:
+                    size = min(size, SAMPLE)
+                x_row, y_row, _ = offsets(geometry, outer_runs, outer, row)
+                x_start = x_slice + x_row + start
+                weight: Any = np.float64(size)
+                if WEIGHTED:
+                    sum_, sum_of_squares, weight = sums_weighted(x, x_start, y, y_slice + y_row + start, size, pivot)
+                elif EXACT == 2 and attempt == 0:
+                    x_next, _, _ = offsets(geometry, outer_runs, outer, min(part + 1, parts - 1) // pieces)
+                    sum_, sum_of_squares = sums(x, x_start, size, real(0), real(LEAST), FEW, x_next - x_row)
+                elif EXACT != 2 and attempt == 1:
+                    x_next, _, _ = offsets(geometry, outer_runs, outer, min(part + 1, parts - 1) // pieces)
+                    about = 0.0 if EXACT else np.float64(pivot)
+                    sum_, sum_of_squares = sums(x, x_start, size, about, 0.0, BLOCK, x_next - x_row)
+                else:
+                    sum_, sum_of_squares = sums(x, x_start, size, np.float64(pivot), 0.0, BLOCK, 0)
+                block_added += sum_
+                block_squared += sum_of_squares
+                count += weight
+            added += block_added
+            squared += block_squared
+        in_all = total(squared)
+        mean, spread = moments(total(added), in_all, larger(count, NOTHING), np.float64(pivot))
+        if EXACT == 2 and attempt == 0:
+            if rounded(in_all, spread, count) == 0.0:
+                break
+        else:
+            if attempt == 2 or (attempt == 1 and cancelled(in_all, spread) == 0.0):
+                break
+            # Deviations from an infinite pivot would be NaN, and so would the mean, which is infinite.
+            pivot = real(mean) if -math.inf < mean < math.inf else real(0)
+    return mean, spread, count
 
-    Two accumulators hide the latency of one, and begin anew with each block, those of squares at ``least``. Their type
-    is that of ``about``, which is subtracted. What lies ``ahead`` is fetched meanwhile, if that is not here: the
-    processor does not expect it.
+
+def sums(x: Array, start: int, size: int, about: Any, least: Any, block: int, ahead: int) -> tuple[Vector, Vector]:
+    """Return sums, in each lane, of deviations of contiguous elements and of their squares.
+
+    Two accumulators hide the latency of one. They are reset for each block, those of squares to ``least``. Their type
+    is that of ``about``, which is subtracted. Where ``ahead`` is not 0, the elements so far ahead are prefetched: they
+    are in another row, which the processor does not expect.
     """
     added = splat(0.0)
     squared = splat(0.0)
@@ -237,7 +279,7 @@ def sums(x: Array, start: int, size: int, about: Any, least: Any, block: int, ah
 def sums_weighted(
     x: Array, x_start: int, weights: Array, w_start: int, size: int, pivot: Any
 ) -> tuple[Vector, Vector, float]:
-    """The same with weights, and the sum of the weights; 0 times NaN counts as 0."""
+    """Return the same sums with weights, and the sum of the weights; 0 times NaN counts as 0."""
     centre = widen(splat(pivot))
     zero = splat(0.0)
     added = splat(0.0)
@@ -267,7 +309,8 @@ def normalize(
     i = misaligned(y, y_start) if size >= 4 * LANES else 0
     if i > 0:
         store_part(y, y_start, i, normalized(x, x_start, i, centre, gain, shift, scaling, biases, p_start))
-    aligned = STREAM and size >= 4 * LANES
+    # Elements of an unaligned array are never at the start of a vector.
+    aligned = STREAM == 1 and size >= 4 * LANES and even(y, y_start + i, 0)
     while i + LANES <= size:
         vector = normalized(x, x_start + i, LANES, centre, gain, shift, scaling, biases, p_start + i)
         if STREAM or EXACT == 2:
@@ -286,7 +329,7 @@ def normalized(
     x: Array, x_start: int, count: int,
     centre: Vector, gain: Vector, shift: Vector, scaling: Array, biases: Array, p_start: int,
 ) -> Vector:  # fmt: skip
-    """Up to a vector of output. Where the count is LANES, the compiler drops the mask."""
+    """Return up to a vector of output. Where the count is LANES, the compiler drops the mask."""
     scale = gain
     if SCALING == 2:
         scale = load_part(scaling, p_start, count)

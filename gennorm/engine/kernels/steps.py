@@ -1,4 +1,4 @@
-"""The steps that both families are made of, on the numbers of a slice or on vectors of neighbouring slices' numbers."""
+"""The formulas of both families of kernels, for the numbers of one slice or for vectors of neighbouring slices."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ INSIDE, FLOOR, OUTSIDE = 0, 1, 2
 # where that goes, one of the three above.
 DIVISOR, EPSILON, PLACEMENT = 0, 1, 2
 
-# What a gradient is told of a slice: its mean, its variance, and one over the elements that the mean and the variance
-# are taken over, 0 where the gradient does not go through them.
+# The factors of a slice that a gradient needs: its mean, its variance, and one over the number of elements that the
+# mean and the variance are taken over; 0 where the gradient does not go through them.
 MEAN, VARIANCE, PER_COUNT, PER_DEGREE = 0, 1, 2, 3
 
 # One pass loses log2(mean square / variance) bits of 53 to cancellation. Where it would lose more than 10, a second
@@ -35,15 +35,16 @@ CANCELLATION = 1024.0
 NEAR = 1.9
 NOTHING = 1e-300  # divides the sums, which are 0, of a slice in which nothing is counted: its mean is 0
 
-# Squares of halves are exact in float32, and so few are added up there that it is enough where the mean square is at
-# most 16 variances, and neither infinite nor so small that squares were lost. Those that are not exact, below 2**-133,
-# are nothing beside what their sums begin at: whether a product is rounded before it is added makes no difference.
+# Squares of float16 and bfloat16 are exact in float32, and so few are added up there that it is enough where the mean
+# square is at most 16 variances, and neither infinite nor so small that squares were lost. Those that are not exact,
+# below 2**-133, are negligible against what their sums begin at: whether a product is rounded before it is added makes
+# no difference.
 NEARBY = 16.0
 LEAST, SMALL, LARGE = 2.0**-100, 2.0**-50, 2.0**200
 
 
 def offsets(geometry: Array, first: int, runs: int, number: int) -> tuple[int, int, int]:
-    """Where item ``number`` of a nest of runs begins, in the input, the output and the parameters."""
+    """Return where item ``number`` of a nest of runs begins, in the input, the output and the parameters."""
     x_offset = 0
     y_offset = 0
     p_offset = 0
@@ -59,35 +60,51 @@ def offsets(geometry: Array, first: int, runs: int, number: int) -> tuple[int, i
 
 
 def part_at(part: int, length: int, piece: int, pieces: int) -> tuple[int, int, int]:
-    """Which row a part of a slice is in, where it begins there, and how long it is."""
+    """Return the row that a part of a slice is in, where the part begins in it, and how long it is."""
     row = part // pieces if pieces > 1 else part
     start = (part - row * pieces) * piece
     return row, start, min(piece, length - start)
 
 
 def moments(added: Any, squared: Any, count: Any, pivot: Any) -> tuple[Any, Any]:
-    """Mean and second moment about it, from the sums of the deviations from ``pivot`` and of their squares."""
+    """Return the mean and the second moment about it, from sums of deviations from ``pivot`` and of their squares."""
     if not CENTER:
         return pivot, squared
-    beside = added / count
-    return pivot + beside, larger(squared - added * beside, 0.0)
+    offset = added / count
+    return pivot + offset, larger(squared - added * offset, 0.0)
+
+
+def joined(
+    mean: Any, spread: Any, count: Any, pivot: Any, added: Any, squared: Any, before: Any
+) -> tuple[Any, Any]:  # fmt: skip
+    """Add the moments of one more unit of a slice to those of the ``before`` elements in the units before it.
+
+    ``added`` is the sum of all deviations from ``pivot``, the mean of the first unit: the mean of the slice is rounded
+    once, however many units there are. ``squared`` is the second moment about the mean of the units so far. An infinite
+    mean stays infinite.
+    """
+    if not CENTER:
+        return added, squared + spread
+    away = mean - pivot
+    apart = away - added / before
+    return added + away * count, squared + (spread + apart * apart * (before * count / (before + count)))
 
 
 def cancelled(squared: Any, spread: Any) -> Any:
-    """1 where one pass was not enough, 0 elsewhere."""
+    """Return 1 where one pass was not enough, 0 elsewhere."""
     if not CENTER:
         return exceeds(squared, math.inf)
     return exceeds(squared, spread * (CANCELLATION if EXACT else NEAR))
 
 
 def rounded(squared: Any, spread: Any, count: Any) -> Any:
-    """0 where sums of halves in float32 were enough, more elsewhere."""
+    """Return 0 where float32 sums of float16 or bfloat16 were exact enough, more elsewhere."""
     outside = exceeds(squared, LARGE) + exceeds(count * SMALL, squared)
     return outside + exceeds(squared, spread * NEARBY) if CENTER else outside
 
 
 def inverse_deviation(variance: Any, epsilon: float, placement: float) -> Any:
-    """What a deviation from the mean is multiplied by; 0 where it would be divided by 0."""
+    """Return what a deviation from the mean is multiplied by: 1 / divisor, and 0 where the divisor is 0."""
     if placement == INSIDE:
         return inverse(root(variance + epsilon))
     if placement == FLOOR:
@@ -96,7 +113,7 @@ def inverse_deviation(variance: Any, epsilon: float, placement: float) -> Any:
 
 
 def slopes(variance: Any, per_count: Any, per_degree: Any, numbers: Array) -> tuple[Any, Any, Any]:
-    r"""The inverse deviation of a slice, and what two sums over it are multiplied by in its gradient.
+    r"""Return the inverse deviation of a slice, and what two sums over it are multiplied by in its gradient.
 
     With the deviation :math:`\delta(v)` that is divided by, :math:`r = 1 / \delta`, :math:`n` elements counted and the
     variance over :math:`n'`, that is :math:`n` or :math:`n - 1`, the derivative of :math:`g \cdot (x - \mu) r` is
@@ -116,7 +133,7 @@ def slopes(variance: Any, per_count: Any, per_degree: Any, numbers: Array) -> tu
 
 
 def contribution(gradient: Vector, deviation: Vector, weights: Array, start: int, count: int) -> tuple[Vector, Vector]:
-    """What up to a vector of elements contribute to the sums over a slice."""
+    """Return what up to a vector of elements contribute to the sums over a slice."""
     if WEIGHTED == 1:  # padding may be anything: where no gradient comes from, it adds nothing to the sums
         deviation = choose(gradient, deviation, splat(real(0)))
     if WEIGHTED == 2:

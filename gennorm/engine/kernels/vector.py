@@ -1,8 +1,8 @@
-"""The words the kernels are written in: sixteen neighbouring elements at a time.
+"""The vector operations that the kernels are written in: sixteen neighbouring elements at a time.
 
-Each function is the definition, in NumPy, of one operation on a vector of ``LANES`` elements. The kernels in ``rows``
-and ``columns`` are ordinary Python over these words: where Numba is switched off they run exactly as they stand, and
-where it is on ``_jit`` puts the machine's version of each word, from ``_lowering``, in its place before it compiles.
+Each function is the definition, in NumPy, of one operation on a vector of ``LANES`` elements. The kernels are ordinary
+Python that calls these operations. Without Numba they run as they are; with it, ``compiler.jit`` replaces each
+operation by machine code from ``compiler.lowering`` before it compiles a kernel.
 
 A vector of fixed width that is summed by a fixed tree gives the same bits on every instruction set; a loop that a
 compiler vectorises by itself does not.

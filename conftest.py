@@ -1,0 +1,118 @@
+"""Settings of the test session: examples of Hypothesis, required frameworks, and files that need a framework."""
+
+import importlib
+import importlib.util
+import os
+import re
+
+import hypothesis
+import pytest
+
+# Keras reads its backend when it is imported; its default, TensorFlow, is not a dependency of the tests.
+os.environ.setdefault("KERAS_BACKEND", "torch")
+
+# Every session draws the same examples, so that a change fails only by its own fault. `--hypothesis-profile=new` draws
+# new ones, `--hypothesis-profile=thorough` draws the same ones but four times as many.
+same = {"deadline": None, "derandomize": True, "print_blob": True}
+hypothesis.settings.register_profile("same", max_examples=50, **same)
+hypothesis.settings.register_profile("thorough", max_examples=200, **same)
+hypothesis.settings.register_profile("new", max_examples=50, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("same")
+
+FRAMEWORKS = ("jax", "keras", "onnx", "onnxruntime", "sklearn", "torch", "transformers")
+# An import at the top of a module, or in an example of a page or a docstring.
+IMPORT = re.compile(rf"^(?:>>> )?(?:import|from) ({'|'.join(FRAMEWORKS)})\b", re.MULTILINE)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fuzz-seconds", type=float, default=0.0, help="time for new examples in each file of fuzzing")
+
+
+# --------------------------------------------------------------------------------------------- frameworks and skips
+
+
+def missing_frameworks(names: str) -> list[str]:
+    """The modules of the comma-separated `names` that cannot be imported, each with the reason."""
+    missing = []
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            missing.append(f"{name} ({error})")
+    return missing
+
+
+def required() -> str:
+    """The frameworks that must be installed. Where there are any, a skipped test fails the session."""
+    return os.environ.get("GENNORM_REQUIRE", "")
+
+
+def pytest_configure(config):
+    missing = missing_frameworks(required())
+    if missing:
+        msg = f"GENNORM_REQUIRE names modules that cannot be imported: {'; '.join(missing)}"
+        raise pytest.UsageError(msg)
+
+
+class Skipped(pytest.File):
+    """A file whose examples need a framework that is not installed."""
+
+    missing: str
+
+    def collect(self):
+        where = self.path.relative_to(self.config.rootpath).as_posix()
+        pytest.skip(f"the examples of {where} need {self.missing}, which is not installed", allow_module_level=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file(file_path, parent):
+    """Skip the examples of a page or a module that imports a missing framework; test modules skip themselves."""
+    found = yield
+    if found and not file_path.name.startswith("test_") and file_path.suffix in {".py", ".md"}:
+        for name in dict.fromkeys(IMPORT.findall(file_path.read_text(encoding="utf-8"))):
+            if importlib.util.find_spec(name) is None:
+                skipped = Skipped.from_parent(parent, path=file_path)
+                skipped.missing = name
+                return [skipped]
+    return found
+
+
+def skip_lines(reports) -> list[str]:
+    """One line per skipped test or file: where, and the reason."""
+    lines = []
+    for report in reports:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        lines.append(f"{report.nodeid}: {reason.removeprefix('Skipped: ')}")
+    return sorted(lines)
+
+
+def skipped(config) -> list[str]:
+    """The skipped tests of this session, from the reports of the terminal."""
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    return skip_lines(terminal.stats.get("skipped", [])) if terminal else []
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus, config):
+    lines = skipped(config)
+    if required() and lines:
+        terminalreporter.section("skipped, which fails this session because GENNORM_REQUIRE is set", red=True)
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
+def pytest_sessionfinish(session, exitstatus):
+    if required() and session.exitstatus == pytest.ExitCode.OK and skipped(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+# ---------------------------------------------------------------------------------------------------------- fixtures
+
+
+@pytest.fixture
+def threads():
+    """A function that sets the number of threads; the test ends with the number before."""
+    import gennorm as gn
+
+    before = gn.get_num_threads()
+    yield gn.set_num_threads
+    gn.set_num_threads(before)
