@@ -37,7 +37,8 @@ from gennorm.torch.tensors import (
 
 __all__ = ["Pair", "TensorComputation"]
 
-Pair = tuple[Tensor | None, Tensor]  # mean and variance; no mean for the method RMS
+Maybe = Tensor | None
+Pair = tuple[Maybe, Tensor]  # mean and variance; no mean for the method RMS
 
 
 class TensorComputation:
@@ -68,10 +69,10 @@ class TensorComputation:
     def normalize(
         self,
         x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
+        weight: Maybe,
+        bias: Maybe,
         *,
-        mask: Tensor | None = None,
+        mask: Maybe = None,
         moments: Pair | None = None,
         group: Any = None,
     ) -> Tensor:
@@ -107,12 +108,12 @@ class TensorComputation:
     def normalize_and_fold(
         self,
         x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
+        weight: Maybe,
+        bias: Maybe,
         moving: Pair,
         momentum: float | Tensor,
         *,
-        mask: Tensor | None = None,
+        mask: Maybe = None,
         group: Any = None,
         across: bool = True,
         unbiased: bool = False,
@@ -167,15 +168,7 @@ class TensorComputation:
         return y
 
     def _run(
-        self,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mask: Tensor | None,
-        moments: Pair | None,
-        group: Any,
-        *,
-        keep: bool,
+        self, x: Tensor, weight: Maybe, bias: Maybe, mask: Maybe, moments: Pair | None, group: Any, *, keep: bool
     ) -> tuple[Tensor, Any]:
         """Return the output, and what the derivatives and moving moments need where that is to be kept."""
         if not (
@@ -211,13 +204,7 @@ class TensorComputation:
             return tensor_of(kernels.normalize(array, scaling, biases, mask=counted, moments=_given(moments))), None
 
     def _defined(
-        self,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mask: Tensor | None,
-        moments: Pair | None,
-        group: Any,
+        self, x: Tensor, weight: Maybe, bias: Maybe, mask: Maybe, moments: Pair | None, group: Any
     ) -> tuple[Tensor, SliceMoments | Pair]:
         """Compute the same by the definition."""
         self._require(x, weight, bias)
@@ -233,9 +220,7 @@ class TensorComputation:
             given = merged(definition.measure(x, self.config, resolved, weights=mask), group)
         return definition.normalize(x, self.config, resolved, scaling=weight, biases=bias, weights=mask, moments=given)
 
-    def _bind(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None
-    ) -> tuple[Computation, Array | None, Array | None]:
+    def _bind(self, x: Tensor, weight: Maybe, bias: Maybe) -> tuple[Computation, Array | None, Array | None]:
         """Check the input and the parameters; return the kernels, and the parameters that are to be passed to them.
 
         Where the parameters are in the memory that they were in before, they are bound to the kernels, so that a call
@@ -251,7 +236,7 @@ class TensorComputation:
         self._bound = bound = _Bound(x.dtype, _Memory(weight), _Memory(bias), None)
         return self._kernels, bound.weight.array, bound.bias.array
 
-    def _require(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+    def _require(self, x: Tensor, weight: Maybe, bias: Maybe) -> None:
         require_tensor(x, "the input")
         for name, value in (("weight", weight), ("bias", bias)):
             if value is not None:
@@ -263,13 +248,13 @@ class _Memory:
 
     __slots__ = ("array", "at", "dtype", "shape", "steps")
 
-    def __init__(self, tensor: Tensor | None) -> None:
+    def __init__(self, tensor: Maybe) -> None:
         self.array: Array | None = None
         if tensor is not None:
             self.array, self.at = array_of(tensor), tensor.data_ptr()
             self.dtype, self.shape, self.steps = tensor.dtype, tensor.shape, tensor.stride()
 
-    def fits(self, tensor: Tensor | None) -> bool:
+    def fits(self, tensor: Maybe) -> bool:
         """Return whether the tensor is this memory, seen in the same way."""
         if tensor is None or self.array is None:
             return tensor is None and self.array is None
@@ -315,9 +300,9 @@ class Normalize(torch.autograd.Function):
         computation: TensorComputation,
         bound: tuple[Computation, Array | None, Array | None],
         x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mask: Tensor | None,
+        weight: Maybe,
+        bias: Maybe,
+        mask: Maybe,
         moments: Pair | None,
         group: Any,
     ) -> tuple[Tensor, Array]:
@@ -330,7 +315,7 @@ class Normalize(torch.autograd.Function):
         return tensor_of(y), kept
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, _: Any = None) -> tuple[Any, ...]:
+    def backward(ctx: Any, dy: Maybe, _: Any = None) -> tuple[Any, ...]:
         if dy is None:
             return (None,) * 8
         x, weight, bias, mask = ctx.saved_tensors
@@ -350,9 +335,7 @@ def runs(dy: Tensor, x: Tensor) -> bool:
     return on_cpu and is_eager() and is_plain(dy) and is_plain(x)
 
 
-def gradients(
-    ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None
-) -> tuple[Tensor | None, ...]:
+def gradients(ctx: Any, dy: Tensor, x: Tensor, weight: Maybe, bias: Maybe, mask: Maybe) -> tuple[Maybe, ...]:
     """Return the gradients of input, weight and bias by a kernel."""
     kernels, scaling, biases = ctx.computation._bind(x, weight, bias)
     merge = None if ctx.group is None else lambda sums: added(from_numpy(sums), ctx.group).numpy()
@@ -364,9 +347,7 @@ def gradients(
     return tuple(None if one is None else tensor_of(one) for one in (found.input, found.scaling, found.biases))
 
 
-def defined_gradients(
-    ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None
-) -> tuple[Tensor | None, ...]:
+def defined_gradients(ctx: Any, dy: Tensor, x: Tensor, weight: Maybe, bias: Maybe, mask: Maybe) -> tuple[Maybe, ...]:
     """Return the same by the definition, which has derivatives of its own."""
     computation, group = ctx.computation, ctx.group
     resolved = computation._kernels.resolve(tuple(x.shape), given=ctx.given)
@@ -376,17 +357,9 @@ def defined_gradients(
         moments = mean, variance
     elif group is not None:
         moments = merged(definition.measure(x, computation.config, resolved, weights=mask), group)
-    return definition.pull_back(
-        x,
-        dy,
-        computation.config,
-        resolved,
-        scaling=weight,
-        biases=bias,
-        weights=mask,
-        moments=moments,
-        merge=None if group is None else partial(added, group=group),
-    )
+    merge = None if group is None else partial(added, group=group)
+    options: Any = {"scaling": weight, "biases": bias, "weights": mask, "moments": moments, "merge": merge}
+    return definition.pull_back(x, dy, computation.config, resolved, **options)
 
 
 def _given(moments: Pair | None) -> Given | None:
