@@ -32,29 +32,19 @@ DROPINS: dict[type, type] = {getattr(nn, name): getattr(layers, name) for name i
 OTHERS = (nn.modules.batchnorm._NormBase, nn.LocalResponseNorm, nn.CrossMapLRN2d)  # torch's that have no drop-in
 ATTRIBUTES = ("_gennorm", "_gennorm_float64", "_gennorm_proof")  # those of ours; the rest is the layer's own
 
-# How far two right answers may be apart, in units of the dtype's rounding and relative to the largest value. For 8 to
-# 8,192 elements the layers of Llama, T5 and torch, and layer norm written out in torch, are 2.6 units apart at most in
-# float32, 9.7 in float64 and 1.8 in 16 bits. What has to be seen is far more: between n and n - 1 in a variance there
-# are 513 units of float32 for 8,192 elements. In 16 bits there are 1.3, so those are proved in float32 too.
+# Largest difference of two right answers, in units of the dtype's rounding and relative to the largest value. For 8 to
+# 8,192 elements the layers of Llama, T5 and torch, and layer norm written out in torch, differ by 2.6 units at most in
+# float32, 9.7 in float64 and 1.8 in 16 bits. A wrong layer differs by far more: n instead of n - 1 in a variance makes
+# 513 units of float32 for 8,192 elements. In 16 bits it makes 1.3, so layers of 16 bits are probed in float32 too.
 UNITS = {torch.float32: 16.0, torch.float64: 32.0, torch.bfloat16: 4.0, torch.float16: 4.0}
 Verdict = tuple[type, "Proof | None"]  # the class that a layer becomes
-SCALES = (1.0, 30.0)  # of inputs; besides that at which epsilon counts as much as the variance
+SCALES = (1.0, 30.0)  # of inputs; a third one is that at which epsilon is as large as the variance
 RANKS = (2, 3, 4)
 
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """A layer that the engine computes now.
-
-    Attributes
-    ----------
-    name : str
-        Where it is in the model.
-    kind : str
-        The name of the class that it was.
-    by : str
-        The layer of the core that computes it.
-    """
+    """A layer that gennorm computes: its name in the model, the name of its class, and the layer of the core."""
 
     name: str
     kind: str
@@ -63,14 +53,7 @@ class Replaced:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A layer that computes what it did, and why.
-
-    Attributes
-    ----------
-    name, kind : str
-        As of what is replaced.
-    why : str
-    """
+    """A layer that is unchanged: its name in the model, the name of its class, and the reason."""
 
     name: str
     kind: str
@@ -79,12 +62,7 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What became of every normalization layer of a model; prints as a table.
-
-    Attributes
-    ----------
-    replaced : tuple of Replaced
-    left : tuple of Left
+    """The normalization layers of a model, `replaced` and `left`; prints as a table.
 
     Examples
     --------
@@ -105,27 +83,27 @@ class Report:
 
 
 def accelerate(model: nn.Module) -> Report:
-    """Let the engine compute every normalization layer of a model that it can.
+    """Replace the normalization layers of a model, in place.
 
-    Replaced are torch's own layers, and layers of other classes, such as ``LlamaRMSNorm``, of which it is proved on
-    probe inputs that they compute a layer of the core. The model keeps its parameters, buffers, hooks and names: an
-    optimizer or a `state_dict` made before goes on as it was. What such a layer has not been proved for it computes as
-    before: take the model to its dtype first. Calls use as many threads as torch, `torch.get_num_threads`.
+    Torch's own layers are replaced, and layers of other classes, such as ``LlamaRMSNorm``, that agree with a layer of
+    the core on probe inputs. The model keeps its parameters, buffers, hooks and names: optimizers and state dicts work
+    as before. For inputs of a dtype that was not probed a layer calls its own forward: convert the model to its dtype
+    first. Calls use as many threads as torch, `torch.get_num_threads`.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Changed in place; one layer will do too.
+        A model, or one layer.
 
     Returns
     -------
     Report
-        What was replaced and what was left, and why. A second call replaces nothing.
+        The layers that were replaced, and those that were not and why. A second call replaces nothing.
 
     Raises
     ------
     InputError
-        It is no module.
+        The model is not a module.
 
     See Also
     --------
@@ -161,22 +139,22 @@ def accelerate(model: nn.Module) -> Report:
 
 
 def restore(model: nn.Module) -> int:
-    """Undo `accelerate`: every layer of the model is of the class that it was.
+    """Undo `accelerate`: every layer gets its former class back.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Changed in place. Parameters and buffers keep what they have learned since.
+        Changed in place. Parameters and buffers keep their values.
 
     Returns
     -------
     int
-        How many layers were given back.
+        The number of layers that were restored.
 
     Raises
     ------
     InputError
-        It is no module.
+        The model is not a module.
 
     Examples
     --------
@@ -197,7 +175,7 @@ def restore(model: nn.Module) -> int:
     return number
 
 
-# ------------------------------------------------------------------------------------------------------ what replaces
+# ------------------------------------------------------------------------------------------------- the new classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,11 +185,11 @@ class Guess:
     Attributes
     ----------
     method : str
-        That of the core.
+        As in a config.
     place : {"last", "channels", "groups"}
-        Over the trailing axes, the channels of a batch, or groups of them with everything else.
+        The aggregated axes: the last ones, the channels of a batch, or groups of channels and all axes after them.
     epsilon : str or float
-        The attribute that holds it, or a value that is written into the code.
+        The name of the attribute that holds it, or a value.
     """
 
     method: str
@@ -301,18 +279,18 @@ def _install(module: Any, becomes: type, proof: Proof | None = None) -> str:
     return text_of(module._settings())
 
 
-# ---------------------------------------------------------------------------------------------------------- the judge
+# -------------------------------------------------------------------------------------------------------- the probes
 
 
 def _is_candidate(module: nn.Module) -> bool:
-    """Whether it is a normalization layer, by its class or by its name."""
+    """Return whether a module is a normalization layer, by its class or the name of its class."""
     if isinstance(module, (*DROPINS, *OTHERS)):
         return True
     return next(module.children(), None) is None and "norm" in type(module).__name__.lower()
 
 
 class _Judge:
-    """Says what replaces a layer, or why nothing does; layers that are alike are probed once."""
+    """Decides which class replaces a layer, or why none does; layers with the same settings are probed once."""
 
     def __init__(self) -> None:
         self.known: dict[Any, Verdict | str] = {}
@@ -336,7 +314,7 @@ class _Judge:
 
 
 def _unfit(module: nn.Module) -> str | None:
-    """Why the engine cannot have a layer, whatever it computes."""
+    """Return why a layer cannot be replaced, whatever it computes; None if it can."""
     tensors = [*module.parameters(), *module.buffers()]
     if "forward" in vars(module):
         return "its forward has been replaced by another"
@@ -358,13 +336,13 @@ def _unfit(module: nn.Module) -> str | None:
 
 
 def _computes_as(kind: type, base: type) -> bool:
-    """Whether a class computes what torch's does: it has no method of its own that takes part."""
+    """Return whether a class computes what torch's class does: it overrides no method that takes part."""
     methods = ("forward", "_apply_instance_norm", "_handle_no_batch_input")
     return all(getattr(kind, name, None) is getattr(base, name, None) for name in methods)
 
 
 def _probed(module: nn.Module) -> Verdict | str:
-    """What a layer of an unknown class computes, found out by calling it."""
+    """Find what a layer of an unknown class computes, by calling it."""
     if isinstance(module, nn.modules.batchnorm._NormBase):
         return "it has a forward of its own, and running statistics, which cannot be probed"
     kind: Any = type(module)
@@ -389,13 +367,13 @@ def _probed(module: nn.Module) -> Verdict | str:
 
 
 def _guesses(module: nn.Module) -> Iterator[Guess]:
-    """What a layer may compute, by the numbers that it holds."""
+    """Yield what a layer may compute, by its attributes that are numbers."""
     held: Iterable[str | float] = [
         name for name, value in vars(module).items() if isinstance(value, float) and 0 <= value < 0.1
     ]
     places = ["groups"] if isinstance(module, nn.GroupNorm) else ["last", "channels"]
     likely = isinstance(module, nn.RMSNorm) or module._parameters.get("bias") is None
-    methods = ("RMS", "Standardize") if likely else ("Standardize", "RMS")  # a wrong guess costs compiling its kernels
+    methods = ("RMS", "Standardize") if likely else ("Standardize", "RMS")  # a wrong guess compiles kernels
     for epsilon in held or (1e-5, 1e-6, 1e-12, torch.finfo(torch.float32).eps):
         for place in places:
             for method in methods:
@@ -403,7 +381,7 @@ def _guesses(module: nn.Module) -> Iterator[Guess]:
 
 
 def _judged(module: nn.Module, guess: Guess, dtype: torch.dtype) -> tuple[float, list[int]]:
-    """The least difference on inputs of any rank, and the ranks where it is rounding and no more."""
+    """Return the least difference on inputs of any rank, and the ranks for which it is only rounding."""
     least, ranks = float("inf"), []
     for rank in RANKS:
         for one in (torch.float32, dtype) if dtype in HALVES else (dtype,):
@@ -417,7 +395,7 @@ def _judged(module: nn.Module, guess: Guess, dtype: torch.dtype) -> tuple[float,
 
 
 def _difference(module: nn.Module, guess: Guess, dtype: torch.dtype, rank: int) -> float:
-    """How far outputs and gradients are apart at most, relative to the largest value; infinite where one has none."""
+    """Return the largest relative difference of outputs and gradients; infinite where a call or a gradient fails."""
     kind: Any = type(module)
     verdict = _class(kind, Proved), Proof(guess, frozenset({(dtype, rank)}))
     generator = torch.Generator().manual_seed(rank)
@@ -442,17 +420,17 @@ def _difference(module: nn.Module, guess: Guess, dtype: torch.dtype, rank: int) 
         for training in (True, False):
             try:
                 pairs = zip(*(_computed(one.train(training), x, dy) for one in (ours, theirs)), strict=True)
-                for one, other in pairs:  # the output first: there is no need of derivatives where it differs
+                for one, other in pairs:  # the output first: where it differs no gradient is computed
                     most = max(most, _apart(one, other))
                     if most > UNITS[dtype] * torch.finfo(dtype).eps:
                         return most
-            except Exception:  # noqa: BLE001 the code is somebody else's, and what it raises is its answer
+            except Exception:  # noqa: BLE001 a layer that raises anything is not replaced
                 return float("inf")
     return most
 
 
 def _randomize(*modules: nn.Module, generator: torch.Generator) -> None:
-    """Give modules that are alike the same random parameters."""
+    """Set the parameters of copies of a module to the same random values."""
     with torch.no_grad():
         for together in zip(*(module.parameters() for module in modules), strict=True):
             values = torch.rand(together[0].shape, generator=generator) + 0.5
@@ -462,7 +440,7 @@ def _randomize(*modules: nn.Module, generator: torch.Generator) -> None:
 
 
 def _computed(module: nn.Module, x: Tensor, dy: Tensor) -> Iterator[Tensor]:
-    """The output, and then every gradient, without the module's hooks."""
+    """Yield the output and then every gradient, without the module's hooks."""
     x = x.detach().requires_grad_()
     y = module.forward(x)
     yield y
@@ -470,7 +448,7 @@ def _computed(module: nn.Module, x: Tensor, dy: Tensor) -> Iterator[Tensor]:
 
 
 def _apart(one: Tensor, other: Tensor) -> float:
-    """The largest difference, relative to the largest value; infinite for NaN and for other shapes."""
+    """Return the largest difference, relative to the largest value; infinite for NaN and for other shapes."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return float("inf")
     largest = other.abs().max().double()
@@ -478,11 +456,11 @@ def _apart(one: Tensor, other: Tensor) -> float:
     return apart.item() if apart.isfinite() else float("inf")
 
 
-# --------------------------------------------------------------------------------------------------------- telling it
+# -------------------------------------------------------------------------------------------------------- the report
 
 
 def _table(title: str, rows: list[tuple[str, str, str]]) -> Iterator[str]:
-    """Rows that are alike but for the place, as one line each."""
+    """Yield the lines of a table; rows that differ only in the name of the layer are one line."""
     places: dict[tuple[str, str], list[str]] = {}
     for kind, text, name in rows:
         places.setdefault((kind, text), []).append(name or "the model itself")
