@@ -13,7 +13,7 @@ that; its arguments are checked like those of a layer. The other functions that 
 array([[ 3.],
        [10.]])
 >>> computation.backward(x, y, kept, ones, ones).scaling
-array([1.6, 0.4, 0.4, 1.6])
+array([ 0.33508894, -0.23245553,  1.03245553,  2.86491106])
 """
 
 from __future__ import annotations

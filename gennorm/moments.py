@@ -175,6 +175,26 @@ class Moments:
         return moments
 
     @classmethod
+    def of_read_only(cls, count: Floats, mean: Floats | None, m2: Floats) -> Self:
+        """Make moments of read-only float64 arrays of one shape, whose bases are read-only too.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> rows = np.ones((3, 2))
+        >>> rows.setflags(write=False)
+        >>> Moments.of_read_only(*rows)
+        Moments(count=[1., 1.], mean=[1., 1.], m2=[1., 1.])
+        """
+        moments = cls.__new__(cls)
+        _set(moments, "count", count)
+        _set(moments, "mean", mean)
+        _set(moments, "m2", m2)
+        _set(moments, "_lost_mean", 0.0)
+        _set(moments, "_lost_m2", 0.0)
+        return moments
+
+    @classmethod
     def from_variance(cls, mean: ArrayLike | None, variance: ArrayLike, count: ArrayLike = 1) -> Self:
         """Make moments that have this mean and this biased variance.
 

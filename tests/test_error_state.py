@@ -195,38 +195,17 @@ def differences(call, dtype):
     return wrong
 
 
-# Files that still compute with the caller's error state, and a call that shows it.
-KNOWN = {"bound.py": "call", "layout.py": "vjp training", "parameters.py": "vjp", "moments.py": "moments"}
-
-
-def in_file(difference, name):
-    return f"/{name}:" in difference[-1]
-
-
-def judge(wrong):
-    """Fail where a call depends on the error state, but for the files that are known to."""
-    assert [one for one in wrong if not any(in_file(one, name) for name in KNOWN)] == []
-    if wrong:
-        pytest.xfail(f"depends on the error state: {wrong[0]}")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("call", CALLS)
 def test_calls_do_not_depend_on_the_error_state(call, dtype):
-    judge(differences(CALLS[call], DTYPES[dtype]))
+    assert differences(CALLS[call], DTYPES[dtype]) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_files_do_not_depend_on_the_error_state(dtype, tmp_path):
-    judge(differences(lambda x: saved(x, tmp_path), DTYPES[dtype]))
-
-
-@pytest.mark.xfail(strict=True, reason="to be mended; then the file leaves KNOWN")
-@pytest.mark.parametrize("name", KNOWN)
-def test_known_files_do_not_depend_on_the_error_state(name):
-    assert not any(in_file(one, name) for one in differences(CALLS[KNOWN[name]], np.float64))
+    assert differences(lambda x: saved(x, tmp_path), DTYPES[dtype]) == []
 
 
 def test_a_call_that_depends_on_it_is_seen():

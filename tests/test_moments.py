@@ -297,7 +297,7 @@ def test_attributes_cannot_be_assigned() -> None:
     ):
         with pytest.raises(errors.FrozenError) as caught:
             change()
-        assert str(caught.value) == text
+        assert caught.value.message == text
         assert caught.value.code == "P111"
     assert moments == Moments(3, 1.0, 0.0)
 
@@ -389,7 +389,7 @@ def test_what_is_not_finite_is_merged_as_numpy_has_it(error: Any) -> None:
     for pair in itertools.product(numbers, repeat=2):
         x = np.array(pair)
         with np.errstate(all="ignore"):
-            mean, spread = (x / 2).mean() * 2, x.var()
+            mean, spread = (x / 2).mean() * 2, (x / 2).var() * 4  # NumPy's sum of two large numbers overflows
         with np.errstate(all=error):
             for moments in (
                 Moments.of(x),

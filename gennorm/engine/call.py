@@ -147,6 +147,8 @@ class PreparedCall(Layout):
     ----------
     single : bool
         Whether the call is made on one example, and the plan is that of a batch of one. Set by the owner.
+    held_shape : tuple of int
+        Shape of the moments that a layer holds. Set by the owner.
     views : tuple of (ndarray or None), or None
         Scaling and biases of the layer as the kernels take them, where these are views. Set by the owner.
     """
@@ -155,6 +157,7 @@ class PreparedCall(Layout):
         super().__init__(plan)
         self.strides = strides
         self.single = False
+        self.held_shape: tuple[int, ...] = ()
         self.views: tuple[Array | None, Array | None] | None = None
         self._given: tuple[object, bool, Array] | None = None
         config, resolved = plan.config, plan.resolved
@@ -169,7 +172,8 @@ class PreparedCall(Layout):
         self._small = self._in_order and plan.size * ITEMSIZE[plan.result] < WORTH
         self._result = None if plan.result == plan.dtype else np.dtype(plan.result)  # None: the input's dtype
         self._parameters = math.prod(size for _, _, size in plan.parameter_cells)
-        self._per = self._per_counts(resolved.count)
+        per_count, per_degree = self._per_counts(resolved.count)
+        self._per = float(per_count), float(per_degree)
         self._pieces = plan.pieces
         self._blocks = plan.tasks // plan.cut.units  # slices, or tiles of slices
         self._across = self._in_order_of_memory()
@@ -245,23 +249,25 @@ class PreparedCall(Layout):
         found[1] /= np.maximum(count - 1 if unbiased else count, 1.0)
         return found
 
-    def remembered(self, moments: object, held: bool, make: Callable[[], Array]) -> Array:
-        """Return the rows that ``make`` makes of moments, which never change; the last ones are cached."""
+    def last(self, moments: object, held: bool = True) -> Array | None:
+        """Return the rows of moments, if they are those that `remember` was called with last."""
         last = self._given
-        if last is None or last[0] is not moments or last[1] is not held:
-            self._given = last = moments, held, make()
-        return last[2]
+        return last[2] if last is not None and last[0] is moments and last[1] is held else None
+
+    def remember(self, moments: object, held: bool, rows: Array) -> Array:
+        """Cache the rows of moments, which never change; those `held` by a layer are divided differently."""
+        self._given = moments, held, rows
+        return rows
 
     def _factors(self, moments: Array, *, through: bool) -> Array:
         """Return the four numbers that a backward kernel needs of every slice; ``steps`` says which."""
         factors = np.empty((4, self.plan.slices))
+        factors[:2] = moments[:2]
         if not through:
-            factors[:2] = moments
             factors[2:] = 0.0
             return factors.reshape(-1)
         per_count, per_degree = self._per if len(moments) == 2 else self._per_counts(moments[2])
-        factors[0] = moments[0]
-        np.multiply(moments[1], per_degree, out=factors[1])
+        factors[1] *= per_degree
         factors[2] = per_count
         factors[3] = per_degree
         return factors.reshape(-1)

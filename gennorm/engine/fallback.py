@@ -33,6 +33,7 @@ class DefinitionCall:
         self.plan, self.strides = plan, strides
         self.center = plan.config.method == "Standardize"
         self.single = False
+        self.held_shape: tuple[int, ...] = ()
         self.views: tuple[Array | None, Array | None] | None = None
 
     # Parameters and moments ------------------------------------------------------------------------------------------
@@ -53,9 +54,13 @@ class DefinitionCall:
         """Return arrays of the shape of the layer's moments as rows."""
         return moments.reshape(len(moments), -1)
 
-    def remembered(self, moments: object, held: bool, make: Callable[[], Array]) -> Array:
-        """Return the rows that ``make`` makes of moments."""
-        return make()
+    def last(self, moments: object, held: bool = True) -> Array | None:
+        """Return None: rows are not cached."""
+        return None
+
+    def remember(self, moments: object, held: bool, rows: Array) -> Array:
+        """Return the rows."""
+        return rows
 
     def statistics(self, moments: Array) -> Array:
         """Return mean and variance (or mean square) of slices from mean, second moment and perhaps count."""

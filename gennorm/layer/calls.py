@@ -13,7 +13,7 @@ from gennorm import engine
 from gennorm.engine.forks import changing
 from gennorm.layer.arrays import result_dtype
 from gennorm.layer.parameters import Parameters
-from gennorm.layer.statistics import is_one_example, ungrouped
+from gennorm.layer.statistics import held_shape, is_one_example, ungrouped
 from gennorm.spec.config import LayerConfig
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class Calls:
         strides = np.empty_like(x, result_dtype(x.dtype)).strides if out is None else out
         call = engine.prepare(config, x.shape, x.dtype.name, x.strides, strides, per_example=per_example)
         call.single = single
+        call.held_shape = held_shape(call.plan.resolved)
         if not per_example:
             self._parameters.require_fitting(call.plan.resolved)
             if all(

@@ -274,11 +274,17 @@ class NormalizationLayer:
             plain = mask is None and scaling is None and biases is None and moments is None and out is None
             if plain and not training and type(x) is np.ndarray:
                 state = self._state
-                call = state.calls.found.get((x.shape, x.strides, x.dtype, False))
-                if call is not None and call.views is not None and state.of_input:
-                    y = call.output(x)
-                    call.normalize(x, y, *call.views)
-                    return y
+                call = state.calls.found.get((x.shape, x.strides, x.dtype, not state.of_input))
+                if call is not None and call.views is not None:
+                    if state.of_input:
+                        y = call.output(x)
+                        call.normalize(x, y, *call.views)
+                        return y
+                    rows = call.last(state.moments)
+                    if rows is not None and not call.single:
+                        y = call.output(x)
+                        call.apply(x, y, rows, *call.views)
+                        return y
             if isinstance(x, (list, tuple)) and all(isinstance(example, np.ndarray) for example in x):
                 if not plain:
                     msg = "out, mask, scaling, biases and moments cannot be given for a list of arrays\n"
@@ -909,7 +915,8 @@ class NormalizationLayer:
         assert rows is not None
         with changing:
             state = self._state
-            self._state = state.holding(folded_rows(required(state.moments), rows, asked.new, state.config))
+            moments = folded_rows(required(state.moments), rows, asked.new, state.config)
+            object.__setattr__(self, "_state", state.holding(moments))
 
     # Telling about it ------------------------------------------------------------------------------------------------
 

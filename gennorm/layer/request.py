@@ -142,10 +142,11 @@ def request(
 
 def require_learnable(state: State, call: PreparedCall) -> None:
     """Refuse an array whose moments cannot be folded into the held ones."""
-    resolved = call.plan.resolved
-    require_held(required(state.moments), resolved)
+    moments = required(state.moments)
+    if moments.shape != call.held_shape:
+        require_held(moments, call.plan.resolved)
     if state.config.unbiased:
-        configs.require_unbiased(resolved)
+        configs.require_unbiased(call.plan.resolved)
 
 
 def parameters_of(state: State, call: PreparedCall, scaling: Any, biases: Any) -> tuple[Parameter, Parameter]:
@@ -176,10 +177,13 @@ def given_rows(state: State, moments: Any, call: PreparedCall) -> Array:
     resolved = call.plan.resolved
     if moments is None:
         own = required(state.moments)
-        return call.remembered(own, True, lambda: call.ordered(held(own, resolved)))
-    if type(moments) is Moments:
-        return call.remembered(moments, False, lambda: call.ordered(applicable(moments, resolved, state.config)))
-    return call.ordered(applicable(moments, resolved, state.config))
+        rows = call.last(own)
+        return rows if rows is not None else call.remember(own, True, call.ordered(held(own, resolved)))
+    rows = call.last(moments, False)
+    if rows is not None:
+        return rows
+    rows = call.ordered(applicable(moments, resolved, state.config))
+    return call.remember(moments, False, rows) if type(moments) is Moments else rows
 
 
 def run(asked: Request, *, keep: bool = False) -> Array | None:

@@ -40,4 +40,7 @@ class State:
 
     def holding(self, moments: Moments | None) -> State:
         """Return the same state with other moments."""
-        return State(self.config, self.parameters, moments, self.calls)
+        state = State.__new__(State)
+        state.config, state.parameters, state.calls, state.own = self.config, self.parameters, self.calls, self.own
+        state.of_input, state.learnable, state.moments = self.of_input, self.learnable, moments
+        return state

@@ -126,15 +126,12 @@ def is_one_example(config: LayerConfig, shape: tuple[int, ...]) -> bool:
 
 def measured(call: PreparedCall, rows: Array) -> Moments:
     """Return moments that take over rows in the order of a call: mean, second moment and perhaps count."""
-    resolved = call.plan.resolved
     rows.setflags(write=False)
-    mean, spread, *counted = call.shaped(rows)
-    if counted:
-        count = counted[0]
-    else:
-        count = np.empty(resolved.moments_shape)
-        count.fill(resolved.count)
-    return Moments.trusted(count, mean if call.center else None, spread)
+    shaped = call.shaped(rows)
+    shaped.setflags(write=False)
+    count = shaped[2, ...] if len(rows) == 3 else np.full(shaped.shape[1:], float(call.plan.resolved.count))
+    count.setflags(write=False)
+    return Moments.of_read_only(count, shaped[0, ...] if call.center else None, shaped[1, ...])
 
 
 def applicable(moments: Any, resolved: Resolved, config: LayerConfig) -> Array:
@@ -336,24 +333,25 @@ def folded(
 def folded_rows(moving: Moments, rows: Array, call: PreparedCall, config: LayerConfig) -> Moments:
     """Return the same as `folded` for the rows that a call measured, in a few microseconds."""
     resolved, momentum = call.plan.resolved, config.momentum
-    shape = held_shape(resolved)
-    if len(rows) > 2 or resolved.count == 0 or not 0 < momentum < 1 or moving.count is not ones(shape):
-        return folded(moving, measured(call, rows.copy()), resolved, config)
-    keeps_batch = _keeps_batch(resolved)
-    if keeps_batch and resolved.moments_shape[0] == 0:
-        return moving
-    with np.errstate(all="ignore"):
-        new = call.shaped(rows).copy()
-        new[1] /= resolved.count
-        if keeps_batch:
-            new = new.sum(axis=1)
-            new /= resolved.moments_shape[0]
-        new *= 1 - momentum
-        new[1] += momentum * moving.m2
-        if moving.mean is not None:
-            new[0] += momentum * moving.mean
+    old = moving.m2.base  # the array that this function made in the last step, of mean and variance
+    if old is None or old.shape != (2, *moving.shape) or moving.count is not ones(moving.shape):
+        old = None
+    if old is None or len(rows) > 2 or resolved.count == 0 or not 0 < momentum < 1 or moving.shape != call.held_shape:
+        moments = folded(moving, measured(call, rows.copy()), resolved, config)
+        new = np.stack([np.zeros(moments.shape) if moments.mean is None else moments.mean, moments.m2])
+    else:
+        with np.errstate(all="ignore"):
+            new = call.shaped(rows).copy()
+            new[1] /= resolved.count
+            if new.ndim > old.ndim:  # one axis more: the batch, or its groups
+                if new.shape[1] == 0:
+                    return moving
+                new = new.sum(axis=1)
+                new /= resolved.moments_shape[0]
+            new *= 1 - momentum
+            new += momentum * old
     new.setflags(write=False)
-    return Moments.trusted(moving.count, None if moving.mean is None else new[0], new[1])
+    return Moments.of_read_only(ones(new.shape[1:]), None if moving.mean is None else new[0, ...], new[1, ...])
 
 
 def following(
