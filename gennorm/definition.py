@@ -148,7 +148,7 @@ def normalize(
     if biases is not None:
         y = y + slices.spread(biases)
     if hidden is not None:
-        y = slices.xp.where(hidden, values * slices.xp.sign(gain), y)
+        y = slices.xp.where(hidden, values * _sign(slices.xp, gain), y)
     return slices.join(y), (slices.reduced(state) if moments is None else moments)
 
 
@@ -482,6 +482,11 @@ def _response(xp: Any, config: LayerConfig, variance: Array) -> Array | float:
         return xp.where(root <= config.epsilon, 0.0, xp.ones_like(root))
     zero = root == 0
     return xp.where(zero, 0.0, 1.0 + config.epsilon / xp.where(zero, 1.0, root))
+
+
+def _sign(xp: Any, values: Array) -> Array:
+    """The sign; 0 and NaN stay what they are. That of array-api-compat cannot be vectorized by torch."""
+    return xp.where(values > 0, 1.0, xp.where(values < 0, -1.0, values))
 
 
 def _inverse(xp: Any, values: Array) -> Array:

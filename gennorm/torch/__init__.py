@@ -1,4 +1,4 @@
-"""The layer as a PyTorch module, on a CPU: any level spec, its parameters, its derivatives.
+"""The layer as a PyTorch module: any level spec, its parameters, its derivatives.
 
 >>> import torch
 >>> import gennorm.torch
@@ -6,11 +6,9 @@
 >>> module(torch.ones(2, 3, 8, 8)).shape
 torch.Size([2, 3, 8, 8])
 
-How it is made, for whoever adds a module: `tensors` turns tensors into arrays over the same memory and back, and
-refuses those that it cannot; `_autograd` has what autograd knows, `functional` the functions that modules call and
-`operators` the same for torch.compile; `module` has `Normalization`, the base of every module, which owns `weight`,
-`bias` and a core. A module with statistics of its own keeps them in buffers, hands them to `Normalization.normalize` as
-``moments=Held(mean, variance)``, and gets those of a batch from `Normalization.normalize_and_measure`.
+The modules, from the inside out: `tensors` has arrays over the memory of tensors, and checks; `computation` normalizes
+tensors by a kernel or by `gennorm.definition`; `distributed` merges moments over processes; `module` has the base class
+of every module and `NormalizationLayer`; `layers` has torch's own layers; `accelerating` changes models.
 """
 
 from gennorm.torch.accelerating import accelerate, restore

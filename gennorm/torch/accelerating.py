@@ -1,10 +1,10 @@
-"""The normalization layers of a model, computed by the engine: one call, and one that undoes it.
+"""Replace the normalization layers of a model by those of gennorm, and undo it.
 
-A layer stays the object that it is, with its parameters, buffers, hooks and name: what changes is its class, to a
-subclass of the one it had, whose `forward` is the engine's. Torch's own classes become those of `gennorm.torch.layers`.
-Of another class it must first be proved what it computes: a copy of the layer with random parameters is called beside
-each layer of the core that it could be, on inputs of several scales and ranks, and outputs and gradients must agree.
-Whatever has not been proved of it, such as another dtype, the layer computes as it always did.
+A layer stays the same object, with its parameters, buffers, hooks and name. Its class changes to a subclass of the one
+it had, whose `forward` is that of gennorm. Torch's classes become those of `gennorm.torch.layers`. A layer of another
+class is probed first: a copy with random parameters is called, and each layer of the core that it could be, on inputs
+of several scales and ranks; outputs and gradients must agree. For inputs that were not probed, such as those of another
+dtype, the layer calls the forward that it had.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,38 +22,29 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 import gennorm
 from gennorm.errors import GennormError, InputError
 from gennorm.torch import layers
-from gennorm.torch.layers import Computed
-from gennorm.torch.module import DERIVED, Normalization
+from gennorm.torch.layers import Configured
+from gennorm.torch.module import Normalization, text_of
 from gennorm.torch.tensors import FLOATING, HALVES
 
 __all__ = ["Left", "Replaced", "Report", "accelerate", "restore"]
 
 DROPINS: dict[type, type] = {getattr(nn, name): getattr(layers, name) for name in layers.__all__}
 OTHERS = (nn.modules.batchnorm._NormBase, nn.LocalResponseNorm, nn.CrossMapLRN2d)  # torch's that have no drop-in
-MADE = (*DERIVED, "guess", "config", "_present", "_text", "_double", "_original", "_proved")
+ATTRIBUTES = ("_gennorm", "_gennorm_float64", "_gennorm_proof")  # those of ours; the rest is the layer's own
 
-# How far two right answers may be apart, in units of the dtype's rounding and relative to the largest value. For 8 to
-# 8,192 elements the layers of Llama, T5 and torch, and layer norm written out in torch, are 2.6 units apart at most in
-# float32, 9.7 in float64 and 1.8 in 16 bits. What has to be seen is far more: between n and n - 1 in a variance there
-# are 513 units of float32 for 8,192 elements. In 16 bits there are 1.3, so those are proved in float32 too.
+# Largest difference of two right answers, in units of the dtype's rounding and relative to the largest value. For 8 to
+# 8,192 elements the layers of Llama, T5 and torch, and layer norm written out in torch, differ by 2.6 units at most in
+# float32, 9.7 in float64 and 1.8 in 16 bits. A wrong layer differs by far more: n instead of n - 1 in a variance makes
+# 513 units of float32 for 8,192 elements. In 16 bits it makes 1.3, so layers of 16 bits are probed in float32 too.
 UNITS = {torch.float32: 16.0, torch.float64: 32.0, torch.bfloat16: 4.0, torch.float16: 4.0}
-SCALES = (1.0, 30.0)  # of inputs; besides that at which epsilon counts as much as the variance
+Verdict = tuple[type, "Proof | None"]  # the class that a layer becomes
+SCALES = (1.0, 30.0)  # of inputs; a third one is that at which epsilon is as large as the variance
 RANKS = (2, 3, 4)
 
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """A layer that the engine computes now.
-
-    Attributes
-    ----------
-    name : str
-        Where it is in the model.
-    kind : str
-        The name of the class that it was.
-    by : str
-        The layer of the core that computes it.
-    """
+    """A layer that gennorm computes: its name in the model, the name of its class, and the layer of the core."""
 
     name: str
     kind: str
@@ -62,14 +53,7 @@ class Replaced:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A layer that computes what it did, and why.
-
-    Attributes
-    ----------
-    name, kind : str
-        As of what is replaced.
-    why : str
-    """
+    """A layer that is unchanged: its name in the model, the name of its class, and the reason."""
 
     name: str
     kind: str
@@ -78,12 +62,7 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What became of every normalization layer of a model; prints as a table.
-
-    Attributes
-    ----------
-    replaced : tuple of Replaced
-    left : tuple of Left
+    """The normalization layers of a model, `replaced` and `left`; prints as a table.
 
     Examples
     --------
@@ -104,27 +83,27 @@ class Report:
 
 
 def accelerate(model: nn.Module) -> Report:
-    """Let the engine compute every normalization layer of a model that it can.
+    """Replace the normalization layers of a model, in place.
 
-    Replaced are torch's own layers, and layers of other classes, such as ``LlamaRMSNorm``, of which it is proved on
-    probe inputs that they compute a layer of the core. The model keeps its parameters, buffers, hooks and names: an
-    optimizer or a `state_dict` made before goes on as it was. What such a layer has not been proved for it computes as
-    before: take the model to its dtype first. Calls use as many threads as torch, `torch.get_num_threads`.
+    Torch's own layers are replaced, and layers of other classes, such as ``LlamaRMSNorm``, that agree with a layer of
+    the core on probe inputs. The model keeps its parameters, buffers, hooks and names: optimizers and state dicts work
+    as before. For inputs of a dtype that was not probed a layer calls its own forward: convert the model to its dtype
+    first. Calls use as many threads as torch, `torch.get_num_threads`.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Changed in place; one layer will do too.
+        A model, or one layer.
 
     Returns
     -------
     Report
-        What was replaced and what was left, and why. A second call replaces nothing.
+        The layers that were replaced, and those that were not and why. A second call replaces nothing.
 
     Raises
     ------
     InputError
-        It is no module.
+        The model is not a module.
 
     See Also
     --------
@@ -148,35 +127,34 @@ def accelerate(model: nn.Module) -> Report:
     for name, module in model.named_modules():
         kind = type(module).__name__
         if isinstance(module, Normalization):
-            if "_original" in vars(module):
-                left.append(Left(name, vars(module)["_original"].__name__, "it was replaced before"))
+            if _original(module) is not None:
+                left.append(Left(name, kind, "it was replaced before"))
         elif _is_candidate(module):
             verdict = judge(module)
             if isinstance(verdict, str):
                 left.append(Left(name, kind, verdict))
             else:
-                by = _install(module, verdict)
-                replaced.append(Replaced(name, kind, by))
+                replaced.append(Replaced(name, kind, _install(module, *verdict)))
     return Report(tuple(replaced), tuple(left))
 
 
 def restore(model: nn.Module) -> int:
-    """Undo `accelerate`: every layer of the model is of the class that it was.
+    """Undo `accelerate`: every layer gets its former class back.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Changed in place. Parameters and buffers keep what they have learned since.
+        Changed in place. Parameters and buffers keep their values.
 
     Returns
     -------
     int
-        How many layers were given back.
+        The number of layers that were restored.
 
     Raises
     ------
     InputError
-        It is no module.
+        The model is not a module.
 
     Examples
     --------
@@ -188,16 +166,16 @@ def restore(model: nn.Module) -> int:
     _require_module(model)
     number = 0
     for module in model.modules():
-        original = vars(module).get("_original")
+        original = _original(module)
         if original is not None:
-            for name in MADE:
+            for name in ATTRIBUTES:
                 vars(module).pop(name, None)
             object.__setattr__(module, "__class__", original)
             number += 1
     return number
 
 
-# ------------------------------------------------------------------------------------------------------ what replaces
+# ------------------------------------------------------------------------------------------------- the new classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,11 +185,11 @@ class Guess:
     Attributes
     ----------
     method : str
-        That of the core.
+        As in a config.
     place : {"last", "channels", "groups"}
-        Over the trailing axes, the channels of a batch, or groups of them with everything else.
+        The aggregated axes: the last ones, the channels of a batch, or groups of channels and all axes after them.
     epsilon : str or float
-        The attribute that holds it, or a value that is written into the code.
+        The name of the attribute that holds it, or a value.
     """
 
     method: str
@@ -234,28 +212,35 @@ class Guess:
         return gennorm.layer_norm(shape, **settings)
 
 
-class Proved(Computed):
-    """A layer of any class, computed by a layer of the core where the two have been proved to agree."""
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a layer of an unknown class computes, for inputs of some dtypes and ranks."""
 
     guess: Guess
-    _proved: frozenset[tuple[torch.dtype, int]]  # dtypes and ranks of inputs
+    inputs: frozenset[tuple[torch.dtype, int]]
+
+
+class Proved(Configured):
+    """A layer of any class, computed by a layer of the core for the inputs for which the two agree."""
+
+    _gennorm_proof: Proof
 
     @property
     def __constants__(self) -> tuple[str, ...]:
-        return (self.guess.epsilon,) if isinstance(self.guess.epsilon, str) else ()
+        epsilon = self._gennorm_proof.guess.epsilon
+        return (epsilon,) if isinstance(epsilon, str) else ()
 
     def layer(self) -> gennorm.NormalizationLayer:
         """Make the layer of the core that was proved."""
-        return self.guess.layer(self)
+        return self._gennorm_proof.guess.layer(self)
 
     def forward(self, *given: Any, **named: Any) -> Any:
-        """Compute it by the engine, or what has not been proved as before."""
+        """Compute by the layer of the core, or by the original forward for inputs without a proof."""
         if len(given) == 1 and not named:
-            x = given[0]
-            weight = self._parameters.get("weight")
+            x, weight = given[0], self._parameter("weight")
             if (
                 isinstance(x, Tensor)
-                and (x.dtype, x.dim()) in self._proved
+                and (x.dtype, x.dim()) in self._gennorm_proof.inputs
                 and x.is_cpu
                 and (weight is None or weight.dtype is x.dtype)
             ):
@@ -265,12 +250,14 @@ class Proved(Computed):
 
 @functools.cache
 def _class(original: Any, base: Any) -> Any:
-    """A class that is the original, but for what the base computes."""
+    """Return a subclass of the original whose forward is that of the base."""
 
     def reduce(self: Any, protocol: Any) -> Any:
         return _revived, (original, base), self.__getstate__()
 
-    return type(original.__name__, (base, original), {"__reduce_ex__": reduce, "__doc__": original.__doc__})
+    own = {"__reduce_ex__": reduce, "__doc__": original.__doc__, "_gennorm_original": original}
+    # A drop-in class of torch's class is a subclass of it already.
+    return type(original.__name__, (base,) if issubclass(base, original) else (base, original), own)
 
 
 def _revived(original: Any, base: Any) -> Any:
@@ -278,34 +265,32 @@ def _revived(original: Any, base: Any) -> Any:
     return kind.__new__(kind)
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The class that a layer becomes, and what that has to know."""
-
-    becomes: type
-    attributes: dict[str, Any] = field(default_factory=dict)
+def _original(module: nn.Module) -> type | None:
+    """Return the class that a replaced layer had."""
+    return getattr(type(module), "_gennorm_original", None)
 
 
-def _install(module: Any, verdict: Verdict) -> str:
-    """Change the class; the text is that of the layer of the core."""
-    vars(module).update(verdict.attributes, _original=type(module))
-    module.__class__ = verdict.becomes
+def _install(module: Any, becomes: type, proof: Proof | None = None) -> str:
+    """Change the class of a layer; return the text of the layer of the core."""
+    if proof is not None:
+        vars(module)["_gennorm_proof"] = proof
+    module.__class__ = becomes
     module._begin()
-    return repr(module.layer())
+    return text_of(module._settings())
 
 
-# ---------------------------------------------------------------------------------------------------------- the judge
+# -------------------------------------------------------------------------------------------------------- the probes
 
 
 def _is_candidate(module: nn.Module) -> bool:
-    """Whether it is a normalization layer, by its class or by its name."""
+    """Return whether a module is a normalization layer, by its class or the name of its class."""
     if isinstance(module, (*DROPINS, *OTHERS)):
         return True
     return next(module.children(), None) is None and "norm" in type(module).__name__.lower()
 
 
 class _Judge:
-    """Says what replaces a layer, or why nothing does; layers that are alike are probed once."""
+    """Decides which class replaces a layer, or why none does; layers with the same settings are probed once."""
 
     def __init__(self) -> None:
         self.known: dict[Any, Verdict | str] = {}
@@ -318,7 +303,7 @@ class _Judge:
         base = next((one for one in DROPINS if isinstance(module, one)), None)
         if base is not None and _computes_as(kind, base):
             own = DROPINS[base]
-            return Verdict(own if kind is base else _class(kind, own))
+            return _class(kind, own), None
         settings = {name: repr(value) for name, value in vars(module).items() if not name.startswith("_")}
         settings.pop("training")
         tensors = [(name, one.shape, one.dtype) for name, one in module.named_parameters()]
@@ -329,7 +314,7 @@ class _Judge:
 
 
 def _unfit(module: nn.Module) -> str | None:
-    """Why the engine cannot have a layer, whatever it computes."""
+    """Return why a layer cannot be replaced, whatever it computes; None if it can."""
     tensors = [*module.parameters(), *module.buffers()]
     if "forward" in vars(module):
         return "its forward has been replaced by another"
@@ -342,7 +327,7 @@ def _unfit(module: nn.Module) -> str | None:
         if one.dtype not in FLOATING:
             return f"its parameters are of the dtype {one.dtype}"
     if nn.utils.parametrize.is_parametrized(module):
-        return "its parameters are computed, by torch.nn.utils.parametrize"
+        return "its class was made by torch.nn.utils.parametrize: call accelerate before it"
     own = {name for name, _ in module.named_parameters()}
     held = {name for name, _ in module.named_buffers()}
     if type(module) not in DROPINS and not isinstance(module, tuple(DROPINS)) and (held or own - {"weight", "bias"}):
@@ -351,13 +336,13 @@ def _unfit(module: nn.Module) -> str | None:
 
 
 def _computes_as(kind: type, base: type) -> bool:
-    """Whether a class computes what torch's does: it has no method of its own that takes part."""
+    """Return whether a class computes what torch's class does: it overrides no method that takes part."""
     methods = ("forward", "_apply_instance_norm", "_handle_no_batch_input")
     return all(getattr(kind, name, None) is getattr(base, name, None) for name in methods)
 
 
 def _probed(module: nn.Module) -> Verdict | str:
-    """What a layer of an unknown class computes, found out by calling it."""
+    """Find what a layer of an unknown class computes, by calling it."""
     if isinstance(module, nn.modules.batchnorm._NormBase):
         return "it has a forward of its own, and running statistics, which cannot be probed"
     kind: Any = type(module)
@@ -373,7 +358,7 @@ def _probed(module: nn.Module) -> Verdict | str:
             least, ranks = _judged(module, guess, dtype)
             if ranks:
                 proved = frozenset((dtype, rank) for rank in ranks)
-                return Verdict(_class(kind, Proved), {"guess": guess, "_proved": proved})
+                return _class(kind, Proved), Proof(guess, proved)
             if least < differs:
                 nearest, differs = repr(guess.layer(module)), least
     if not nearest:
@@ -382,13 +367,13 @@ def _probed(module: nn.Module) -> Verdict | str:
 
 
 def _guesses(module: nn.Module) -> Iterator[Guess]:
-    """What a layer may compute, by the numbers that it holds."""
+    """Yield what a layer may compute, by its attributes that are numbers."""
     held: Iterable[str | float] = [
         name for name, value in vars(module).items() if isinstance(value, float) and 0 <= value < 0.1
     ]
     places = ["groups"] if isinstance(module, nn.GroupNorm) else ["last", "channels"]
     likely = isinstance(module, nn.RMSNorm) or module._parameters.get("bias") is None
-    methods = ("RMS", "Standardize") if likely else ("Standardize", "RMS")  # a wrong guess costs compiling its kernels
+    methods = ("RMS", "Standardize") if likely else ("Standardize", "RMS")  # a wrong guess compiles kernels
     for epsilon in held or (1e-5, 1e-6, 1e-12, torch.finfo(torch.float32).eps):
         for place in places:
             for method in methods:
@@ -396,7 +381,7 @@ def _guesses(module: nn.Module) -> Iterator[Guess]:
 
 
 def _judged(module: nn.Module, guess: Guess, dtype: torch.dtype) -> tuple[float, list[int]]:
-    """The least difference on inputs of any rank, and the ranks where it is rounding and no more."""
+    """Return the least difference on inputs of any rank, and the ranks for which it is only rounding."""
     least, ranks = float("inf"), []
     for rank in RANKS:
         for one in (torch.float32, dtype) if dtype in HALVES else (dtype,):
@@ -410,15 +395,15 @@ def _judged(module: nn.Module, guess: Guess, dtype: torch.dtype) -> tuple[float,
 
 
 def _difference(module: nn.Module, guess: Guess, dtype: torch.dtype, rank: int) -> float:
-    """How far outputs and gradients are apart at most, relative to the largest value; infinite where one has none."""
+    """Return the largest relative difference of outputs and gradients; infinite where a call or a gradient fails."""
     kind: Any = type(module)
-    verdict = Verdict(_class(kind, Proved), {"guess": guess, "_proved": frozenset({(dtype, rank)})})
+    verdict = _class(kind, Proved), Proof(guess, frozenset({(dtype, rank)}))
     generator = torch.Generator().manual_seed(rank)
     theirs, ours = (copy.deepcopy(module).to(dtype) for _ in range(2))
     _randomize(theirs, ours, generator=generator)
     try:
         core = guess.layer(module)
-        _install(ours, verdict)
+        _install(ours, *verdict)
     except GennormError:
         return float("inf")
     weight = module._parameters.get("weight")
@@ -435,17 +420,17 @@ def _difference(module: nn.Module, guess: Guess, dtype: torch.dtype, rank: int) 
         for training in (True, False):
             try:
                 pairs = zip(*(_computed(one.train(training), x, dy) for one in (ours, theirs)), strict=True)
-                for one, other in pairs:  # the output first: there is no need of derivatives where it differs
+                for one, other in pairs:  # the output first: where it differs no gradient is computed
                     most = max(most, _apart(one, other))
                     if most > UNITS[dtype] * torch.finfo(dtype).eps:
                         return most
-            except Exception:  # noqa: BLE001 the code is somebody else's, and what it raises is its answer
+            except Exception:  # noqa: BLE001 a layer that raises anything is not replaced
                 return float("inf")
     return most
 
 
 def _randomize(*modules: nn.Module, generator: torch.Generator) -> None:
-    """Give modules that are alike the same random parameters."""
+    """Set the parameters of copies of a module to the same random values."""
     with torch.no_grad():
         for together in zip(*(module.parameters() for module in modules), strict=True):
             values = torch.rand(together[0].shape, generator=generator) + 0.5
@@ -455,7 +440,7 @@ def _randomize(*modules: nn.Module, generator: torch.Generator) -> None:
 
 
 def _computed(module: nn.Module, x: Tensor, dy: Tensor) -> Iterator[Tensor]:
-    """The output, and then every gradient, without the module's hooks."""
+    """Yield the output and then every gradient, without the module's hooks."""
     x = x.detach().requires_grad_()
     y = module.forward(x)
     yield y
@@ -463,7 +448,7 @@ def _computed(module: nn.Module, x: Tensor, dy: Tensor) -> Iterator[Tensor]:
 
 
 def _apart(one: Tensor, other: Tensor) -> float:
-    """The largest difference, relative to the largest value; infinite for NaN and for other shapes."""
+    """Return the largest difference, relative to the largest value; infinite for NaN and for other shapes."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return float("inf")
     largest = other.abs().max().double()
@@ -471,11 +456,11 @@ def _apart(one: Tensor, other: Tensor) -> float:
     return apart.item() if apart.isfinite() else float("inf")
 
 
-# --------------------------------------------------------------------------------------------------------- telling it
+# -------------------------------------------------------------------------------------------------------- the report
 
 
 def _table(title: str, rows: list[tuple[str, str, str]]) -> Iterator[str]:
-    """Rows that are alike but for the place, as one line each."""
+    """Yield the lines of a table; rows that differ only in the name of the layer are one line."""
     places: dict[tuple[str, str], list[str]] = {}
     for kind, text, name in rows:
         places.setdefault((kind, text), []).append(name or "the model itself")

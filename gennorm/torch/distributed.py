@@ -1,74 +1,87 @@
-"""Statistics of a batch that is spread over processes: moments merged, sums added up, by torch's own collectives."""
+"""Statistics of a batch that is spread over a group of processes. Every function is differentiable, to any order."""
 
 from __future__ import annotations
 
-import functools
-import operator
 from typing import Any
 
-import numpy.typing as npt
 import torch
 from torch import Tensor, distributed
 
+from gennorm import definition
+from gennorm.definition import SliceMoments
 from gennorm.errors import TensorError
-from gennorm.moments import Moments
-from gennorm.torch.tensors import moments_of, stacked
+from gennorm.extend import resolve_config
+from gennorm.spec.config import LayerConfig
 
-__all__ = ["added", "gathered", "group_name", "merged"]
+__all__ = ["added", "joined", "merged", "process_group"]
 
-Array = npt.NDArray[Any]
+PROCESSES = LayerConfig.make(0, (), batched=True)  # aggregates the first axis, which is that of the processes
 
 
-def group_name(group: Any) -> str | None:
-    """The name of a process group, or of that of all processes; None where this process is alone.
+def process_group(group: Any) -> Any:
+    """Return a process group, by default that of all processes; None where this process is alone.
 
     Examples
     --------
-    >>> group_name(None) is None
+    >>> process_group(None) is None
     True
     """
     if not distributed.is_available() or not distributed.is_initialized():
         return None
     group = distributed.group.WORLD if group is None else group
-    name: str = group.group_name
-    return name if distributed.get_world_size(group) > 1 else None
+    return group if distributed.get_world_size(group) > 1 else None
 
 
-def merged(moments: Moments, group: str) -> Moments:
-    """The moments of the slices of all processes together; merged in the order of their ranks, so the same for all."""
-    method = "RMS" if moments.mean is None else "Standardize"
-    parts = [moments_of(part, method) for part in _all(stacked(moments), group)]
-    return functools.reduce(operator.add, parts)
+class Sum(torch.autograd.Function):
+    """The sum of the tensors of all processes; its derivative is the sum of their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        total = own.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return Sum.apply(gradient, ctx.group), None  # type: ignore[no-untyped-call]
 
 
-def gathered(moments: Moments, group: str) -> Moments:
-    """The moments of the slices of all processes side by side, along the first axis, which is that of the examples."""
-    own = stacked(moments)
-    sizes = [int(size) for size in _all(torch.tensor(own.shape[1]), group)]
-    padded = own.new_zeros((3, max(sizes), *own.shape[2:]))  # collectives take tensors of one shape
-    padded[:, : own.shape[1]] = own
-    parts = [part[:, :size] for part, size in zip(_all(padded, group), sizes, strict=True)]
-    return moments_of(torch.cat(parts, 1), "RMS" if moments.mean is None else "Standardize")
-
-
-def added(sums: Array, group: str) -> Array:
-    """The sums of all processes, added up."""
-    total = torch.from_numpy(sums)
-    distributed.all_reduce(total, group=_group(group))
-    return total.numpy()
-
-
-def _all(own: Tensor, group: str) -> list[Tensor]:
-    """A tensor of one shape from every process, in the order of their ranks."""
-    resolved = _group(group)
-    parts = [torch.empty_like(own) for _ in range(distributed.get_world_size(resolved))]
-    distributed.all_gather(parts, own, group=resolved)
-    return parts
-
-
-def _group(name: str) -> Any:
-    found: Any = distributed.distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined,arg-type]
-    if "cpu" not in {device.type for device in found._device_types}:
-        msg = f"the process group {name} has no backend for tensors on the CPU\nmake one with backend gloo"
+def added(own: Tensor, group: Any) -> Tensor:
+    """Return the sum of the tensors of all processes."""
+    if own.device.type not in {device.type for device in group._device_types}:
+        msg = f"the process group {group.group_name} has no backend for tensors on the device {own.device.type}\n"
+        msg += "make one with backend gloo for the CPU, or nccl for CUDA"
         raise TensorError(msg, code="T020")
-    return found
+    total: Tensor = Sum.apply(own, group)  # type: ignore[no-untyped-call]
+    return total
+
+
+def merged(moments: SliceMoments, group: Any) -> SliceMoments:
+    """Return the moments of the slices of all processes together."""
+    count, mean, m2 = moments
+    counts, means, spreads = _gathered(torch.stack([count, m2 if mean is None else mean, m2]), group).unbind(1)
+    if mean is None:
+        return SliceMoments(counts.sum(0), None, spreads.sum(0))
+    resolved = resolve_config(PROCESSES, tuple(means.shape))
+    count, mean, between = definition.measure(means, PROCESSES, resolved, weights=counts)
+    return SliceMoments(count, mean, between + spreads.sum(0))
+
+
+def joined(moments: SliceMoments, group: Any) -> SliceMoments:
+    """Return the moments of the slices of all processes, one process after another along the axis of the examples."""
+    count, mean, m2 = moments
+    own = torch.stack([count, m2 if mean is None else mean, m2], 1)
+    sizes = [int(size) for size in _gathered(torch.tensor(len(own)), group)]
+    padded = own.new_zeros(max(sizes), *own.shape[1:])  # collectives take tensors of one shape
+    padded[: len(own)] = own
+    parts = [part[:size] for part, size in zip(_gathered(padded, group), sizes, strict=True)]
+    count, middle, m2 = torch.cat(parts).unbind(1)
+    return SliceMoments(count, None if mean is None else middle, m2)
+
+
+def _gathered(own: Tensor, group: Any) -> Tensor:
+    """Return the tensors of all processes, of one shape, behind an axis for the ranks."""
+    rank, number = distributed.get_rank(group), distributed.get_world_size(group)
+    empty = torch.zeros_like(own)
+    return added(torch.stack([own if i == rank else empty for i in range(number)]), group)

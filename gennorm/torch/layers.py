@@ -1,13 +1,11 @@
-"""Torch's own normalization layers, computed by the engine.
+"""Torch's own normalization layers, computed by gennorm.
 
-Each is a subclass of torch's class of the same name and has its constructor, parameters, buffers and state dict; what
-is its own is `forward`. The settings that torch reads when it is called, such as ``eps``, are read from the module too:
-one that is assigned counts from the next call on.
+Each is a subclass of torch's class of the same name and has its constructor, parameters, buffers and state dict; only
+`forward` differs. Settings such as ``eps`` are read again when they are assigned.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,8 +16,8 @@ from torch import Tensor, nn
 import gennorm
 from gennorm.errors import ConfigError, GroupError, LevelRangeError, ParameterError, ShapeError, TensorError
 from gennorm.spec.config import LayerConfig
+from gennorm.torch.computation import Pair, TensorComputation
 from gennorm.torch.module import Normalization
-from gennorm.torch.tensors import Held
 
 __all__ = [
     "BatchNorm1d",
@@ -36,33 +34,35 @@ __all__ = [
 MISFITS = (ShapeError, LevelRangeError, GroupError, ParameterError)
 
 
-class Computed(Normalization):
-    """A module whose config follows from settings of its own, read again when they are assigned."""
+class Configured(Normalization):
+    """A module whose config follows from its attributes, and is made again when one of them is assigned."""
 
     __constants__: Any
-    layer: Callable[[], gennorm.NormalizationLayer]  # makes that of the core which the settings are
+    layer: Callable[[], gennorm.NormalizationLayer]  # makes the layer of the core that the attributes stand for
 
-    def _begin(self) -> None:
-        self.config = LayerConfig.from_dict(self.layer().to_config())
-        super()._begin()
+    def _settings(self) -> LayerConfig:
+        return LayerConfig.from_dict(self.layer().to_config())
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in self.__constants__ and self._present is not None:
+        if "_gennorm" in vars(self) and name in self.__constants__:
             self._begin()
 
-    def _normalized(self, x: Tensor, moments: Held | None = None) -> Tensor:
+    def _normalized(
+        self, x: Tensor, moments: Pair | None = None, computation: TensorComputation | None = None
+    ) -> Tensor:
+        computation = computation or self._gennorm
         try:
-            return self.normalize(x, None, moments)
+            return computation.normalize(x, self._parameter("weight"), self._parameter("bias"), moments=moments)
         except MISFITS as error:
-            raise _as_torch(error) from None
+            raise TensorError(error.message, code=error.code) from None  # of the class that torch raises
 
 
-class TorchNorm(Computed):
-    """What the layers have in common that torch has too."""
+class TorchNorm(Configured):
+    """The base of the layers that torch has too."""
 
     def reset_parameters(self) -> None:
-        """Begin anew; the last that torch's constructors do."""
+        """Set the initial parameters; torch's constructors do this last."""
         super().reset_parameters()  # type: ignore[misc] # torch's class comes after this one
         self._begin()
 
@@ -77,12 +77,13 @@ class LayerNorm(TorchNorm, nn.LayerNorm):
     """
 
     def layer(self) -> gennorm.NormalizationLayer:
-        """Make the layer of the core that these settings are."""
+        """Make the layer of the core that the attributes stand for."""
         return gennorm.layer_norm(self.normalized_shape, epsilon=self.eps)
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize over the trailing axes."""
-        return self._normalized(input)
+        recorded = self._recorded(input)
+        return self._normalized(input) if recorded is None else recorded
 
 
 class RMSNorm(TorchNorm, nn.RMSNorm):
@@ -94,19 +95,23 @@ class RMSNorm(TorchNorm, nn.RMSNorm):
     tensor([[0.2000, 1.4000]], grad_fn=<NormalizeBackward>)
     """
 
-    _double = False  # whether epsilon, where it is not given, is that of float64
+    _gennorm_float64: TensorComputation  # with its epsilon, where none is given
 
-    def layer(self) -> gennorm.NormalizationLayer:
-        """Make the layer of the core that these settings are."""
-        smallest = torch.finfo(torch.float64 if self._double else torch.float32).eps
-        return gennorm.rms_norm(self.normalized_shape, epsilon=smallest if self.eps is None else self.eps)
+    def layer(self, dtype: torch.dtype = torch.float32) -> gennorm.NormalizationLayer:
+        """Make the layer of the core that the attributes stand for."""
+        return gennorm.rms_norm(self.normalized_shape, epsilon=torch.finfo(dtype).eps if self.eps is None else self.eps)
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._gennorm_float64 = TensorComputation(LayerConfig.from_dict(self.layer(torch.float64).to_config()))
 
     def forward(self, x: Tensor) -> Tensor:
         """Divide by the root mean square over the trailing axes."""
-        if self.eps is None and isinstance(x, Tensor) and (x.dtype is torch.float64) != self._double:
-            self._double = not self._double
-            self._begin()
-        return self._normalized(x)
+        recorded = self._recorded(x)
+        if recorded is not None:
+            return recorded
+        double = isinstance(x, Tensor) and x.dtype is torch.float64
+        return self._normalized(x, computation=self._gennorm_float64 if double else self._gennorm)
 
 
 class GroupNorm(TorchNorm, nn.GroupNorm):
@@ -119,11 +124,14 @@ class GroupNorm(TorchNorm, nn.GroupNorm):
     """
 
     def layer(self) -> gennorm.NormalizationLayer:
-        """Make the layer of the core that these settings are."""
+        """Make the layer of the core that the attributes stand for."""
         return gennorm.group_norm(self.num_groups, self.num_channels if self.affine else None, epsilon=self.eps)
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize every example over groups of channels and all other axes."""
+        recorded = self._recorded(input)
+        if recorded is not None:
+            return recorded
         _require_several(input, input.shape[0] * input.shape[1] // self.num_groups if input.dim() > 1 else 0)
         return self._normalized(input)
 
@@ -139,79 +147,77 @@ class _Running(TorchNorm):
     eps: float
     _check_input_dim: Callable[[Tensor], None]
 
+    def _settings(self) -> LayerConfig:
+        config = super()._settings()
+        return replace(config, momentum=1 - (self.momentum or 0.0))  # torch counts the share of the new value
+
     def _channels(self) -> int | None:
-        """How many channels an input has; any number where nothing of the module has one for each."""
+        """Return the number of channels that an input has; None where any number will do."""
         return self.num_features if self.affine or self.running_mean is not None else None
 
-    def _momentum(self) -> float:
-        """How much of themselves the running moments keep: the core's momentum is one minus torch's."""
-        return 1 - (self.momentum or 0.0)
+    def _running(self) -> Any:
+        return self.running_mean, self.running_var
 
-    def _normalized_by_batch(self, x: Tensor, *, tracks: bool) -> Tensor:
-        """Normalize by the moments of the input, and fold them into the running ones if asked to."""
-        if not tracks:
-            return self._normalized(x)
+    def _normalized_by_batch(self, x: Tensor, momentum: float | Tensor) -> Tensor:
+        """Normalize by the moments of the input, and fold them into the running ones."""
+        weight, bias = self._parameter("weight"), self._parameter("bias")
         try:
-            y, measured = self.normalize_and_measure(x)
-            self._fold(x, measured, *self._running(), unbiased=True)
+            return self._gennorm.normalize_and_fold(x, weight, bias, self._running(), momentum, unbiased=True)
         except MISFITS as error:
-            raise _as_torch(error) from None
-        return y
-
-    def _normalized_by_running(self, x: Tensor) -> Tensor:
-        return self._normalized(x, Held(*self._running()))
-
-    def _running(self) -> tuple[Tensor | None, Any]:
-        """The running moments. Asking the module for one of them takes half a microsecond."""
-        return self._buffers["running_mean"], self._buffers["running_var"]
+            raise TensorError(error.message, code=error.code) from None
 
 
 class _BatchNorm(_Running):
     """Over the batch and everything but the channels."""
 
     def layer(self) -> gennorm.NormalizationLayer:
-        """Make the layer of the core that these settings are."""
-        return gennorm.batch_norm(self._channels(), epsilon=self.eps, momentum=self._momentum())
+        """Make the layer of the core that the attributes stand for."""
+        return gennorm.batch_norm(self._channels(), epsilon=self.eps)
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize by the batch in training, by the running statistics in evaluation."""
+        recorded = self._recorded(input)
+        if recorded is not None:
+            return recorded
         self._check_input_dim(input)
-        mean, _ = self._running()
-        if not self.training and mean is not None:
-            return self._normalized_by_running(input)
-        tracks = self.training and self.track_running_stats and mean is not None
-        batches = self._buffers["num_batches_tracked"]
-        if tracks and batches is not None:
+        running = self.running_mean is not None
+        if not self.training:
+            return self._normalized(input, self._running() if running else None)
+        _require_several(input, input.shape[0])
+        if self.eps <= 0:
+            msg = f"eps is {self.eps}, and torch's batch norm trains with a positive one\nassign module.eps = 1e-5"
+            raise ConfigError(msg, code="C122")
+        if not (self.track_running_stats and running):
+            return self._normalized(input)
+        batches: Any = self.num_batches_tracked
+        if self.momentum is not None or batches is None:
+            y = self._normalized_by_batch(input, self._gennorm.config.momentum)
+        else:  # each batch counts as much as every one before it
+            y = self._normalized_by_batch(input, (batches + 1).double().reciprocal())
+        if batches is not None:
             batches.add_(1)
-            if self.momentum is None:
-                self._cumulate(batches)
-        if self.training:
-            _require_several(input, input.shape[0])
-            if self.eps <= 0:
-                msg = f"eps is {self.eps}, and torch's batch norm trains with a positive one\nassign module.eps = 1e-5"
-                raise ConfigError(msg, code="C122")
-        return self._normalized_by_batch(input, tracks=tracks)
-
-    @torch._disable_dynamo  # type: ignore[attr-defined] # torch.compiler's own imports the compiler, for a second
-    def _cumulate(self, batches: Tensor) -> None:
-        """Let the next batch count as much as each one before it: the momentum changes from call to call."""
-        self._require_present(self._parameters["weight"], self._parameters["bias"])
-        self.config = replace(self.config, momentum=1 - 1 / int(batches))
-        self._text = json.dumps(self.config.to_dict())
+        return y
 
 
 class _InstanceNorm(_Running):
     """Over everything but the channels, for every example."""
 
     def layer(self) -> gennorm.NormalizationLayer:
-        """Make the layer of the core that these settings are."""
-        return gennorm.instance_norm(self._channels(), epsilon=self.eps, momentum=self._momentum())
+        """Make the layer of the core that the attributes stand for."""
+        return gennorm.instance_norm(self._channels(), epsilon=self.eps)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize by the input, or by the running statistics in evaluation."""
+        recorded = self._recorded(input)
+        return super().forward(input) if recorded is None else recorded
 
     def _apply_instance_norm(self, input: Tensor) -> Tensor:
         if not self.training and self.track_running_stats:
-            return self._normalized_by_running(input)
+            return self._normalized(input, self._running())
         _require_several(input, 1)
-        return self._normalized_by_batch(input, tracks=self.running_mean is not None)
+        if self.running_mean is None:
+            return self._normalized(input)
+        return self._normalized_by_batch(input, self._gennorm.config.momentum)
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
@@ -276,11 +282,6 @@ class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
     >>> InstanceNorm3d(3)(torch.ones(2, 3, 4, 4, 4)).shape
     torch.Size([2, 3, 4, 4, 4])
     """
-
-
-def _as_torch(error: Any) -> TensorError:
-    """The error in the class that torch has for what does not fit a module."""
-    return TensorError(error.message, code=error.code)
 
 
 def _require_several(x: Tensor, first: int) -> None:

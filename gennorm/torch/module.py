@@ -2,187 +2,58 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor, from_numpy, is_grad_enabled, nn, strided
-from torch.autograd import forward_ad
-from torch.compiler import is_dynamo_compiling
+from torch import Tensor, nn
+from torch.fx.proxy import Proxy
 
 import gennorm
-from gennorm.engine.threads import SHARED
 from gennorm.errors import ConfigError, InitializationError
-from gennorm.layer.statistics import initial, is_one_example, required
-from gennorm.moments import Moments
+from gennorm.extend import initial, is_one_example, kept_shape, parameter_shape, required, resolve_config
+from gennorm.layer.parameters import Parameters
+from gennorm.layer.state import State
+from gennorm.layer.texts import represent
 from gennorm.spec import levels
-from gennorm.spec.config import LayerConfig, kept_shape, parameter_shape, resolve_config
-from gennorm.torch import functional, operators
-from gennorm.torch._autograd import Adopted, Job, arrays, record, threads_for, transforms
-from gennorm.torch.distributed import group_name
-from gennorm.torch.functional import require
-from gennorm.torch.operators import modes, tracing
-from gennorm.torch.tensors import HALVES, Held, array_of, moments_of, require_tensor, tensor_of
+from gennorm.spec.config import LayerConfig
+from gennorm.torch.computation import TensorComputation
+from gennorm.torch.distributed import process_group
+from gennorm.torch.tensors import HALVES, array_of, tensor_of
 
-__all__ = ["DERIVED", "Normalization", "NormalizationLayer"]
+__all__ = ["Normalization", "NormalizationLayer", "text_of"]
 
 PARAMETERS = {"scaling": "weight", "biases": "bias"}  # the core's names and torch's
 BUFFERS = ("mean", "variance")
-DERIVED = ("core", "_job", "_adopted", "_own", "_measuring")  # what a module makes of its config, and anew in a copy
+MISSING: Any = object()
 
 
 class Normalization(nn.Module):
-    """What every module of gennorm is: a config, the parameters `weight` and `bias`, and a core that computes.
+    """The base of every module: it has parameters `weight` and `bias`, and a computation, which `_begin` makes.
 
-    A subclass sets `config`, registers the parameters, and in its `forward` calls `normalize` or
-    `normalize_and_measure`. Everything else follows: the core is made by `_begin`, at the latest when it is first
-    needed, is handed the parameters' own memory, and anew when they lie elsewhere; it is made anew where the module is
-    copied or unpickled.
-
-    Attributes
-    ----------
-    config : LayerConfig
-        Says how to normalize. Its `statistics` are not looked at: moments are the input's, or given.
+    The parameters of a call are what the attributes `weight` and `bias` are at that moment.
     """
 
-    config: LayerConfig
-    core: gennorm.NormalizationLayer
-    _present: tuple[bool, ...] | None = None  # which parameters the core was made for; None before there is a core
-    _adopted = Adopted()  # nothing yet
+    _gennorm: TensorComputation
+
+    def _settings(self) -> LayerConfig:
+        """Return the config of what the module computes."""
+        raise NotImplementedError
 
     def _begin(self) -> None:
-        """Make what is derived from the config and from which parameters there are."""
-        present = [self._parameters.get(key) is not None for key in PARAMETERS.values()]
-        modes: dict[str, Any] = {
-            name: "Automatic" if there else None for name, there in zip(PARAMETERS, present, strict=True)
-        }
-        config = replace(self.config, **modes)
-        self._present = tuple(present)
-        self._text = json.dumps(config.to_dict())
-        self.core = gennorm.NormalizationLayer.from_config(replace(config, statistics="input").to_dict())
-        self._job = Job(self.core, self.config.method)
-        self._adopted = Adopted()
-        self._own = replace(self._job, adopted=self._adopted)
-        self._measuring = replace(self._own, measures=True)
+        self._gennorm = TensorComputation(self._settings())
 
-    def normalize(self, x: Tensor, mask: Tensor | None = None, moments: Held | None = None) -> Tensor:
-        """Normalize a tensor by its own moments, or by a mean and a variance that are given."""
-        parameters = self._parameters
-        weight, bias = parameters.get("weight"), parameters.get("bias")
-        alone = mask is None and self._settled(x, weight, bias)
-        if alone and not (
-            is_grad_enabled()
-            and (
-                x.requires_grad
-                or (weight is not None and weight.requires_grad)
-                or (bias is not None and bias.requires_grad)
-            )
-        ):
-            try:
-                array = x.numpy()
-            except (TypeError, RuntimeError):  # bfloat16, which NumPy lacks, or a gradient; or no memory to have
-                array = array_of(require_tensor(x, "the input"))
-            else:
-                settled = self.core.settled(array) if moments is None else None
-                if settled is not None and array.size < SHARED:
-                    return from_numpy(settled.shortcut.normalize(array))
-                if settled is not None:
-                    with threads_for(x):
-                        return from_numpy(settled.shortcut.normalize(array))
-            with threads_for(x):
-                return tensor_of(self.core(array, moments=None if moments is None else moments.arrays()))
-        if not alone:
-            if not isinstance(x, Tensor):
-                require_tensor(x, "the input")
-            self._require_present(weight, bias)
-        laid = None if moments is None else moments.stacked(unbiased=self.config.unbiased)
-        if alone:
-            return record(self._own, x, weight, bias, None, laid)[0]
-        if operators.traced(x):
-            return operators.normalize(x, weight, bias, mask, laid, self._text, None)[0]
-        return functional.normalize(self._job, x, weight, bias, mask=mask, moments=laid)
+    def _parameter(self, name: str) -> Tensor | None:
+        """Return `weight` or `bias`; None where the module has none."""
+        found = self._parameters.get(name, MISSING)  # saves most of the microsecond that an attribute takes
+        return getattr(self, name, None) if found is MISSING else found
 
-    def normalize_and_measure(
-        self, x: Tensor, *, mask: Tensor | None = None, group: str | None = None
-    ) -> tuple[Tensor, Moments | Tensor]:
-        """Normalize a tensor by its own moments and return them, for `_fold`; see the function of this name.
-
-        With a `group` of processes, by the moments of the inputs of all of them.
-        """
-        weight, bias = self._parameters.get("weight"), self._parameters.get("bias")
-        if mask is None and group is None and self._settled(x, weight, bias):
-            y, _, measured = record(self._measuring, x, weight, bias, None, None)
-            return y, measured
-        if not isinstance(x, Tensor):
-            require_tensor(x, "the input")
-        self._require_present(weight, bias)
-        if operators.traced(x):
-            y, _, measured = operators.normalize(x, weight, bias, mask, None, self._text, group)
-            return y, measured.detach()
-        job = self._job if group is None else replace(self._job, group=group)
-        return functional.normalize_and_measure(job, x, weight, bias, mask=mask)
-
-    def _settled(self, x: Any, weight: Tensor | None, bias: Tensor | None) -> bool:
-        """Whether nobody but autograd looks at what is computed; the core has the parameters then.
-
-        A small call is mostly Python, and this is what comes before the core.
-        """
-        if (
-            type(x) is not Tensor
-            or not x.is_cpu
-            or x.layout is not strided
-            or is_dynamo_compiling()
-            or modes()
-            or tracing() is not None
-            or transforms()
-            or forward_ad._current_level >= 0
-        ):
-            return False
-        if x.dtype is not self._adopted.dtype or not self._adopted.has(weight, bias):
-            self._adopt(x, weight, bias)
-        return True
-
-    def _fold(
-        self,
-        x: Tensor,
-        measured: Moments | Tensor,
-        mean: Tensor | None,
-        variance: Any,
-        *,
-        group: str | None = None,
-        unbiased: bool = False,
-    ) -> None:
-        """Fold the moments of a batch into these buffers; see `gennorm.torch.functional.fold`."""
-        if operators.traced(x):
-            found = operators.fold(mean, variance, measured, list(x.shape), self._text, group, unbiased)
-        else:
-            batch = moments_of(measured, self.config.method) if isinstance(measured, Tensor) else measured
-            found = functional.fold(self.config, mean, variance, batch, tuple(x.shape), group, unbiased)
-        for buffer, value in zip((mean, variance), found, strict=True):
-            if buffer is not None:
-                buffer.copy_(value)
-
-    def _adopt(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
-        """Hand the parameters' memory to the core, and remember where it is; for inputs of this dtype."""
-        self._adopted.dtype = None
-        require(x, weight, bias, None)
-        self._require_present(weight, bias)
-        scaling, biases = arrays(weight, bias)
-        self.core.adopt(scaling=scaling, biases=biases)
-        self._adopted.take(x.dtype, weight, bias)
-
-    def _require_present(self, weight: Tensor | None, bias: Tensor | None) -> None:
-        """Make the core where there is none, and anew where a parameter has been taken away or put there since."""
-        if self._present != (weight is not None, bias is not None):
-            self._begin()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in DERIVED}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._begin()
+    def _recorded(self, x: Any, *others: Any) -> Any:
+        """Record the call of a proxy of `torch.fx.symbolic_trace`, as for torch's layers; None for other inputs."""
+        tracer: Any = None if type(x) is Tensor or not isinstance(x, Proxy) else x.tracer
+        if tracer is None or self is tracer.root:
+            return None
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (x, *others), {})
 
 
 class NormalizationLayer(Normalization):
@@ -194,7 +65,7 @@ class NormalizationLayer(Normalization):
     With ``statistics="moving"`` the buffers ``mean`` and ``variance`` hold the moving moments: in training the module
     normalizes by the moments of its input and folds them in, in evaluation it normalizes by the buffers.
     With ``statistics="dataset"`` the same buffers are those of the data that `adapt` was given. Buffers are float64
-    where the parameters are, and else float32, whatever half type the module is taken to.
+    where the parameters are, and else float32, also in a module that is converted to 16 bits.
 
     Parameters
     ----------
@@ -204,7 +75,7 @@ class NormalizationLayer(Normalization):
         Whether the batch is spread over the processes of `torch.distributed`. Where level 0 is aggregated, the moments
         are those of all processes together, and so are the gradients; where it is not, only what is folded is.
     process_group : ProcessGroup, optional
-        Of which processes; of all, if not given. It needs a backend for tensors on the CPU, such as gloo.
+        Of which processes; of all, if not given. It needs a backend for the device of the tensors, such as gloo.
 
     Raises
     ------
@@ -223,6 +94,7 @@ class NormalizationLayer(Normalization):
     tensor(True)
     """
 
+    config: LayerConfig
     mean: Tensor | None
     variance: Tensor | None
 
@@ -249,17 +121,15 @@ class NormalizationLayer(Normalization):
         )
         config = LayerConfig.from_dict(made.to_config())
         if not made.initialized:
-            parameter_shape(config)  # raises, naming the level whose size is not known
-        arrays = (made.scaling, made.biases)
+            parameter_shape(config)  # raises, and names the level whose size is not known
         super().__init__()
         self.config = config
-        for name, array in zip(PARAMETERS.values(), arrays, strict=True):
+        for name, array in zip(PARAMETERS.values(), (made.scaling, made.biases), strict=True):
             self.register_parameter(name, None if array is None else nn.Parameter(tensor_of(array).clone()))
         self._begin()
         if not config.trainable:
             self.requires_grad_(False)
         self.synchronized, self.process_group = synchronized, process_group
-        self._plain = config.statistics == "input" and not synchronized
         self._across = levels.uses_batch(config.aggregation_levels)
         if synchronized and (config.statistics == "dataset" or (config.statistics == "input" and not self._across)):
             if config.statistics == "input":
@@ -277,13 +147,16 @@ class NormalizationLayer(Normalization):
         self.register_buffer("variance", None)
         self._hold(initial(config, shape))
 
+    def _settings(self) -> LayerConfig:
+        return self.config
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalize an example, or every example of a batch.
 
         Parameters
         ----------
         x : Tensor
-            Of `input_shape`, or with one axis more, a batch; of floats, in the memory of the CPU, however it lies.
+            Of `input_shape`, or with one axis more, a batch; of floats, dense, with any strides.
         mask : Tensor of bool, optional
             Broadcasts to the input; what is True counts in the statistics. Everything is normalized.
 
@@ -295,26 +168,36 @@ class NormalizationLayer(Normalization):
         Raises
         ------
         TensorError
-            A tensor is on another device, sparse, or of a dtype that is not normalized.
+            A tensor is sparse, on another device than the others, or of a dtype that is not normalized.
         GennormError
             As a call of `gennorm.NormalizationLayer`.
         """
-        if self._plain:
-            return self.normalize(x, mask)
-        statistics = self.config.statistics
+        recorded = self._recorded(x, mask)
+        if recorded is not None:
+            return recorded
+        weight, bias, computation = self._parameter("weight"), self._parameter("bias"), self._gennorm
+        config, statistics = self.config, self.config.statistics
         if statistics == "input":
-            return self.normalize_and_measure(x, mask=mask, group=self._group(x))[0]
-        if statistics == "moving" and self.training and self.config.trainable:
-            group = self._group(x)
-            y, measured = self.normalize_and_measure(x, mask=mask, group=group if self._across else None)
-            self._fold(x, measured, self.mean, self.variance, group=None if self._across else group)
-            return y
-        if self.variance is None:
+            group = self._group(x) if self.synchronized else None
+            return computation.normalize(x, weight, bias, mask=mask, group=group)
+        mean, variance = self.mean, self.variance
+        if statistics == "moving" and self.training and config.trainable:
+            return computation.normalize_and_fold(
+                x,
+                weight,
+                bias,
+                (mean, cast("Tensor", variance)),
+                config.momentum,
+                mask=mask,
+                group=self._group(x),
+                across=self._across,
+            )
+        if variance is None:
             required(None)  # raises
-        moments = Held(self.mean, cast("Tensor", self.variance))
-        if statistics == "dataset" and is_one_example(self.config, tuple(x.shape)):
-            return self.normalize(x[None], mask=mask, moments=moments)[0]
-        return self.normalize(x, mask=mask, moments=moments)
+        moments = mean, cast("Tensor", variance)
+        if statistics == "dataset" and is_one_example(config, tuple(x.shape)):
+            return computation.normalize(x[None], weight, bias, mask=mask, moments=moments)[0]
+        return computation.normalize(x, weight, bias, mask=mask, moments=moments)
 
     def adapt(self, data: Any, *, mask: Any = None) -> NormalizationLayer:
         """Take the moments of a data set, in one pass.
@@ -353,12 +236,12 @@ class NormalizationLayer(Normalization):
 
     def extra_repr(self) -> str:
         """Return the arguments that make the module."""
-        layer = gennorm.NormalizationLayer.from_config(json.loads(self._text))
-        arguments = repr(layer).removeprefix("NormalizationLayer(")[:-1]
+        modes = {name: None if self._parameter(key) is None else "Automatic" for name, key in PARAMETERS.items()}
+        arguments = text_of(replace(self.config, **modes)).removeprefix("NormalizationLayer(")[:-1]  # type: ignore[arg-type]
         return arguments + (", synchronized=True" if self.synchronized else "")
 
-    def _group(self, x: Tensor) -> str | None:
-        """The name of the group of processes to synchronize with, if there are others."""
+    def _group(self, x: Tensor) -> Any:
+        """Return the group of processes to synchronize with, if there are others."""
         if not self.synchronized:
             return None
         if self._across:
@@ -367,10 +250,10 @@ class NormalizationLayer(Normalization):
                 msg = f"level 0, the batch, is split into {resolved.groups[0]} groups, and processes hold parts of it\n"
                 msg += "leave out its groups or synchronized=True: every process is a group then"
                 raise ConfigError(msg, code="C121")
-        return group_name(self.process_group)
+        return process_group(self.process_group)
 
     def _hold(self, moments: gennorm.Moments | None) -> None:
-        """Let the buffers have these values."""
+        """Set the buffers to these values."""
         if moments is None:
             return
         spread = moments.mean_square() if moments.mean is None else moments.variance()
@@ -380,7 +263,7 @@ class NormalizationLayer(Normalization):
                 self._buffers[name] = torch.tensor(array, dtype=dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> NormalizationLayer:
-        # Moving moments in half precision stand still: what a batch adds to them is less than their rounding.
+        # Moving moments of 16 bits would not move: what a batch adds to them is less than their rounding.
         before = dict(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in self._buffers.items():
@@ -389,7 +272,7 @@ class NormalizationLayer(Normalization):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
-        # What a data set has told another module can be loaded into one that has not seen it.
+        # The moments of a data set can be loaded into a module that has not been adapted.
         for name in BUFFERS:
             found = state_dict.get(prefix + name)
             if found is not None and self._buffers[name] is None and self.config.statistics == "dataset":
@@ -397,8 +280,13 @@ class NormalizationLayer(Normalization):
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 
+def text_of(config: LayerConfig) -> str:
+    """Return the call that makes a layer of the core with a config."""
+    return represent(State(config, Parameters(None, None), None))
+
+
 def _batches(data: Any) -> Any:
-    """Tensors as arrays, one by one."""
+    """Return tensors as arrays, one by one."""
     if data is None or isinstance(data, Tensor):
         return None if data is None else array_of(data)
     return (array_of(batch) if isinstance(batch, Tensor) else batch for batch in data)

@@ -132,7 +132,7 @@ def test_wrong_arithmetic_is_left(wrong):
         (lambda: nn.LayerNorm(8).to(torch.float8_e4m3fn), "its parameters are of the dtype torch.float8_e4m3fn"),
         (
             lambda: nn.utils.parametrize.register_parametrization(nn.LayerNorm(8), "weight", nn.Identity()),
-            "its parameters are computed, by torch.nn.utils.parametrize",
+            "its class was made by torch.nn.utils.parametrize",
         ),
         (lambda: patched(nn.LayerNorm(8)), "its forward has been replaced by another"),
         (lambda: nn.LocalResponseNorm(2), "on a probe it differs by "),

@@ -58,26 +58,6 @@ def test_one_graph_for_a_compiler():
     compiled(*MADE["batch"], "inductor")
 
 
-@pytest.mark.parametrize("layout", ["dense", "channels last", "gapped", "expanded"])
-def test_what_is_announced_is_what_comes(layout):
-    """Shapes, strides and dtypes of the fake implementation, and the derivative that is registered."""
-    module = gt.NormalizationLayer("2;;All", 1, input_shape=(4, None, None), batched=True)
-    x = torch.randn(2, 4, 3, 5)
-    x = {
-        "dense": x,
-        "channels last": x.to(memory_format=torch.channels_last),
-        "gapped": torch.randn(2, 4, 6, 5)[:, :, ::2],
-        "expanded": torch.randn(2, 4, 1, 5).expand(2, 4, 3, 5),
-    }[layout]
-    parameters = [one.detach().clone().requires_grad_() for one in (module.weight, module.bias)]
-    mask, moments = torch.rand(2, 1, 3, 5) < 0.7, torch.ones(3, 2, 4, dtype=torch.float64)
-    for given in ((None, None), (mask, None), (None, moments)):
-        torch.library.opcheck(
-            torch.ops.gennorm.normalize.default,
-            (x.clone(memory_format=torch.preserve_format).requires_grad_(), *parameters, *given, module._text, None),
-        )
-
-
 def test_fake_tensors_and_exports():
     module, x = layer_norm(), torch.randn(3, 8)
     with torch._subclasses.FakeTensorMode():

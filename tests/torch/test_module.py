@@ -12,6 +12,7 @@ import pytest
 import gennorm as gn
 from gennorm.engine import sharing
 from gennorm.errors import ParameterError, ShapeError
+from gennorm.extend import Computation
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("ml_dtypes")
@@ -221,19 +222,19 @@ def test_tensors_and_arrays_share_their_memory(dtype):
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("training", [False, True])
-def test_the_core_gets_the_tensor_s_memory(dtype, training, grad, monkeypatch):
+def test_kernels_get_the_memory_of_tensors(dtype, training, grad, monkeypatch):
     """No copy of the input on its way in, nor of the output on its way out, nor of either's gradient."""
     module, x = differing(batch_norm(dtype=dtype)).train(training), sample(4, 5, 6, dtype=DTYPES[dtype])
     seen = []
-    for name in ("__call__", "vjp", "pullback"):
-        original = getattr(gn.NormalizationLayer, name)
+    for name in ("normalize", "forward", "backward"):
+        original = getattr(Computation, name)
 
         def spy(self, array, *args, _original=original, **keywords):
             found = _original(self, array, *args, **keywords)
             seen.append((array.ctypes.data, found))
             return found
 
-        monkeypatch.setattr(gn.NormalizationLayer, name, spy)
+        monkeypatch.setattr(Computation, name, spy)
     x = x.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_(grad)
     y = module(x)
     (at, found), *_ = seen
@@ -243,6 +244,7 @@ def test_the_core_gets_the_tensor_s_memory(dtype, training, grad, monkeypatch):
     if grad:
         (dx,) = torch.autograd.grad(y, x, sample(4, 5, 6, dtype=x.dtype))
         assert seen[-1][0] == x.data_ptr()
+        assert dx.data_ptr() == seen[-1][1].input.ctypes.data
         assert dx.stride() == x.stride()
 
 
