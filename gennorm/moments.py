@@ -460,7 +460,7 @@ class Moments:
         (array(12.5), array(12.5))
         """
         quotient = _quotient(self.m2, self.count)
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             return quotient if self.mean is None else np.asarray(quotient + self.mean * self.mean)
 
     def __add__(self, other: object) -> Moments:

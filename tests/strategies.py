@@ -76,8 +76,8 @@ class Layout:
         parts = []
         for axis, (margin, step) in enumerate(zip(self.margins, self.steps, strict=True)):
             parts.append(slice(margin, parent.shape[axis] - margin, max(abs(step), 1)))
-        view = parent[tuple(parts)]
-        return view[tuple(slice(None, None, -1 if step < 0 else 1) for step in self.steps)]
+        view = parent[(*parts, ...)]
+        return view[(*(slice(None, None, -1 if step < 0 else 1) for step in self.steps), ...)]
 
     def hold(self, values):
         """An array of this layout with these values; repeated axes have the first of their values."""

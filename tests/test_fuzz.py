@@ -262,7 +262,7 @@ def test_a_changed_header_is_read():
             path = Path(folder, f"layer{suffix}")
             path.write_bytes(with_header(data, suffix, lambda text: text))
             assert repr(gn.load(path)) == repr(LAYERS[name])
-            path.write_bytes(with_header(data, suffix, lambda text: text.replace('"version": 1', '"version": 2')))
+            path.write_bytes(with_header(data, suffix, lambda text: text.replace('"version": 2', '"version": 3', 1)))
             with pytest.raises(gn.errors.FileError, match="newer gennorm"):
                 gn.load(path)
     assert zipfile.is_zipfile(io.BytesIO(SAVED["plain", ".npz"]))

@@ -1581,7 +1581,9 @@ def shell(line, **environment):
     """Run a line of a shell in which `gennorm` is the command line."""
     script = f'gennorm() {{ "{sys.executable}" -m gennorm "$@"; }}; set -o pipefail; {line}'
     variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, env=variables)
+    return subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=False, env=variables, timeout=300
+    )
 
 
 @pytest.mark.parametrize("command", ["presets", "explain --shape 3,4", "--help"])
@@ -1639,7 +1641,7 @@ def test_an_interrupt_while_the_command_line_starts(at, folder):
     np.savez("x.npz", random((30, 4)))
     command = [sys.executable, "-c", INTERRUPTED.format(at=at), "apply", "x.npz", "y.npz", "--preset", "layer_norm"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
     if "not reached" not in result.stderr:
         assert (result.returncode, result.stderr) == (130, "gennorm: interrupted\n")
         assert [*folder.glob(".gennorm*")] == []
@@ -1683,7 +1685,7 @@ def test_the_first_compilation_is_announced_on_a_terminal(quiet, tmp_path):
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "GENNORM_CACHE_DIR": str(tmp_path)}
     variables |= {} if quiet is None else {"GENNORM_QUIET": quiet}
     command = [sys.executable, "-c", COMPILES]
-    text = subprocess.run(command, capture_output=True, text=True, check=True, env=variables).stdout
+    text = subprocess.run(command, capture_output=True, text=True, check=True, env=variables, timeout=300).stdout
     if quiet is None:
         line = r"gennorm: compiling kernels, which takes seconds; later processes load them from .*"
         assert re.fullmatch(line, text.strip())
@@ -1691,5 +1693,5 @@ def test_the_first_compilation_is_announced_on_a_terminal(quiet, tmp_path):
     else:
         assert text == "nothing\n"
     if quiet is None:  # they are stored now
-        again = subprocess.run(command, capture_output=True, text=True, check=True, env=variables)
+        again = subprocess.run(command, capture_output=True, text=True, check=True, env=variables, timeout=300)
         assert again.stdout == "nothing\n"
