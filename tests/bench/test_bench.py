@@ -408,7 +408,7 @@ def test_errors_of_the_command_line(arguments, text):
 def test_measuring_growth(tmp_path):
     data = tmp_path / "growth.json"
     text = bench("--measure", "growth", "--gigabytes", 2**-8, *QUICK, "--json", data)
-    assert re.search(r"Nanoseconds for an element *\n +1 MB +4 MB *\n", text)
+    assert re.search(r"Nanoseconds per element *\n +1 MB +4 MB *\n", text)
     grown = json.loads(data.read_text(encoding="utf-8"))["growth"]
     assert {one["name"] for one in grown} == {series.name for series in growth.SERIES}
     assert {one["bytes"] for one in grown} == {1 << 20, 1 << 22}
