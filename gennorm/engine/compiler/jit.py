@@ -128,7 +128,7 @@ def _compiled(
             name = f"{module}-{kernel.__name__}-{content}.kernel"
             result = loaded = None if source is None else _load(name)
             if result is None:
-                announce_compilation(cache_directory())
+                announce_compilation(cache_directory)
                 operations = lowering.vector_operations(*dtypes)
                 clone, _ = _specialised(kernel, _constants(settings, dtypes) | operations)
                 clone.__qualname__ = f"{kernel.__name__}_{content[:16]}"  # keeps the symbols of two variants apart

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
 __all__ = ["announce_compilation"]
 
 _announced = False
 
 
-def announce_compilation(cache: object) -> None:
+def announce_compilation(cache: Callable[[], object]) -> None:
     """Say once, on standard error, that kernels are compiled and where they are stored.
 
     Nothing is written where standard error is no terminal, or where ``GENNORM_QUIET`` is set to anything but 0.
 
     Parameters
     ----------
-    cache : path-like
-        The folder where compiled kernels are stored.
+    cache : callable
+        Returns the folder where compiled kernels are stored.
     """
     global _announced  # noqa: PLW0603
     if _announced:
@@ -28,7 +29,7 @@ def announce_compilation(cache: object) -> None:
         return
     try:
         if sys.stderr is not None and sys.stderr.isatty():
-            text = f"gennorm: compiling kernels, which takes seconds; later processes load them from {cache}"
+            text = f"gennorm: compiling kernels, which takes seconds; later processes load them from {cache()}"
             print(text, file=sys.stderr, flush=True)  # noqa: T201 - it is for the person at the terminal
-    except (OSError, ValueError):
-        return  # a terminal that is gone
+    except (OSError, ValueError, RuntimeError):
+        return  # a terminal that is gone, or a user without a home
