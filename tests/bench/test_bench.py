@@ -344,6 +344,7 @@ def test_a_library_with_wrong_values_is_marked_and_the_status_is_1(monkeypatch):
 
 
 def test_a_missing_library_is_named(monkeypatch):
+    pytest.importorskip("torch")
     monkeypatch.setattr(peers, "find_spec", lambda name: None if name == "jax" else object())
     monkeypatch.setattr(peers.shutil, "which", lambda _: None)
     monkeypatch.setenv("CXX", "no-such-compiler")
