@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import os
 import re
+import signal
 
 import hypothesis
 import pytest
@@ -106,6 +107,14 @@ def pytest_sessionfinish(session, exitstatus):
 
 
 # ---------------------------------------------------------------------------------------------------------- fixtures
+
+
+@pytest.fixture
+def interruptible():
+    """SIGINT raises KeyboardInterrupt, also where the session ignores it, as behind nohup."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

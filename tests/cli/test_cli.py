@@ -1612,6 +1612,7 @@ def test_a_terminal_of_ascii(folder):
 
 INTERRUPTED = """
 import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # behind nohup it is ignored
 calls = 0
 def profile(frame, event, _):
     global calls
@@ -1656,7 +1657,8 @@ def test_an_interrupt_that_a_library_swallows_or_changes(folder):
         ("raise ValueError('a mistake')", 1),
     ):
         before = (
-            f"import gennorm.cli.app, signal, time\ndef app(**_): exec({body!r}, globals())\ngennorm.cli.app.app = app"
+            "import gennorm.cli.app, signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+            f"def app(**_): exec({body!r}, globals())\ngennorm.cli.app.app = app"
         )
         result = process(before=before)
         assert result.returncode == status, result.stderr

@@ -510,7 +510,7 @@ def test_a_group_that_cannot_be_kept_loses_its_permissions(path, monkeypatch):
 # Interrupts, and what a killed process leaves --------------------------------------------------------------
 
 
-def test_an_interrupt_at_any_line_is_an_interrupt(path, tmp_path):
+def test_an_interrupt_at_any_line_is_an_interrupt(path, tmp_path, interruptible):
     """At each of some hundred lines that run during a save, in this package and in zipfile: nothing else is raised."""
     layer, after = gn.layer_norm(3), gn.batch_norm(3)
     after.save(path)
