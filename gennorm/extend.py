@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gennorm.engine.threads import SHARED, Using, shared
+from gennorm.engine.threads import SHARED, Using
 from gennorm.errors import ShapeError
 from gennorm.layer import NormalizationLayer
 from gennorm.layer.arrays import like_output, mask_for, real, result_dtype
@@ -56,15 +56,12 @@ __all__ = [
     "Given",
     "Gradients",
     "Using",
-    "following",
     "initial",
     "is_one_example",
     "kept_shape",
     "parameter_shape",
-    "require_held",
     "required",
     "resolve_config",
-    "shared",
 ]
 
 Array = npt.NDArray[Any]
