@@ -28,7 +28,15 @@ if TYPE_CHECKING:
     from gennorm.engine.call import PreparedCall
     from gennorm.engine.compiler.jit import Built
 
-__all__ = ["CompilationError", "built", "fallback_reason", "prepare", "prepare_threads", "use_definition"]
+__all__ = [
+    "CompilationError",
+    "built",
+    "extend_moments",
+    "fallback_reason",
+    "prepare",
+    "prepare_threads",
+    "use_definition",
+]
 
 VARIABLE = "GENNORM_ENGINE"
 ENGINES = ("kernels", "definition")
@@ -61,6 +69,14 @@ def prepare(
 
     plan = make_plan(config, shape, dtype, strides, out_strides, per_example=per_example)
     return DefinitionCall(plan, out_strides)  # type: ignore[return-value]  # it has the same methods
+
+
+def extend_moments(x: Any, rows: Any) -> bool:
+    """Merge the values of examples into the moments of slices, in place; see `gennorm.engine.call.extend_moments`.
+
+    Where there are no kernels nothing is done, and the answer is False.
+    """
+    return fallback_reason() is None and bool(_kernels.extend_moments(x, rows))
 
 
 def fallback_reason() -> str | None:

@@ -432,7 +432,6 @@ class NormalizationLayer:
         dy = push_forward(self._state, kept, dx, directions, merge)
         return y, dy[0] if asked.single else dy
 
-    @with_fallback
     def measure(self, x: Any, mask: Array | None = None) -> Moments:
         """Return the moments of the slices of an array: what the layer would normalize it by.
 
@@ -462,9 +461,13 @@ class NormalizationLayer:
         Moments(count=[2., 2.], mean=[2., 2.], m2=[2., 0.])
         """
         x = real(x, "the input")
-        call = self._state.calls.find(x, False)
-        x = x[None] if call.single else x
-        return measured(call, call.measure(x, None if mask is None else mask_for(mask, x)))
+        try:
+            call = self._state.calls.find(x, False)
+            whole = x[None] if call.single else x
+            return measured(call, call.measure(whole, None if mask is None else mask_for(mask, whole)))
+        except CompilationError as error:
+            self._fall_back(error)
+            return self.measure(x, mask)
 
     @with_fallback
     def apply(self, x: Any, moments: Moments, *, out: Array | None = None) -> Any:
@@ -881,11 +884,12 @@ class NormalizationLayer:
         state = self._state
         require_dataset(state.config)
         if not reset and mask is None and weights is None and nan in NAN and not progress:
-            with changing:
-                found = extended(self._state.moments, data, state.config)
-                if found is not None:
-                    self._state = self._state.holding(found)
-                    return self
+            while (found := extended(state.moments, data, state.config)) is not None:
+                with changing:
+                    if self._state is state:
+                        object.__setattr__(self, "_state", state.holding(found))
+                        return self
+                    state = self._state  # another thread has changed the layer: once more
         found = moments_of(
             data,
             state.config,
