@@ -8,7 +8,7 @@ torch.Size([2, 3, 8, 8])
 
 The modules, from the inside out: `tensors` has arrays over the memory of tensors, and checks; `computation` normalizes
 tensors by a kernel or by `gennorm.definition`; `distributed` merges moments over processes; `module` has the base class
-of every module and `NormalizationLayer`; `layers` has torch's own layers; `accelerating` changes models.
+of every module and `NormalizationLayer`; `moments` has moments as tensors; `layers` has torch's own layers; `accelerating` changes models.
 """
 
 from gennorm.torch.accelerating import accelerate, restore
@@ -24,6 +24,7 @@ from gennorm.torch.layers import (
     RMSNorm,
 )
 from gennorm.torch.module import NormalizationLayer
+from gennorm.torch.moments import Moments
 
 __all__ = [
     "BatchNorm1d",
@@ -34,6 +35,7 @@ __all__ = [
     "InstanceNorm2d",
     "InstanceNorm3d",
     "LayerNorm",
+    "Moments",
     "NormalizationLayer",
     "RMSNorm",
     "accelerate",
