@@ -7,8 +7,9 @@
 torch.Size([2, 3, 8, 8])
 
 The modules, from the inside out: `tensors` has arrays over the memory of tensors, and checks; `computation` normalizes
-tensors by a kernel or by `gennorm.definition`; `distributed` merges moments over processes; `module` has the base class
-of every module and `NormalizationLayer`; `moments` has moments as tensors; `layers` has torch's own layers; `accelerating` changes models.
+tensors by a kernel or by `gennorm.definition`; `distributed` merges moments over processes; `moments` has moments as
+tensors; `module` has the base class of every module and `NormalizationLayer`; `layers` has torch's own layers;
+`accelerating` changes models.
 """
 
 from gennorm.torch.accelerating import accelerate, restore
