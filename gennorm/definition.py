@@ -558,6 +558,11 @@ def _inverse(xp: Any, values: Array) -> Array:
 # ---------------------------------------------------------------------------------------------------------- the slices
 
 
+def _constants(axes: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """The same axes as constants: torch.compile may take stored integers for symbolic, which are no axes to it."""
+    return tuple(constant for axis in axes for constant in range(rank) if constant == axis)
+
+
 class _State(NamedTuple):
     """The standardized elements of an array, and the numbers of its slices that they were computed with.
 
@@ -588,12 +593,14 @@ class _Slices:
             (groups, size // groups) if groups > 1 else (size,)
             for size, groups in zip(self.shape, resolved.groups, strict=True)
         ]
+        rank = len(self.shape)
+        self.aggregation, self.scaling = _constants(resolved.aggregation, rank), _constants(resolved.scaling, rank)
         self.axis_of = [axis for axis, part in enumerate(self.parts) for _ in part]
         self.whole = [size for part in self.parts for size in part]
         self.aggregated = tuple(
             i
             for i, axis in enumerate(self.axis_of)
-            if axis in resolved.aggregation and self.axis_of[i : i + 2] != [axis, axis]
+            if axis in self.aggregation and self.axis_of[i : i + 2] != [axis, axis]
         )
         self.number = 1  # of elements in a slice; torch.compile has no math.prod of symbolic sizes
         for i in self.aggregated:
@@ -756,12 +763,12 @@ class _Slices:
 
     def axes(self, parameter: Array) -> tuple[int, ...]:
         """The axes of the array that a parameter varies along, in its order."""
-        scaling = self.resolved.scaling
+        scaling = self.scaling
         return (0, *scaling) if self.resolved.batched and len(parameter.shape) > len(scaling) else scaling
 
     def ascending(self, axes: tuple[int, ...]) -> list[int]:
-        """The axes in their order in the array; torch.compile cannot sort integers that it takes for symbolic."""
-        return [axis for axis in range(len(self.shape)) if axis in axes]
+        """The axes in their order in the array."""
+        return sorted(axes)
 
     def spread(self, parameter: Array) -> Array:
         """A parameter, broadcastable to the elements."""

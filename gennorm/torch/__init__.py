@@ -9,10 +9,11 @@ torch.Size([2, 3, 8, 8])
 The modules, from the inside out: `tensors` has arrays over the memory of tensors, and checks; `computation` normalizes
 tensors by a kernel or by `gennorm.definition`; `distributed` merges moments over processes; `moments` has moments as
 tensors; `module` has the base class of every module and `NormalizationLayer`; `layers` has torch's own layers;
-`accelerating` changes models.
+`folding` puts a norm into the layer before it; `accelerating` changes models.
 """
 
 from gennorm.torch.accelerating import accelerate, restore
+from gennorm.torch.folding import fold
 from gennorm.torch.layers import (
     BatchNorm1d,
     BatchNorm2d,
@@ -40,5 +41,6 @@ __all__ = [
     "NormalizationLayer",
     "RMSNorm",
     "accelerate",
+    "fold",
     "restore",
 ]
