@@ -25,8 +25,8 @@ def fold(layer: nn.Module, norm: nn.Module) -> nn.Module:
     r"""Return a copy of a layer that computes the layer and the norm after it, as the norm computes in evaluation.
 
     With the held moments :math:`\mu` and :math:`v` a norm of the channels is :math:`y = g x + h` with
-    :math:`g = s / \delta(v)` and :math:`h = b - g \mu`. The weight of the layer is multiplied by :math:`g`, and its bias
-    :math:`c` becomes :math:`g c + h`. Both are computed in float64 and rounded once.
+    :math:`g = s / \delta(v)` and :math:`h = b - g \mu`. The weight of the layer is multiplied by :math:`g`, and its
+    bias :math:`c` becomes :math:`g c + h`. Both are computed in float64 and rounded once.
 
     Parameters
     ----------
