@@ -1,4 +1,4 @@
-"""What the units of slices add up to, where threads share a slice: moments, and the sums of a gradient.
+"""Merges the results of the units of a slice, which threads have computed: moments, and the sums of a gradient.
 
 The arrays have one row for each unit, with one number for each slice in it. The result replaces the first row.
 """
@@ -16,7 +16,7 @@ CENTER = 1  # Standardize subtracts the mean; RMS does not
 def merge_moments(
     means: Array, spreads: Array, counts: Array, slices: int, first: int, last: int
 ) -> None:  # fmt: skip
-    """Merge means and second moments, for the slices ``first`` to ``last``, as the kernels that measure do."""
+    """Merge means and second moments of the slices ``first`` to ``last``, in the order that the forward kernels use."""
     for at in range(first, last, LANES):
         size = last - at
         mean = load_part(means, at, size)
@@ -36,7 +36,7 @@ def merge_moments(
 
 
 def merge_sums(sums: Array, units: int, size: int) -> None:
-    """Add up rows of so many numbers, one after another, as the kernels that take the sums of a whole slice do."""
+    """Add ``units`` rows of ``size`` numbers, in the order that the backward kernels use for a whole slice."""
     for at in range(0, size, LANES):
         total = load_part(sums, at, size - at)
         for unit in range(1, units):
