@@ -1,4 +1,4 @@
-"""The rules of the test session in `conftest.py`: required frameworks, skips, examples, and the end of every wait."""
+"""The rules of the test session in `conftest.py`: frameworks, skips, passed tests, examples, timeouts."""
 
 import ast
 import os
@@ -23,9 +23,10 @@ def test_skips():
 """
 
 
-def session(folder, suite=SUITE, arguments=(), ini="[pytest]\n", **environment):
+def session(folder, suite=SUITE, arguments=(), ini="[pytest]\n", name="test_suite.py", **environment):
     """Run a pytest session with our `conftest.py` on one test file."""
-    (folder / "test_suite.py").write_text(suite, encoding="utf-8")
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(suite, encoding="utf-8")
     (folder / "pytest.ini").write_text(ini, encoding="utf-8")
     inherited = {key: value for key, value in os.environ.items() if key not in {"CI", "GENNORM_REQUIRE"}}
     return subprocess.run(
@@ -80,6 +81,56 @@ def test_examples_that_need_a_missing_framework_are_skipped_by_name(name, tmp_pa
     answer = session(tmp_path, arguments=arguments, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
     assert f"the examples of {name} need torch, which is not installed" in answer.stdout
     assert answer.returncode == pytest.ExitCode.OK
+
+
+# --------------------------------------------------------------------------------------------- tests that passed before
+
+OUTCOMES = """
+import os
+import pytest
+
+@pytest.fixture
+def broken_afterwards():
+    yield
+    raise RuntimeError
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_passes(name):
+    print("runs", name)
+
+def test_fails():
+    assert "MENDED" in os.environ
+
+@pytest.mark.skip
+def test_skips():
+    pass
+
+def test_fails_afterwards(broken_afterwards):
+    pass
+"""
+
+
+@pytest.mark.parametrize("parallel", [(), ("-n", "1")])
+def test_core_tests_that_passed_are_left_out(parallel, tmp_path, monkeypatch):
+    """Neither failed or skipped tests, nor tests of other folders."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    record = tmp_path / "passed"
+    for folder in ("spec", "cli"):
+        name = f"tests/{folder}/test_suite.py"
+        recorded = session(tmp_path, OUTCOMES, parallel, name=name, GENNORM_RECORD=str(record))
+        assert "1 failed, 3 passed, 1 skipped, 1 error" in outcome(recorded)
+        assert [line.partition("::")[2] for line in record.read_text(encoding="utf-8").splitlines()] == [
+            "test_passes[a]",
+            "test_passes[b]",
+        ]
+        again = session(tmp_path, OUTCOMES, [*parallel, "--except-passed", str(record)], name=name, MENDED="1")
+        (tmp_path / name).unlink()
+        passed = {"spec": 2, "cli": 4}[folder]
+        assert f"{passed} passed, 1 skipped" in outcome(again), again.stdout
+
+
+def outcome(answer):
+    return answer.stdout.strip().splitlines()[-1]
 
 
 # ------------------------------------------------------------------------------------------------------------ examples
