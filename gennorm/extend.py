@@ -48,7 +48,7 @@ from gennorm.moments import Moments
 from gennorm.spec.config import LayerConfig, Resolved, kept_shape, parameter_shape, resolve_config
 
 if TYPE_CHECKING:
-    from gennorm.engine.call import PreparedCall
+    from gennorm.engine.interface import PreparedCall
 
 __all__ = [
     "SHARED",

@@ -20,7 +20,7 @@ from gennorm.layer.statistics import measured
 from gennorm.moments import Moments
 
 if TYPE_CHECKING:
-    from gennorm.engine.call import PreparedCall
+    from gennorm.engine.interface import PreparedCall
 
 __all__ = ["Gradients", "Merge", "Pullback", "Residuals", "directions_of", "merged_sums", "pull_back", "push_forward"]
 

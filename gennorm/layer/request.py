@@ -20,7 +20,7 @@ from gennorm.moments import Moments
 from gennorm.spec import config as configs
 
 if TYPE_CHECKING:
-    from gennorm.engine.call import PreparedCall
+    from gennorm.engine.interface import PreparedCall
 
 __all__ = [
     "Request",

@@ -22,7 +22,7 @@ from gennorm.spec import levels
 from gennorm.spec.config import GroupMapping, LayerConfig, Resolved, resolve_config
 
 if TYPE_CHECKING:
-    from gennorm.engine.call import PreparedCall
+    from gennorm.engine.interface import PreparedCall
 
 __all__ = [
     "Given",
