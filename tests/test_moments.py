@@ -597,7 +597,7 @@ X = np.ones((2, 3))
             errors.InputError,
             "A101",
             (
-                "moments are those of a NumPy array, not of list\n"
+                "moments are computed of a NumPy array, not of list\n"
                 "write np.asarray(...) around it if its values are in memory"
             ),
         ),

@@ -853,8 +853,8 @@ def test_large_arrays(name):
 @pytest.mark.parametrize(
     ("wrong", "kind", "text"),
     [
-        (np.ones((3, 5)), gn.errors.ShapeError, r"has the shape \(3, 5\), and what it belongs to \(3, 4\)"),
-        (np.ones(4), gn.errors.ShapeError, r"has the shape \(4,\), and what it belongs to \(3, 4\)"),
+        (np.ones((3, 5)), gn.errors.ShapeError, r"has the shape \(3, 5\), and must have the shape \(3, 4\)"),
+        (np.ones(4), gn.errors.ShapeError, r"has the shape \(4,\), and must have the shape \(3, 4\)"),
         (np.ones((1, 4)), gn.errors.ShapeError, r"has the shape \(1, 4\)"),
         (np.ones((3, 4), complex), gn.errors.DtypeError, "has the dtype complex128"),
         (np.full((3, 4), None), gn.errors.DtypeError, "has the dtype object"),
