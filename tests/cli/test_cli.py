@@ -331,7 +331,8 @@ def test_misuse(arguments, text):
 
 @pytest.mark.parametrize("shape", ["", "3x4", "3,,4", "-1", "3,4.0", "²"])
 def test_misuse_of_shape(shape):
-    expected = f"Invalid value for '--shape': \"{shape}\" is not a shape; write the sizes with commas between them: 32,256,14,14"
+    expected = f"Invalid value for '--shape': \"{shape}\" is not a shape; "
+    expected += "write the sizes with commas between them: 32,256,14,14"
     assert misuse("explain", f"--shape={shape}") == expected
 
 
