@@ -86,8 +86,8 @@ def constant(form, dtype, value, n):
 
 
 def constants(form, dtype):
-    for value in (0.1, 1 / 3, 0.7, -7.3, 1e6 + 0.1):
-        for n in (1000, 3000, 9000):
+    for value in (0.1, 1 / 3, 1e6 + 0.1):
+        for n in (1000, 9000):
             constant(form, dtype, value, n)
 
 
@@ -256,7 +256,7 @@ def others():
     return found
 
 
-@pytest.mark.parametrize("length", [1, 2, 8, 100, 1000, 10_000])
+@pytest.mark.parametrize("length", [1, 2, 8, 100, 1000])
 @pytest.mark.parametrize("layout", ["rows", "columns"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_nobody_is_nearer(dtype, layout, length, others):
