@@ -132,7 +132,7 @@ def test_growth_table(tables):
     assert line == "| rows | 1 | 0.220 | 0.144 |"
 
 
-def test_a_busy_machine_is_said(tables):
+def test_a_busy_machine_is_reported(tables):
     busy = {**RUN, "machine": {**MACHINE, "load": 4.96}}
     assert tables.note(busy).endswith("; 2026-01-02, on a busy machine (load 5.0 on 2 processors).")
     assert "busy" not in tables.note(RUN)

@@ -129,7 +129,7 @@ def test_a_broken_extra_is_not_a_missing_one():
     assert "pip install" not in result.stderr
 
 
-def test_the_door_is_light():
+def test_importing_the_package_is_light():
     script = (
         "import sys, gennorm.cli; print(*[name for name in ('typer', 'rich', 'PIL', 'numba') if name in sys.modules])"
     )
@@ -695,7 +695,7 @@ def test_space_that_cannot_be_reserved_is_written(folder, monkeypatch):
     np.testing.assert_array_equal(np.load("y.npy"), np.zeros((7, 61)), strict=True)
 
 
-def test_an_input_that_cannot_be_opened_is_said_before_anything(folder):
+def test_an_unreadable_input_is_reported_first(folder):
     text = failure("apply", "x.npy", "y.npy")
     assert text == "x.npy does not exist\ngive the path of an existing file"
     Path("x.npy").mkdir()
@@ -1496,7 +1496,7 @@ def test_a_picture_of_too_many_pixels(pixels, folder, monkeypatch):
         (["explain", "--shape", "32,256,14,14", "--batched", "--epsilon", "0.1"], "axis 0 is the batch"),
     ],
 )
-def test_a_layer_that_is_not_described_is_said(arguments, axis, folder):
+def test_a_default_layer_is_reported(arguments, axis, folder):
     np.save("x.npy", random((6, 3, 4)))
     np.savez("x.npz", random((6, 3, 4)))
     save("x.png", random((6, 5, 3), "uint8"))

@@ -221,7 +221,7 @@ def of_examples(case: Case) -> bool:
 
 
 @pytest.mark.parametrize("case", chosen(of_examples))
-def test_an_example_of_a_batch_is_computed_as_if_alone(case: Case) -> None:
+def test_an_example_does_not_depend_on_its_batch(case: Case) -> None:
     config = arguments(case["config"]) | {"batched": False}
     layer = gn.NormalizationLayer(**config, **held(case, "float64"), dtype="float64")
     whole = array(case["output"])
@@ -300,7 +300,7 @@ def test_the_schema_refuses(spoil: Callable[[Case], object]) -> None:
         jsonschema.Draft202012Validator(SCHEMA).validate(file)
 
 
-def test_the_files_are_what_the_reference_says() -> None:
+def test_the_files_are_those_of_the_reference() -> None:
     assert generate.summary() == []
     assert generate.main(["--check"]) == 0
 

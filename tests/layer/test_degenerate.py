@@ -350,7 +350,7 @@ def test_an_array_without_elements(preset, shape, dtype):
 
 
 @pytest.mark.parametrize("preset", EMPTY)
-def test_an_array_without_elements_goes_where_it_is_told(preset):
+def test_an_empty_array_is_written_to_out(preset):
     layer = made(preset)
     for shape in EMPTY[preset]:
         x = np.empty(shape, np.float32)

@@ -174,7 +174,7 @@ FEW = {
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", slow("float64"), slow("bfloat16")])
 @pytest.mark.parametrize("name", FEW)
-def test_few_terms_are_the_gradients(name, dtype, plain, pieces, monkeypatch):
+def test_few_terms_are_summed_in_float32_only(name, dtype, plain, pieces, monkeypatch):
     shape, every = FEW[name]
     levels = 2 if name == "parameters spread over a row" else "Same"
     every = {**every, "scaling_levels": levels}
@@ -215,7 +215,7 @@ def test_piece_by_piece_with_absent_parameters(scaling, biases, monkeypatch):
         {"aggregation_levels": 1, "scaling_levels": "Same"},
     ],
 )
-def test_what_is_not_gone_over_piece_by_piece(every, monkeypatch):
+def test_layers_that_are_not_processed_piece_by_piece(every, monkeypatch):
     in_pieces(monkeypatch)
     shape = (3, 5, 40)
     layer = differing(made({**every, "batched": True}, shape))
@@ -690,7 +690,7 @@ def reachable(start):
     return list(seen.values())
 
 
-def test_a_pullback_keeps_the_input_itself():
+def test_a_pullback_holds_the_input_itself():
     x = sample((64, 32), "float64")
     y, pullback = gn.layer_norm(32, dtype="float64").vjp(x)
     kept = [one for one in reachable(pullback) if isinstance(one, np.ndarray)]
@@ -698,7 +698,7 @@ def test_a_pullback_keeps_the_input_itself():
     assert all(one is x or one.nbytes <= 4 * 64 * 8 for one in kept if one is not y)
 
 
-def test_a_pullback_keeps_no_normalized_copy():
+def test_a_pullback_does_not_hold_the_output():
     """The output dies with the last name that its caller has for it."""
     x = sample((64, 32), "float64")
     layer = gn.layer_norm(32, dtype="float64")
@@ -904,7 +904,7 @@ def test_an_input_that_is_wrong_is_refused_as_in_a_call():
 @pytest.mark.parametrize("spoil", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", ["input", "gradient"])
 @pytest.mark.parametrize("name", [name for name in FORMS if name != "one element"])
-def test_what_is_not_finite_stays_in_its_slice(name, where, spoil):
+def test_non_finite_numbers_stay_in_their_slice(name, where, spoil):
     form = FORMS[name]
     layer, x, dy = made(form.settings, form.shape), sample(form.shape), direction(form.shape, "float32")
     clean, along = layer.vjp(x)[1](dy), layer.jvp(x, dy)[1]
@@ -933,7 +933,7 @@ def test_what_is_not_finite_stays_in_its_slice(name, where, spoil):
 
 @pytest.mark.parametrize("spoil", [np.nan, np.inf, -np.inf, 3e38])
 @pytest.mark.parametrize("name", FORMS)
-def test_padding_may_be_anything_where_no_gradient_comes_from(name, spoil):
+def test_padding_without_gradient_has_no_effect(name, spoil):
     """To the bit: what does not count and gets no gradient adds nothing to any sum, as in the moments."""
     form = FORMS[name]
     layer, mask = made(form.settings, form.shape), some(form.shape)
@@ -952,7 +952,7 @@ def test_padding_may_be_anything_where_no_gradient_comes_from(name, spoil):
 
 
 @pytest.mark.parametrize("name", SPLIT)
-def test_a_derivative_along_a_direction_does_not_look_at_what_does_not_count(name):
+def test_a_directional_derivative_ignores_masked_elements(name):
     """As the moments do not: a NaN that is masked is in its own output, and in no other."""
     form = FORMS[name]
     layer, x, t, mask = (

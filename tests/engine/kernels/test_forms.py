@@ -138,7 +138,7 @@ def test_form(name, dtype, engine):
     check(layer, x, form.settings)
 
 
-def test_forms_are_what_they_are_called():
+def test_forms_have_the_plans_of_their_names():
     plans = {name: made(form.settings, form.shape).plan(form.shape) for name, form in FORMS.items()}
     folded = [name for name, of in plans.items() if of.family == "columns" and of.runs[-1].aggregated]
     assert folded == [name for name in FORMS if name.startswith("folded")]
@@ -246,7 +246,7 @@ def test_layout_of_split_form(name, layout, split):
     check(made(form.settings, form.shape), x, form.settings)
 
 
-def test_layouts_are_what_they_are_called():
+def test_layouts_have_the_strides_of_their_names():
     values = sample((3, 4, 5))
     found = {name: of.hold(values) for name, of in named_layouts(3).items()}
     assert found["C"].strides == (80, 20, 4)

@@ -40,7 +40,7 @@ def test_users_functions(parts, tmp_path):
     run(*parts, cache=tmp_path)
 
 
-def test_what_kernels_do_not_use(tmp_path):
+def test_kernels_do_not_import_linear_algebra(tmp_path):
     ask = "print([name for name in ('numba.np.arraymath', 'numba.np.linalg', 'scipy.linalg') if name in sys.modules])"
     assert run(KERNEL, ask, cache=tmp_path) == "[]\n"
 
