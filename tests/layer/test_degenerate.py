@@ -5,7 +5,7 @@ import pytest
 
 import gennorm as gn
 from spec import reference
-from tests.strategies import dtype_of, sample
+from tests.strategies import dtype_of, sample, slow
 
 SHAPE = (4, 6, 5)
 PRESETS = {
@@ -40,7 +40,7 @@ LAYERS_OF_ONE = {
     "group_norm": lambda **keywords: gn.group_norm(3, 3, **keywords),
 }
 every_preset = pytest.mark.parametrize("preset", PRESETS)
-dtypes = pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+dtypes = pytest.mark.parametrize("dtype", ["float32", "float64", slow("float16")])
 
 
 def training(preset):
