@@ -31,6 +31,13 @@ def pytest_addoption(parser):
     parser.addoption("--except-passed", metavar="FILE", help="leave out core tests that FILE records as passed")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """With `-n`, each process gets neighbouring tests, so that two processes seldom compile the same kernel."""
+    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "worksteal"
+
+
 # --------------------------------------------------------------------------------------------- frameworks and skips
 
 

@@ -121,7 +121,8 @@ def test_core_tests_that_passed_are_left_out(tmp_path, monkeypatch):
     assert "1 failed, 4 passed, 1 skipped, 1 error" in outcome(recorded)
     passed = [f"{core}::test_passes[a]", f"{core}::test_passes[b]"]
     assert record.read_text(encoding="utf-8").splitlines() == ["tests/cli/test_suite.py::test_passes", *passed]
-    again = session(tmp_path, OUTCOMES, ["-n", "1", "--except-passed", str(record)], name=core, MENDED="1")
+    again = session(tmp_path, OUTCOMES, ["-v", "-n", "1", "--except-passed", str(record)], name=core, MENDED="1")
+    assert "WorkStealScheduling" in again.stdout
     assert "3 passed, 1 skipped, 1 error" in outcome(again), again.stdout
 
 
