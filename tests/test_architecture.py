@@ -134,7 +134,7 @@ def calls_numba_jit(source: str) -> bool:
     return False
 
 
-def test_one_door_to_numba():
+def test_one_module_imports_numba():
     assert calls_numba_jit("import numba\n@numba.njit(nogil=True)\ndef f(): pass")
     assert calls_numba_jit("from numba import njit")
     assert not calls_numba_jit("from numba import types")
@@ -185,7 +185,7 @@ def public_names(module) -> set[str]:
     }
 
 
-def test_all_is_what_is_public():
+def test_all_lists_the_public_names():
     assert len(gn.__all__) == len(set(gn.__all__))
     assert all(hasattr(gn, name) for name in gn.__all__)
     assert public_names(gn) <= set(gn.__all__)

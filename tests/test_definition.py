@@ -668,7 +668,7 @@ def test_jax_has_no_nan_in_degenerate_gradients(kind, placement, double):
 
 
 @each_namespace
-def test_what_is_not_finite_stays_in_its_slice(arrays):
+def test_non_finite_numbers_stay_in_their_slice(arrays):
     config = LayerConfig.make(2, epsilon=0)
     x, dy = sample((4, 6), "float64"), sample((4, 6), "float64", 1)
     keywords = {"config": config, "shape": x.shape}
@@ -860,7 +860,7 @@ def test_transforms_of_torch():
 
 
 @pytest.mark.parametrize("value", [[1.0, 2.0], 3.0, "x"])
-def test_what_is_no_array(value):
+def test_a_value_that_is_not_an_array(value):
     with pytest.raises(gn.GennormError, match="is no array of the Python array API standard") as raised:
         definition.namespace_of(value)
     assert raised.value.code == "A032"

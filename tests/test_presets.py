@@ -103,7 +103,7 @@ def test_hints_can_be_followed():
 
 @pytest.mark.parametrize("constructor", CONSTRUCTORS)
 @pytest.mark.parametrize("x", [np.ones((3, 4)), np.ones(3), np.ones((2, 3), int)], ids=["matrix", "vector", "integers"])
-def test_data_is_no_setting(constructor, x):
+def test_data_is_not_a_setting(constructor, x):
     function = getattr(gn, constructor)
     for arguments in ((x,), (2, x)):
         if len(arguments) <= len([*inspect.signature(function).parameters]) - (constructor != "NormalizationLayer"):
@@ -129,7 +129,7 @@ def test_protocols_find_no_foreign_names():
         assert not hasattr(gn, name) or name == "__wrapped__"
 
 
-def test_a_type_error_of_the_body_is_not_one_of_the_arguments():
+def test_a_type_error_inside_a_constructor_is_not_replaced():
     class Broken:
         def __index__(self):
             msg = "from inside"

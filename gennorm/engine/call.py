@@ -461,10 +461,10 @@ class PreparedCall(Layout):
                     kernel(source, target, scaling, biases, means, spreads, geometry, numbers, *scratch, first, last, 0)
                 return
 
-            def work(parts: int, lo: int, hi: int, team: int) -> None:
+            def work(parts: int, lo: int, hi: int, request: int) -> None:
                 scratch = space(*FORWARD, parts)
                 lo, hi = first + lo, first + hi
-                kernel(source, target, scaling, biases, means, spreads, geometry, numbers, *scratch, lo, hi, team)
+                kernel(source, target, scaling, biases, means, spreads, geometry, numbers, *scratch, lo, hi, request)
 
             run(work, last - first, size * (last - first) // tasks)
 
@@ -527,7 +527,7 @@ class PreparedCall(Layout):
         pivot = np.where(np.isfinite(means[0]), means[0], 0.0)  # an infinite mean stays infinite
         away = means - pivot
         away *= counts
-        mean = pivot + _summed(away) / np.maximum(counts.sum(0), steps.NOTHING)
+        mean = pivot + _summed(away) / np.maximum(counts.sum(0), steps.LEAST_COUNT)
         away = np.subtract(means, mean, out=means)
         away *= away
         away *= counts
@@ -611,14 +611,14 @@ class PreparedCall(Layout):
             )  # fmt: skip
             return gradients[0] if len(gradients) == 1 else gradients.sum(0)
 
-        def work(parts: int, lo: int, hi: int, team: int) -> None:
+        def work(parts: int, lo: int, hi: int, request: int) -> None:
             if not rows_:
                 space = self._space(*BACKWARD, parts, column_gradients.TERMS)
             else:
                 space = (recent if parts == 1 else np.zeros(parts * sweep.recent, self.compute),)
             kernel(
                 x, dy, dx, weights, scaling, factors, sums, flat, geometry, numbers, *space,
-                block, parameters, often, lo, hi, team,
+                block, parameters, often, lo, hi, request,
             )  # fmt: skip
 
         sums = NOTHING

@@ -17,7 +17,7 @@ from gennorm.layer.statistics import held_shape, is_one_example, ungrouped
 from gennorm.spec.config import LayerConfig
 
 if TYPE_CHECKING:
-    from gennorm.engine.call import PreparedCall
+    from gennorm.engine.interface import PreparedCall
 
 __all__ = ["Calls"]
 

@@ -448,7 +448,9 @@ def test_a_model_with_another_output_is_found(monkeypatch):
     pytest.importorskip("transformers")
     monkeypatch.setattr(models, "TOLERANCE", 1e-12)
     monkeypatch.setattr(
-        models, "MODELS", {"BERT": (*models.MODELS["BERT"][:2], {"num_hidden_layers": 1}, models._words)}
+        models,
+        "MODELS",
+        {"BERT": (*models.MODELS["BERT"][:2], {"num_hidden_layers": 1, "vocab_size": 200}, models._words)},
     )
     assert "≠ BERT: the error is " in bench("--measure", "models", *QUICK, status=1)
 

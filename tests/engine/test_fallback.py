@@ -166,7 +166,7 @@ def run(block="", **variables):
 def test_without_numba():
     done = run(BLOCK)
     warned, plan, values = done.stdout.splitlines()
-    assert warned.startswith("1 gennorm computes by its definition in NumPy, which is right and slow: ")
+    assert warned.startswith("1 gennorm computes by its definition in NumPy, which is correct but slow: ")
     assert "pip install 'numba>=" in warned
     assert plan.startswith("kernel     none, the definition in NumPy: ")
     assert values == "[[-1.341, -0.447, 0.447, 1.341], [-1.341, -0.447, 0.447, 1.341]]"
@@ -185,7 +185,7 @@ def test_kernels_by_choice():
 def test_kernels_that_are_demanded_and_not_available():
     done = run(BLOCK, GENNORM_ENGINE="kernels")
     assert done.returncode == 3
-    assert done.stdout.startswith("GENNORM_ENGINE asks for kernels, and there are none: ")
+    assert done.stdout.startswith("GENNORM_ENGINE requires kernels, and they are not available: ")
     assert done.stdout.rstrip().endswith("or leave out GENNORM_ENGINE [C131]")
 
 

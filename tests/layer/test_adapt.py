@@ -164,7 +164,7 @@ def test_keras_normalization_of_a_constant_feature(keras):
     st.sampled_from(["nothing", "mask", "weights", "both"]),
     st.integers(0, 99),
 )
-def test_any_chunks_are_one_pass(sizes, level, method, extras, seed):
+def test_any_chunks_equal_one_pass(sizes, level, method, extras, seed):
     rng = np.random.default_rng(seed)
     x = rng.normal(1e3, 1, (sum(sizes), 3, 4))
     mask = rng.random((len(x), 3, 1)) < 0.8 if extras in {"mask", "both"} else None
@@ -282,7 +282,7 @@ def numbers(dtype, rows, center, seed=0):
     + [("float64", center) for center in (0, 3, 1e6, 1e12)]
     + [("int8", 3), ("uint16", 60000), ("int64", 2**40)],
 )
-def test_chunks_are_as_exact_as_numpy_in_one_piece(monkeypatch, dtype, center, extras):
+def test_chunks_are_as_exact_as_numpy_for_the_whole_array(monkeypatch, dtype, center, extras):
     monkeypatch.setattr(adapting, "CHUNK", 1 << 12)
     monkeypatch.setattr(adapting, "RUN", 1)
     monkeypatch.setattr(adapting, "SMALL", 64)

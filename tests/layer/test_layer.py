@@ -524,7 +524,7 @@ def test_parameters_of_one_layer_are_its_own():
     assert two.scaling.tolist() == shared.tolist() == [1, 1, 1]
 
 
-def test_initialize_leaves_what_is_there():
+def test_initialize_does_not_change_existing_parameters():
     layer = gn.NormalizationLayer(scaling=[1, 2, 3], biases=None)
     assert layer.initialize((3, 8)) is layer
     assert layer.scaling.tolist() == [1, 2, 3]
@@ -627,7 +627,7 @@ def test_a_layer_is_copied_exactly(layer):
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=repr)
-def test_a_config_is_what_the_schema_says(layer):
+def test_a_config_fits_its_schema(layer):
     jsonschema.Draft202012Validator(SCHEMA).validate(json.loads(json.dumps(layer.to_config(), allow_nan=False)))
 
 
@@ -643,7 +643,7 @@ def test_any_layer_is_copied_exactly(case):
         assert twin.initialize(case.shape)(x).tobytes() == y.tobytes()
 
 
-def test_what_was_learned_is_printed():
+def test_moving_moments_are_printed():
     layer = gn.layer_norm(3)
     layer.scaling[1] = 0.1
     layer.biases -= 1
@@ -790,7 +790,7 @@ def test_out_takes_the_output_and_is_returned():
     assert gn.normalize(x, 2, out=out) is out
 
 
-def test_out_beside_the_input_in_one_buffer():
+def test_out_and_input_in_one_buffer():
     """Views of one buffer that do not overlap are apart."""
     buffer = np.zeros((2, 3, 5), np.float32)
     buffer[0] = sample((3, 5))

@@ -20,7 +20,7 @@ LEAST = 1e-250  # a smaller sum of squares may have lost terms that underflowed:
 def merge_moments(
     means: Array, spreads: Array, counts: Array, slices: int, first: int, last: int
 ) -> None:  # fmt: skip
-    """Merge means and second moments, for the slices ``first`` to ``last``, as the kernels that measure do."""
+    """Merge means and second moments of the slices ``first`` to ``last``, in the order that the forward kernels use."""
     for at in range(first, last, LANES):
         size = last - at
         mean = load_part(means, at, size)
@@ -40,7 +40,7 @@ def merge_moments(
 
 
 def merge_sums(sums: Array, units: int, size: int) -> None:
-    """Add up rows of so many numbers, one after another, as the kernels that take the sums of a whole slice do."""
+    """Add ``units`` rows of ``size`` numbers, in the order that the backward kernels use for a whole slice."""
     for at in range(0, size, LANES):
         total = load_part(sums, at, size - at)
         for unit in range(1, units):
