@@ -398,6 +398,29 @@ def test_subclasses_and_modes(name):
         close(y, judge(x))
 
 
+@pytest.fixture
+def mesh():
+    distributed = pytest.importorskip("torch.distributed.tensor")
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield torch.distributed.device_mesh.init_device_mesh("cpu", (1,)), distributed
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@cases
+def test_distributed_tensors(name, mesh):
+    mesh, tensors = mesh
+    module, judge, x = made(name)
+    module = tensors.distribute_module(module, mesh)
+    y = module(tensors.distribute_tensor(x, mesh, [tensors.Shard(0)]))
+    assert type(y) is tensors.DTensor
+    close(y.full_tensor(), judge(x))
+    y.full_tensor().pow(3).sum().backward()
+    judge(x).pow(3).sum().backward()
+    close(module.weight.grad.full_tensor(), judge.weight.grad)
+
+
 # --------------------------------------------------------------------------------------------------- masks and moments
 
 
