@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import gennorm as gn
-from gennorm.errors import ConfigError, FrozenError, GennormError, ParameterError
+from gennorm.errors import ConfigError, FrozenError, GennormError, ParameterError, UnknownNameError
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("ml_dtypes")
@@ -298,7 +298,7 @@ def test_a_moving_layer_stays_one(copied):
     torch.save(layer, stream)
     stream.seek(0)
     assert torch.load(stream, weights_only=False).momentum == 0.5
-    with pytest.raises(ConfigError, match="synchronized=True"):
+    with pytest.raises(UnknownNameError, match="synchronized=True"):
         nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(layer))
 
 
