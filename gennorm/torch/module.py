@@ -605,7 +605,7 @@ class _MovingLayer(NormalizationLayer, nn.modules.batchnorm._BatchNorm):
     track_running_stats = False  # for torch's loading of state dicts
     _version = 1
 
-    __constants__: Any = []
+    __constants__: Any = ()  # torch.jit reads those of the base
 
     def __getattr__(self, name: str) -> Any:
         if name == "num_features":  # SyncBatchNorm.convert_sync_batchnorm reads it first
