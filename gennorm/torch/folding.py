@@ -73,7 +73,7 @@ def fold(layer: nn.Module, norm: nn.Module) -> nn.Module:
         cause = str(error).partition("\n")[0]
         msg = f"the norm has no single mean and variance for each of the {channels} channels of the layer: {cause}\n"
         msg += "fold norms over the batch and everything but the channels, such as batch norm"
-        raise ConfigError(msg, code="C124") from None
+        raise ConfigError(msg, code="C123") from None
     gain, shift = gain.reshape(-1), shift.reshape(-1)
     folded = copy.deepcopy(layer).eval()
     weight: Tensor = layer.weight  # type: ignore[assignment]
@@ -102,14 +102,14 @@ def _held(norm: Any) -> tuple[LayerConfig, tuple[Tensor | None, Tensor]]:
         if norm.config.statistics == "input":
             msg = "the norm holds no moments: it computes them from each input\n"
             msg += 'fold a norm with statistics="moving" or "dataset", or a batch norm'
-            raise ConfigError(msg, code="C125")
+            raise ConfigError(msg, code="C124")
         required(norm.moments)  # type: ignore[arg-type]
         config, mean, variance = norm.config, norm.mean, norm.variance
     elif isinstance(norm, (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)):
         if norm.running_mean is None:
             msg = "the norm holds no moments: it was made with track_running_stats=False\n"
             msg += "fold a norm with running statistics"
-            raise ConfigError(msg, code="C126")
+            raise ConfigError(msg, code="C125")
         make = gennorm.instance_norm if isinstance(norm, nn.modules.instancenorm._InstanceNorm) else gennorm.batch_norm
         config = LayerConfig.from_dict(make(norm.num_features, epsilon=norm.eps).to_config())
         mean, variance = norm.running_mean, norm.running_var

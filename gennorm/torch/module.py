@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx.proxy import Proxy
 
 import gennorm
-from gennorm.errors import ConfigError, FrozenError, InitializationError, ParameterError
+from gennorm.errors import ConfigError, FrozenError, InitializationError, ParameterError, UnknownNameError
 from gennorm.extend import initial, is_one_example, kept_shape, parameter_shape, required, resolve_config
 from gennorm.layer.parameters import Parameters
 from gennorm.layer.state import State
@@ -605,12 +605,14 @@ class _MovingLayer(NormalizationLayer, nn.modules.batchnorm._BatchNorm):
     track_running_stats = False  # for torch's loading of state dicts
     _version = 1
 
-    @property
-    def num_features(self) -> int:  # type: ignore[override]
-        """Refuse to be converted."""
-        msg = "torch.nn.SyncBatchNorm cannot compute a NormalizationLayer\n"
-        msg += "make the layer with synchronized=True, and leave it out of convert_sync_batchnorm"
-        raise ConfigError(msg, code="C123")
+    __constants__: Any = ()  # torch.jit reads those of the base
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "num_features":  # SyncBatchNorm.convert_sync_batchnorm reads it first
+            msg = "torch.nn.SyncBatchNorm cannot compute a NormalizationLayer\n"
+            msg += "make the layer with synchronized=True, and leave it out of convert_sync_batchnorm"
+            raise UnknownNameError(msg, code="T041")
+        return super().__getattr__(name)
 
     def reset_running_stats(self) -> None:
         """Reset the moving moments."""

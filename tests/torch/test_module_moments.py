@@ -3,12 +3,13 @@
 import copy
 import io
 import pickle
+import warnings
 
 import numpy as np
 import pytest
 
 import gennorm as gn
-from gennorm.errors import ConfigError, FrozenError, GennormError, ParameterError
+from gennorm.errors import ConfigError, FrozenError, GennormError, ParameterError, UnknownNameError
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("ml_dtypes")
@@ -53,7 +54,7 @@ def made(name):
 
 
 def close(found, expected, tolerance=1e-11):
-    expected = torch.as_tensor(np.asarray(expected)) if not isinstance(expected, torch.Tensor) else expected
+    expected = torch.as_tensor(np.array(expected)) if not isinstance(expected, torch.Tensor) else expected
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
@@ -297,7 +298,7 @@ def test_a_moving_layer_stays_one(copied):
     torch.save(layer, stream)
     stream.seek(0)
     assert torch.load(stream, weights_only=False).momentum == 0.5
-    with pytest.raises(ConfigError, match="synchronized=True"):
+    with pytest.raises(UnknownNameError, match="synchronized=True"):
         nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(layer))
 
 
@@ -417,3 +418,22 @@ def test_fold(before, after):
     assert folded is not layer
     torch.testing.assert_close(folded(x), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(layer(x), y)
+
+
+def test_torch_s_own_fusers():
+    """They fold drop-in classes too: directly, or where the fuser is given the pair of classes."""
+    layer, norm = nn.Conv2d(3, 4, 2).eval(), gt.BatchNorm2d(4)
+    x = sample(5, 3, 6, 6).float()
+    norm(layer(x))
+    model = nn.Sequential(layer, norm.eval())
+    expected = model(x)
+    torch.testing.assert_close(nn.utils.fusion.fuse_conv_bn_eval(layer, norm)(x), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(NotImplementedError, match="Cannot fuse"):
+            torch.ao.quantization.fuse_modules(model, ["0", "1"])
+        pair = {(nn.Conv2d, gt.BatchNorm2d): torch.ao.quantization.fuse_conv_bn}
+        fused = torch.ao.quantization.fuse_modules(
+            model, ["0", "1"], fuse_custom_config_dict={"additional_fuser_method_mapping": pair}
+        )
+    torch.testing.assert_close(fused(x), expected)
