@@ -95,7 +95,7 @@ def compilation_failure() -> str | None:
 def prepare_threads() -> None:
     """Compile what the threads run that share the calls of any layer, if there will be more than one."""
     if fallback_reason() is None and _kernels.jit.JIT and get_num_threads() > 1:
-        _kernels.assembled()
+        _kernels.executor()
 
 
 def built() -> list[Built]:
