@@ -246,9 +246,7 @@ def between_table(runs: Sequence[dict[str, Any]]) -> str:
     rows, groups = [], dict.fromkeys((one["work"], run["threads"]) for run, one in measured)
     for work, number in groups:
         some = [one for run, one in measured if (one["work"], run["threads"]) == (work, number)]
-        ratios = [
-            (one["torch"] / one["gennorm"], one["whole_torch"] / one["whole_gennorm"]) for one in some
-        ]
+        ratios = [(one["torch"] / one["gennorm"], one["whole_torch"] / one["whole_gennorm"]) for one in some]
         for one, pair in zip(some, ratios, strict=True):
             own = [microseconds(one[key] * 1e6) for key in ("torch", "gennorm")]
             rows.append([one["name"], work, str(number), *own, *map(times, pair)])

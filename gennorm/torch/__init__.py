@@ -8,10 +8,11 @@ torch.Size([2, 3, 8, 8])
 
 The modules, from the inside out: `tensors` has arrays over the memory of tensors, and checks; `computation` normalizes
 tensors by a kernel or by `gennorm.definition`; `distributed` merges moments over processes; `module` has the base class
-of every module and `NormalizationLayer`; `layers` has torch's own layers; `accelerating` changes models.
+of every module and `NormalizationLayer`; `layers` has torch's own layers; `crossover` decides where these call torch's operators; `accelerating` changes models.
 """
 
 from gennorm.torch.accelerating import accelerate, restore
+from gennorm.torch.crossover import get_batch_invariant, set_batch_invariant
 from gennorm.torch.layers import (
     BatchNorm1d,
     BatchNorm2d,
@@ -37,5 +38,7 @@ __all__ = [
     "NormalizationLayer",
     "RMSNorm",
     "accelerate",
+    "get_batch_invariant",
     "restore",
+    "set_batch_invariant",
 ]

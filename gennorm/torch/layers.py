@@ -1,7 +1,8 @@
 """Torch's own normalization layers, computed by gennorm.
 
 Each is a subclass of torch's class of the same name and has its constructor, parameters, buffers and state dict; only
-`forward` differs. Settings such as ``eps`` are read again when they are assigned.
+`forward` differs. Settings such as ``eps`` are read again when they are assigned. For small inputs, where torch's own
+operators are faster, the layers call these (`gennorm.torch.crossover`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import gennorm
 from gennorm.errors import ConfigError, GroupError, LevelRangeError, ParameterError, ShapeError, TensorError
 from gennorm.spec.config import LayerConfig
 from gennorm.torch.computation import Pair, TensorComputation
+from gennorm.torch.crossover import Crossover, is_faster_in_torch
 from gennorm.torch.module import Normalization
 
 __all__ = [
@@ -32,6 +34,10 @@ __all__ = [
 ]
 
 MISFITS = (ShapeError, LevelRangeError, GroupError, ParameterError)
+# What torch raises for a wrong input. The kernels' checks then say what is wrong, or compute what torch cannot.
+REFUSED = (RuntimeError, ValueError, IndexError, TypeError)
+
+LAYER = RMS = GROUP = BATCH = BATCH_EVALUATION = INSTANCE = Crossover(0, 0)
 
 
 class Configured(Normalization):
@@ -82,6 +88,12 @@ class LayerNorm(TorchNorm, nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize over the trailing axes."""
+        weight = self._parameter("weight")
+        if is_faster_in_torch(input, weight, LAYER):
+            try:
+                return torch.layer_norm(input, self.normalized_shape, weight, self._parameter("bias"), self.eps, False)
+            except REFUSED:
+                return self._normalized(input)
         recorded = self._recorded(input)
         return self._normalized(input) if recorded is None else recorded
 
@@ -107,11 +119,20 @@ class RMSNorm(TorchNorm, nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Divide by the root mean square over the trailing axes."""
+        weight = self._parameter("weight")
+        if is_faster_in_torch(x, weight, RMS):
+            try:
+                return torch.rms_norm(x, self.normalized_shape, weight, self.eps)
+            except REFUSED:
+                return self._normalized(x, computation=self._of(x))
         recorded = self._recorded(x)
         if recorded is not None:
             return recorded
-        double = isinstance(x, Tensor) and x.dtype is torch.float64
-        return self._normalized(x, computation=self._gennorm_float64 if double else self._gennorm)
+        return self._normalized(x, computation=self._of(x))
+
+    def _of(self, x: Any) -> TensorComputation:
+        """Return the computation with the epsilon for the dtype of an input."""
+        return self._gennorm_float64 if isinstance(x, Tensor) and x.dtype is torch.float64 else self._gennorm
 
 
 class GroupNorm(TorchNorm, nn.GroupNorm):
@@ -133,6 +154,12 @@ class GroupNorm(TorchNorm, nn.GroupNorm):
         if recorded is not None:
             return recorded
         _require_several(input, input.shape[0] * input.shape[1] // self.num_groups if input.dim() > 1 else 0)
+        weight = self._parameter("weight")
+        if is_faster_in_torch(input, weight, GROUP):
+            try:
+                return torch.group_norm(input, self.num_groups, weight, self._parameter("bias"), self.eps, False)
+            except REFUSED:
+                return self._normalized(input)
         return self._normalized(input)
 
 
@@ -181,22 +208,47 @@ class _BatchNorm(_Running):
             return recorded
         self._check_input_dim(input)
         running = self.running_mean is not None
+        weight = self._parameter("weight")
         if not self.training:
-            return self._normalized(input, self._running() if running else None)
+            moments = self._running() if running else None
+            if is_faster_in_torch(input, weight, BATCH_EVALUATION if running else BATCH):
+                try:
+                    return self._by_torch(input, weight, moments, not running)
+                except REFUSED:
+                    return self._normalized(input, moments)
+            return self._normalized(input, moments)
         _require_several(input, input.shape[0])
         if self.eps <= 0:
             msg = f"eps is {self.eps}, and torch's batch norm trains with a positive one\nassign module.eps = 1e-5"
             raise ConfigError(msg, code="C122")
-        if not (self.track_running_stats and running):
+        folded = self.track_running_stats and running
+        batches: Any = self.num_batches_tracked if folded else None
+        y = None
+        if is_faster_in_torch(input, weight, BATCH):
+            share = self.momentum
+            if share is None:  # each batch counts as much as every one before it
+                share = 0.0 if batches is None else 1 / (batches.item() + 1)
+            try:
+                y = self._by_torch(input, weight, self._running() if folded else None, True, share)
+            except REFUSED:
+                y = None
+        if y is not None:
+            pass
+        elif not folded:
             return self._normalized(input)
-        batches: Any = self.num_batches_tracked
-        if self.momentum is not None or batches is None:
+        elif self.momentum is not None or batches is None:
             y = self._normalized_by_batch(input, self._gennorm.config.momentum)
-        else:  # each batch counts as much as every one before it
+        else:
             y = self._normalized_by_batch(input, (batches + 1).double().reciprocal())
         if batches is not None:
             batches.add_(1)
         return y
+
+    def _by_torch(self, x: Tensor, weight: Tensor | None, moments: Any, training: bool, share: float = 0.0) -> Tensor:
+        """Return the output of torch's operator, which changes the running statistics in training."""
+        mean, variance = (None, None) if moments is None else moments
+        bias = self._parameter("bias")
+        return torch.batch_norm(x, weight, bias, mean, variance, training, share, self.eps, False)
 
 
 class _InstanceNorm(_Running):
@@ -212,6 +264,16 @@ class _InstanceNorm(_Running):
         return super().forward(input) if recorded is None else recorded
 
     def _apply_instance_norm(self, input: Tensor) -> Tensor:
+        weight = self._parameter("weight")
+        own = self.training or not self.track_running_stats  # whether it is normalized by its own moments
+        if (own or self.running_mean is not None) and is_faster_in_torch(input, weight, INSTANCE):
+            if own:
+                _require_several(input, 1)
+            bias, share = self._parameter("bias"), self.momentum or 0.0
+            try:
+                return torch.instance_norm(input, weight, bias, *self._running(), own, share, self.eps, False)
+            except REFUSED:
+                pass
         if not self.training and self.track_running_stats:
             return self._normalized(input, self._running())
         _require_several(input, 1)

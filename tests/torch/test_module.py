@@ -615,9 +615,9 @@ def test_what_is_empty(make, shape):
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_threads_are_torch_s(number, monkeypatch):
-    asked, gather = [], sharing.ThreadPool.request
+    asked, gather = [], sharing.Executor.request
     monkeypatch.setattr(
-        sharing.ThreadPool,
+        sharing.Executor,
         "request",
         lambda pool, n, parts: asked.append(n) or gather(pool, n, parts),
     )
@@ -635,7 +635,7 @@ def test_threads_are_torch_s(number, monkeypatch):
         torch.set_num_threads(before)
 
 
-def test_a_team_grows():
+def test_the_number_of_threads_changes():
     """From one number of threads to another, and back, without a result that changes."""
     module, x = layer_norm(1024), sample(2048, 1024)
     before, found = torch.get_num_threads(), []
@@ -644,7 +644,6 @@ def test_a_team_grows():
             for number in (1, 3, 2, 5):
                 torch.set_num_threads(number)
                 found.append(module(x))
-        assert len(sharing._pools[0].workers) >= 4
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, found[0]) for one in found)
