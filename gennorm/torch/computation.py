@@ -378,8 +378,8 @@ def _fold_rows(
         new = rows.copy()
         new[1] /= max(elements // variance.numel() - unbiased, 1)
         new *= 1 - momentum
-        for row, old in zip(new, (mean, variance), strict=True):
-            row += momentum * array_of(old).astype(np.float64)
+        new[0] += momentum * array_of(mean).astype(np.float64)
+        new[1] += momentum * array_of(variance).astype(np.float64)
     return from_numpy(new[0]), from_numpy(new[1])
 
 

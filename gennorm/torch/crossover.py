@@ -7,15 +7,15 @@ this off: the digits of an example then do not depend on how many examples are i
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, is_grad_enabled, strided
 from torch.compiler import is_dynamo_compiling
 
 from gennorm.torch.tensors import is_eager
 
-__all__ = ["Crossover", "get_batch_invariant", "is_faster_in_torch", "set_batch_invariant"]
+__all__ = ["Crossover", "computed", "get_batch_invariant", "is_faster_in_torch", "set_batch_invariant"]
 
 
 class Crossover(NamedTuple):
@@ -57,8 +57,8 @@ def set_batch_invariant(enabled: bool) -> None:
     """Let the drop-in layers use kernels for inputs of all sizes, or torch's operators for small inputs.
 
     With kernels, the bits of a normalized example do not depend on the other examples in the batch, unless it is
-    normalized together with them. The errors then have the bounds of the kernels for small inputs too. Torch's operators
-    are faster for small inputs, by up to 5 times.
+    normalized together with them. The errors then have the bounds of the kernels for small inputs too. Torch's
+    operators are faster for small inputs, by up to 5 times.
 
     Parameters
     ----------
@@ -83,8 +83,9 @@ def is_faster_in_torch(x: Tensor, weight: Tensor | None, crossover: Crossover) -
 
     Examples
     --------
-    >>> is_faster_in_torch(torch.ones(8), None, Crossover(9, 0)), is_faster_in_torch(torch.ones(9), None, Crossover(9, 0))
-    (True, False)
+    >>> import torch
+    >>> [is_faster_in_torch(torch.ones(size), None, Crossover(9, 0)) for size in (8, 9)]
+    [True, False]
     """
     # A size is not read while torch compiles: a compiled model would then be limited to inputs of this size.
     if is_dynamo_compiling() or type(x) is not Tensor or _batch_invariant:
@@ -92,3 +93,20 @@ def is_faster_in_torch(x: Tensor, weight: Tensor | None, crossover: Crossover) -
     derived = is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad))
     limit = crossover.both if derived else crossover.forward
     return x.numel() < limit and is_eager() and x.is_cpu and x.layout is strided
+
+
+def computed(operator: Callable[..., Tensor], *arguments: Any) -> Tensor | None:
+    """Return what an operator of torch returns, or None if it refuses its arguments.
+
+    The caller then uses kernels, whose checks say what is wrong, or compute what torch cannot.
+
+    Examples
+    --------
+    >>> import torch
+    >>> computed(torch.add, torch.ones(1), torch.ones(1)), computed(torch.add, torch.ones(2), torch.ones(3))
+    (tensor([2.]), None)
+    """
+    try:
+        return operator(*arguments)
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return None

@@ -390,7 +390,10 @@ def test_list_option():
             '"forwards" is none of forward, backward, out, inference, adapt, module, evaluation; did you mean "for',
         ),
         (["--peers", "jaxx"], '"jaxx" is none of torch, torch.compile, jax, onnxruntime, numpy, scikit-learn, sklearn'),
-        (["--measure", "sped"], '"sped" is none of speed, startup, accuracy, growth, models, between; did you mean "speed"?'),
+        (
+            ["--measure", "sped"],
+            '"sped" is none of speed, startup, accuracy, growth, models, between; did you mean "speed"?',
+        ),
         (["--threads", 4096], "Invalid value for '--threads': 4096 are more than the"),
         (
             ["--chart", "a.gif"],

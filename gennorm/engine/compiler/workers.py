@@ -136,7 +136,7 @@ def share_openmp(function: int, arguments: int, lo: int, hi: int, request: int) 
 
 
 def take_part(control: int) -> None:
-    """Do the part of one thread in a parallel region. Ranges of threads that the runtime has not got go to the others."""
+    """Do the part of one thread in a parallel region, and what is left of the others' parts."""
     run_ranges(call_for_integer(atomic_load(control, NUMBER)), control)
 
 
@@ -225,7 +225,7 @@ def yield_processor(typing: Any, function: Any) -> Any:
     """Yield the processor to a thread that waits for it, and then for a moment to the other half of the core."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.IntType(32), [])
+        kind = ir.FunctionType(INT32, [])
         builder.call(builder.inttoptr(args[0], kind.as_pointer()), [])
         if platform.machine().lower() in {"x86_64", "amd64"}:
             name = "llvm.x86.sse2.pause"
@@ -265,10 +265,9 @@ def launch(typing: Any, function: Any, control: Any, threads: Any) -> Any:
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         region = _region(context, builder.module)
-        unsigned = ir.IntType(32)
-        kind = ir.FunctionType(VOID, [region.type, INT64.as_pointer(), unsigned, unsigned])
+        kind = ir.FunctionType(VOID, [region.type, INT64.as_pointer(), INT32, INT32])
         data = builder.inttoptr(args[1], INT64.as_pointer())
-        arguments = [region, data, builder.trunc(args[2], unsigned), ir.Constant(unsigned, 0)]
+        arguments = [region, data, builder.trunc(args[2], INT32), ir.Constant(INT32, 0)]
         builder.call(builder.inttoptr(args[0], kind.as_pointer()), arguments)
         return context.get_dummy_value()
 

@@ -166,7 +166,11 @@ def in_child(work):
 """
 CHILDREN = {
     "of a process with torch": ("import torch; print(used())", "lambda: used()", ["openmp", "pool", "openmp"]),
-    "of a child": ("import torch; print(used())", "lambda: in_child(used) or used()", ["openmp", *["pool"] * 2, "openmp"]),
+    "of a child": (
+        "import torch; print(used())",
+        "lambda: in_child(used) or used()",
+        ["openmp", *["pool"] * 2, "openmp"],
+    ),
     "that imports torch": ("", "lambda: __import__('torch') and used()", ["openmp", "pool"]),
 }
 
