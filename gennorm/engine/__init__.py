@@ -114,7 +114,7 @@ def compilation_failure() -> str | None:
 def prepare_threads() -> None:
     """Compile the functions of the thread pool, if there will be more than one thread."""
     if fallback_reason() is None and _kernels.jit.JIT and get_num_threads() > 1:
-        _kernels.assembled()
+        _kernels.executor()
 
 
 def built() -> list[Built]:

@@ -26,10 +26,10 @@ from .kernels import column_gradients, columns, merging, row_gradients, rows, st
 from .kernels.vector import LANES
 from .layout import NOTHING_REAL, Layout, deliver, dense, flat, stored_empty
 from .memory import LINE, WORTH, address, empty_like
-from .sharing import STEP, alone, assembled, run
+from .sharing import STEP, alone, executor, run
 from .threads import get_num_threads, shared
 
-__all__ = ["PreparedCall", "assembled", "jit", "prepare"]
+__all__ = ["PreparedCall", "executor", "jit", "prepare"]
 
 Array = npt.NDArray[Any]
 Kernel = Callable[..., None]
