@@ -79,7 +79,7 @@ def mask_of(mask: Any, shape: tuple[int, ...]) -> Array | None:
         msg = f"mask is of type {type(mask).__name__}\npass an array of booleans of JAX or NumPy; True counts"
         raise InputError(msg, code="A041")
     if mask.dtype != np.bool:
-        msg = f"mask has the dtype {mask.dtype}\npass an array of booleans of JAX or NumPy, such as mask != 0; True counts"
+        msg = f"mask has the dtype {mask.dtype}\npass an array of booleans, such as mask != 0; True counts"
         raise DtypeError(msg, code="D031")
     return _broadcast(jnp.asarray(mask), shape, "mask")
 

@@ -1,7 +1,7 @@
-"""What a layer computes, as functions of arrays of JAX: `gennorm.definition`, with checks and mapped axes.
+"""What a layer computes, as functions of arrays of JAX: checks, mapped axes, and the choice of kernels or definition.
 
-The functions can be transformed by `jit`, `grad`, `vjp`, `jvp`, `vmap`, `scan`, `checkpoint` and `shard_map`, to any order
-and in any combination.
+The functions can be transformed by `jit`, `grad`, `vjp`, `jvp`, `vmap`, `scan`, `checkpoint` and `shard_map`, to any
+order and in any combination.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from gennorm.errors import GroupError, ParameterError
 from gennorm.extend import Computation, Given
 from gennorm.jax.arrays import array_of, has_open_sizes, mask_of, parameter_of, weights_of
 from gennorm.jax.merging import MappedAxis, concatenated, merged, shared_mean
+from gennorm.jax.operations import is_worth_a_kernel
+from gennorm.jax.operations import normalize as by_kernels
 from gennorm.layer.statistics import applicable
 from gennorm.moments import Moments
 from gennorm.spec import levels
@@ -69,8 +71,8 @@ def normalize(
     weights : array, optional
         How much an element counts; at least 0, and broadcasts to `x`.
     moments : tuple of arrays or Moments, optional
-        ``(mean, variance)``, or what `measure` returned, to normalize by in place of the array's own. Shapes broadcast to
-        the levels that are kept, the batch included. Derivatives go through them.
+        ``(mean, variance)``, or what `measure` returned, to normalize by in place of the array's own. Shapes broadcast
+        to the levels that are kept, the batch included. Derivatives go through them.
     axis_name : str or tuple of str, optional
         Names of mapped axes that the batch is spread over. Where level 0 is aggregated the moments are those of all
         parts together, and so are the gradients. Where it is not there is nothing to merge, and no communication.
@@ -132,8 +134,8 @@ def measure(
     Returns
     -------
     SliceMoments
-        A named tuple of `count`, `mean` and `m2`, with one value for each slice, in float64 if ``jax_enable_x64`` is set
-        and else in float32. With the method RMS `mean` is None, and `m2` the sum of squares.
+        A named tuple of `count`, `mean` and `m2`, with one value for each slice, in float64 if ``jax_enable_x64`` is
+        set and else in float32. With the method RMS `mean` is None, and `m2` the sum of squares.
 
     Raises
     ------
@@ -147,7 +149,9 @@ def measure(
     """
     config = _config(aggregation_levels, (), group_number, method, batched=batched)
     axis = MappedAxis.of(axis_name)
-    return compute_moments(x, config, mask=mask, weights=weights, axis=axis if slices_are_shared(config, axis) else None)
+    return compute_moments(
+        x, config, mask=mask, weights=weights, axis=axis if slices_are_shared(config, axis) else None
+    )
 
 
 # ------------------------------------------------------------------------------------------- for the layer and modules
@@ -248,7 +252,9 @@ def moments_of(moments: Any, config: LayerConfig, resolved: Resolved) -> Pair:
     if isinstance(moments, (SliceMoments, Moments)):
         count, mean, m2 = moments.count, moments.mean, moments.m2
         if (mean is None) != rms:
-            has = "no mean, as those of the method RMS" if mean is None else "a mean, as those of the method Standardize"
+            has = (
+                "no mean, as those of the method RMS" if mean is None else "a mean, as those of the method Standardize"
+            )
             msg = f"the moments have {has}, and the layer has the method {config.method}\n"
             msg += f'measure them with method="{config.method}", or pass (mean, variance)'
             raise ParameterError(msg, code="P040")
@@ -302,6 +308,8 @@ def _compute(
 ) -> tuple[Array, Any]:
     resolved = _computation(config).resolve(x.shape, given=moments is not None)
     parameters = {"scaling": scaling, "biases": biases}
+    if axis is None and weights is None and moments is None and is_worth_a_kernel(x, (scaling, biases), resolved):
+        return by_kernels(x, scaling, biases, config, resolved)
     if axis is None:
         return definition.normalize(x, config, resolved, **parameters, weights=weights, moments=moments)
     counted = None if weights is None else weights != 0

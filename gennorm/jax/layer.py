@@ -35,9 +35,9 @@ LEAVES = ("scaling", "biases", "mean", "variance")
 class NormalizationLayer:
     r"""A layer that normalizes over any levels, with parameters on any levels.
 
-    The layer is a pytree and never changes. Its leaves are the arrays `scaling`, `biases`, `mean` and `variance`, each None
-    where it is absent; its settings are static. So a layer is an argument of a function that is transformed by `jax.jit`
-    or `jax.grad`. The gradient of `mean` and `variance` is 0, and so is that of the parameters if `trainable` is False.
+    The layer is a pytree and never changes. Its leaves are the arrays `scaling`, `biases`, `mean` and `variance`, each
+    None where it is absent; its settings are static. So a layer is an argument of functions that `jax.jit` or
+    `jax.grad` transforms. The gradient of `mean` and `variance` is 0, and so is that of the parameters if `trainable` is False.
 
     Parameters
     ----------
@@ -57,7 +57,8 @@ class NormalizationLayer:
 
     Examples
     --------
-    >>> layer = NormalizationLayer("{0, 2;;All}", 1, input_shape=(3, ...), batched=True, statistics="moving", momentum=0.5)
+    >>> settings = {"input_shape": (3, ...), "batched": True, "statistics": "moving", "momentum": 0.5}
+    >>> layer = NormalizationLayer("{0, 2;;All}", 1, **settings)
     >>> x = jnp.stack([jnp.zeros((3, 4)), jnp.full((3, 4), 2.0)])
     >>> y, layer = jax.jit(NormalizationLayer.fold)(layer, x)
     >>> layer.mean, layer.variance
@@ -66,7 +67,7 @@ class NormalizationLayer:
     Array([-0.5 ,  1.499], dtype=float32)
     """
 
-    __slots__ = ("axis", "biases", "config", "mean", "scaling", "variance")
+    __slots__ = ("__weakref__", "axis", "biases", "config", "mean", "scaling", "variance")
 
     scaling: Array | None
     biases: Array | None
@@ -174,7 +175,9 @@ class NormalizationLayer:
             if name not in LEAVES:
                 msg = f"replace takes no {name}\nits arguments are scaling, biases, mean and variance"
                 raise ConfigError(msg, code="C150")
-        leaves = [array_of(arrays[n], n) if arrays.get(n) is not None else arrays.get(n, getattr(self, n)) for n in LEAVES]
+        leaves = [
+            array_of(arrays[n], n) if arrays.get(n) is not None else arrays.get(n, getattr(self, n)) for n in LEAVES
+        ]
         return self.tree_unflatten((self.config, self.axis), leaves)
 
     # Calls

@@ -28,13 +28,15 @@ __all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "Normalization
 
 Array = Any
 
+ONES, ZEROS = initializers.ones_init(), initializers.zeros_init()
+
 
 class NormalizationLayer(nnx.Module):
     """A module that normalizes over any levels, with parameters on any levels.
 
-    Scaling and biases are the `flax.nnx.Param` ``scale`` and ``bias``. With ``statistics="moving"`` the moving moments are
-    the `flax.nnx.BatchStat` ``mean`` and ``var``: after ``train()`` a call normalizes by the moments of its input and folds
-    them in, after ``eval()`` it normalizes by the moving ones.
+    Scaling and biases are the `flax.nnx.Param` ``scale`` and ``bias``. With ``statistics="moving"`` the moving moments
+    are the `flax.nnx.BatchStat` ``mean`` and ``var``: after ``train()`` a call normalizes by the moments of its input
+    and folds them in, after ``eval()`` it normalizes by the moving ones.
 
     Parameters
     ----------
@@ -84,8 +86,8 @@ class NormalizationLayer(nnx.Module):
         use_running_average: bool = False,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
-        scale_init: Any = initializers.ones_init(),
-        bias_init: Any = initializers.zeros_init(),
+        scale_init: Any = ONES,
+        bias_init: Any = ZEROS,
         axis_name: Any = None,
         axis_index_groups: Any = None,
         rngs: nnx.Rngs,
@@ -188,7 +190,9 @@ class BatchNorm(nnx.BatchNorm):
         )
         x = array_of(x, "the input")
         features = _axes(x.ndim, self.axis)
-        config = _config(x.ndim, tuple(i for i in range(x.ndim) if i not in features), features, 1, "Standardize", self.epsilon)
+        config = _config(
+            x.ndim, tuple(i for i in range(x.ndim) if i not in features), features, 1, "Standardize", self.epsilon
+        )
         held = self.mean[...], self.var[...]
         scale, bias = _value(self.scale), _value(self.bias)
         x, _, _, scale, bias = self.promote_dtype((x, *held, scale, bias), dtype=self.dtype)

@@ -107,7 +107,9 @@ def test_adapt_and_apply():
     adapted = layer.adapt(jnp.asarray(X))
     assert layer.mean is None
     np.testing.assert_allclose(adapted.mean, X.mean((0, 2)), rtol=1e-6)
-    np.testing.assert_allclose(adapted(X[0, 0, 0] * jnp.ones(3)), (X[0, 0, 0] - adapted.mean) / jnp.sqrt(adapted.variance), rtol=1e-5)
+    np.testing.assert_allclose(
+        adapted(X[0, 0, 0] * jnp.ones(3)), (X[0, 0, 0] - adapted.mean) / jnp.sqrt(adapted.variance), rtol=1e-5
+    )
     own = gj.NormalizationLayer("{0, 2}", 1, batched=True, input_shape=(3, 5))
     np.testing.assert_allclose(own.apply(X, own.measure(X)), own(X), rtol=1e-4, atol=1e-5)
 

@@ -59,7 +59,9 @@ def test_values_and_derivatives(name, masked, double):
     np.testing.assert_allclose(jax.jit(call)(*arguments), exact, rtol=1e-12, atol=1e-12)
     dy = np.random.default_rng(1).normal(size=x.shape)
     _, back = jax.vjp(call, *arguments)
-    for found, expected in zip(back(jnp.asarray(dy)), reference.vjp(x, dy, **settings, **parameters, mask=mask), strict=True):
+    for found, expected in zip(
+        back(jnp.asarray(dy)), reference.vjp(x, dy, **settings, **parameters, mask=mask), strict=True
+    ):
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -70,7 +72,7 @@ def test_derivatives_of_any_order(name, double):
     arguments = jnp.asarray(x), jnp.asarray(parameters["scaling"])
     check_grads(jax.jit(lambda x, s: call(x, scaling=s)), arguments, order=2, rtol=1e-3)
     hessian = jax.hessian(lambda x: (call(x) ** 3).sum())(arguments[0])
-    third = jax.jvp(lambda x: jax.grad(lambda x: (call(x) ** 3).sum())(x), (arguments[0],), (jnp.ones_like(arguments[0]),))
+    third = jax.jvp(jax.grad(lambda x: (call(x) ** 3).sum()), (arguments[0],), (jnp.ones_like(arguments[0]),))
     np.testing.assert_allclose(hessian.sum((3, 4, 5)), third[1], rtol=1e-7, atol=1e-7)
 
 
@@ -103,8 +105,12 @@ def test_dtypes(dtype, x64):
         wide = {"int8": "float32", "bool": "float32", "int32": "float64" if x64 else "float32"}
         assert y.dtype.name == wide.get(dtype, dtype)
         exact = reference.normalize(np.asarray(x, np.float64), aggregation_levels=2, epsilon=1e-3)
-        np.testing.assert_allclose(np.asarray(y, np.float64), exact, atol={"float16": 2e-3, "bfloat16": 2e-2}.get(dtype, 2e-6))
-        parts = jax.vmap(lambda x: gj.normalize(x, "{0, 1}", batched=True, axis_name="n"), axis_name="n")(x.reshape(2, 2, 6))
+        np.testing.assert_allclose(
+            np.asarray(y, np.float64), exact, atol={"float16": 2e-3, "bfloat16": 2e-2}.get(dtype, 2e-6)
+        )
+        parts = jax.vmap(lambda x: gj.normalize(x, "{0, 1}", batched=True, axis_name="n"), axis_name="n")(
+            x.reshape(2, 2, 6)
+        )
         assert parts.dtype == y.dtype
 
 
@@ -123,7 +129,9 @@ def test_given_moments(moments, unbiased, double):
     y = gj.normalize(jnp.asarray(x), **settings, moments=given)
     np.testing.assert_allclose(y, core.apply(x, measured), rtol=1e-12, atol=1e-12)
     if moments == "pair":  # derivatives go through them
-        slope = jax.grad(lambda mean: gj.normalize(jnp.asarray(x), **settings, moments=(mean, given[1])).sum())(given[0])
+        slope = jax.grad(lambda mean: gj.normalize(jnp.asarray(x), **settings, moments=(mean, given[1])).sum())(
+            given[0]
+        )
         np.testing.assert_allclose(slope, -20 / np.sqrt(measured.variance(unbiased) + 1e-3), rtol=1e-9)
 
 
@@ -169,7 +177,9 @@ def test_moments_are_merged_over_a_mapped_axis(name, masked, double):
         lambda x, mask: gj.measure(x, settings["aggregation_levels"], mask=mask, batched=True, axis_name="parts"),
         axis_name="parts",
     )(x.reshape(3, 2, 6, 5), mask.reshape(3, 2, 6, 5))
-    for one, other in zip(measured, gj.measure(x, settings["aggregation_levels"], mask=mask, batched=True), strict=True):
+    for one, other in zip(
+        measured, gj.measure(x, settings["aggregation_levels"], mask=mask, batched=True), strict=True
+    ):
         np.testing.assert_allclose(one[0], other, rtol=1e-11)
 
 
@@ -200,7 +210,7 @@ def test_a_kept_batch_needs_no_communication():
 def test_export_with_open_sizes():
     layer = gj.NormalizationLayer("All", 1, {1: 2}, input_shape=(4, ...), batched=True)
     sizes = jax.export.symbolic_shape("n, 4, width")
-    exported = jax.export.export(jax.jit(lambda x: layer(x)))(jax.ShapeDtypeStruct(sizes, "float32"))
+    exported = jax.export.export(jax.jit(layer))(jax.ShapeDtypeStruct(sizes, "float32"))
     for shape in ((2, 4, 3), (5, 4, 7)):
         x = np.random.default_rng(0).normal(size=shape).astype("float32")
         np.testing.assert_allclose(exported.call(x), layer.to_core()(x), rtol=1e-5, atol=1e-6)
