@@ -3,7 +3,8 @@
 A handler is a C function that XLA calls with a call frame: pointers to the buffers of arguments and results, and to a
 text that says what to compute. `ctypes` makes it from a function of Python, which sees the buffers as arrays of NumPy
 and lets the engine write the output into them. The kernels release the interpreter's lock and use the threads of the
-engine. Input and output are not copied. Offsets are those of `xla/ffi/api/c_api.h`; with a version that was not checked there are no handlers.
+engine. The input and the output are not copied. Offsets are those of `xla/ffi/api/c_api.h`. With a version of it that
+was not checked there are no handlers.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ class NormalizationLayer:
 
     The layer is a pytree and never changes. Its leaves are the arrays `scaling`, `biases`, `mean` and `variance`, each
     None where it is absent; its settings are static. So a layer is an argument of functions that `jax.jit` or
-    `jax.grad` transforms. The gradient of `mean` and `variance` is 0, and so is that of the parameters if `trainable` is False.
+    `jax.grad` transforms. The gradient of `mean` and `variance` is 0, and that of the parameters too if `trainable` is
+    False.
 
     Parameters
     ----------
