@@ -29,7 +29,13 @@ def layer_norm(size):
 
 
 NAMES = {
-    **{"gj": gj, "gn": gn, "gnx": gnx, "jax": jax, "jnp": jnp, "np": np, "nnx": nnx},
+    "gj": gj,
+    "gn": gn,
+    "gnx": gnx,
+    "jax": jax,
+    "jnp": jnp,
+    "np": np,
+    "nnx": nnx,
     "layer_norm": layer_norm,
     "x": jnp.ones((2, 3)),
 }
