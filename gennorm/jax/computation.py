@@ -99,9 +99,9 @@ def normalize(
     >>> normalize(x, -1, epsilon=0).round(4)
     Array([[-1.2247,  0.    ,  1.2247],
            [-0.7071, -0.7071,  1.4142]], dtype=float32)
-    >>> jax.jit(jax.grad(lambda x: normalize(x, -1)[0, 0]))(x).round(4)
-    Array([[ 0.2046, -0.4075,  0.2028],
-           [ 0.    ,  0.    ,  0.    ]], dtype=float32)
+    >>> jax.jit(jax.grad(lambda x: normalize(x, -1)[0, 0]))(x).round(3)
+    Array([[ 0.205, -0.408,  0.203],
+           [ 0.   ,  0.   ,  0.   ]], dtype=float32)
     """
     config = _config(
         *(aggregation_levels, scaling_levels, group_number, method, unbiased, epsilon),

@@ -344,8 +344,9 @@ class NormalizationLayer:
         """
         core = gennorm.NormalizationLayer.from_config(self.config.to_dict())
         for name in ("scaling", "biases"):
-            if getattr(self, name) is not None:
-                setattr(core, name, np.asarray(getattr(self, name)))
+            own = None if getattr(self, name) is None else np.asarray(getattr(self, name))
+            if own is not None and not np.array_equal(own, getattr(core, name)):
+                setattr(core, name, own)
         if self.variance is not None:
             mean = None if self.mean is None else np.asarray(self.mean, np.float64)
             core.moments = gennorm.Moments.from_variance(mean, np.asarray(self.variance, np.float64))

@@ -10,7 +10,7 @@ def _quick_to_compile():
     except ImportError:  # the tests are skipped by name
         yield
         return
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
