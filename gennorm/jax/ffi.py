@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from gennorm.engine import CompilationError
 from gennorm.extend import Computation
 from gennorm.layer.arrays import dtype_named
 from gennorm.layer.request import request, run
@@ -114,10 +115,16 @@ def _backward(call: _Call, arguments: list[Array], results: list[Array]) -> None
         found = numbers[:-1].reshape(2, *shape)
     else:  # the forward pass was computed in another way
         found = computation.forward(x, scaling, biases)[1][:2]
-    gradients = computation.backward(x, dy, found, scaling, biases)
-    values = [gradients.input]
-    values += [one for one in (gradients.scaling, gradients.biases) if one is not None]
-    for result, value in zip(results, values, strict=True):
+    state = computation._kept(x, found, scaling, biases, None, False)
+    dx, *others = results
+    try:
+        sums = state.call.backward(state.x, dy, dx, state.rows, state.gains, through=True, biased=biases is not None)
+    except CompilationError:
+        gradients = computation.backward(x, dy, found, scaling, biases)  # by the definition
+        dx[...], values = gradients.input, [gradients.scaling, gradients.biases]
+    else:
+        values = [one.gradient(added) for one, added in zip(state.parameters, sums, strict=True)]
+    for result, value in zip(others, [one for one in values if one is not None], strict=True):
         result[...] = value
 
 

@@ -170,7 +170,8 @@ def _lowered(name: str, function: Any, ctx: Any, *operands: Any, config: LayerCo
     partitioned = getattr(context, "num_devices", 1) > 1
     if hasattr(context, "manual_axes"):
         partitioned = context.manual_axes != frozenset(context.mesh.axis_names)
-    if partitioned:
+    exported = ctx.module_context.lowering_parameters.for_export  # JAX stores no program with foreign functions
+    if partitioned or exported:
         return mlir.lower_fun(function, multiple_results=True)(ctx, *operands, config=config, has=has)
     described = [[(one.dtype.name, one.shape) for one in avals] for avals in (ctx.avals_in, ctx.avals_out)]
     key = ffi.key_of(config, has, *described)

@@ -162,6 +162,15 @@ def test_small_and_other_arrays_are_left_to_the_definition(counted, monkeypatch)
     assert counted == {"forward": 0, "backward": 0}
 
 
+def test_an_exported_program_has_no_kernels(counted):
+    call, x, _ = given("layer norm")
+    exported = jax.export.deserialize(jax.export.export(jax.jit(call))(x).serialize())
+    y = exported.call(x)
+    assert counted["forward"] == 0
+    np.testing.assert_allclose(y, call(x), rtol=1e-4, atol=1e-5)
+    assert counted["forward"] == 1
+
+
 def test_moving_moments_from_kernels(counted):
     layer = gj.NormalizationLayer("{0, 2}", 1, batched=True, input_shape=(6, 5), statistics="moving")
     x = given("batch norm")[1]
