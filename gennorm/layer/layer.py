@@ -252,7 +252,7 @@ class NormalizationLayer:
         Raises
         ------
         InitializationError
-            The shape of a parameter is not known yet.
+            The shape of a parameter is not known yet. Every method that takes an array raises these errors.
         ShapeError, ParameterError
             The array fits neither `input_shape` nor the parameters, or the mask does not fit the array.
         InputError, DtypeError
@@ -346,11 +346,6 @@ class NormalizationLayer:
             A function from the gradient of the output to `Gradients`. They go through the statistics of the input, if
             the call used these, and not through held moments.
 
-        Raises
-        ------
-        GennormError
-            As in a call.
-
         Examples
         --------
         >>> import numpy as np
@@ -408,11 +403,6 @@ class NormalizationLayer:
         -------
         y, dy : ndarray
 
-        Raises
-        ------
-        GennormError
-            As in a call.
-
         Examples
         --------
         >>> import numpy as np
@@ -447,11 +437,6 @@ class NormalizationLayer:
         Moments
             One axis for each level that is kept, the batch included; a grouped level counts its groups. With method
             "RMS" the mean is None.
-
-        Raises
-        ------
-        GennormError
-            As in a call.
 
         Examples
         --------
@@ -490,8 +475,6 @@ class NormalizationLayer:
         ------
         ParameterError
             The moments do not fit the slices of `x`.
-        GennormError
-            As in a call.
 
         Examples
         --------
@@ -529,8 +512,6 @@ class NormalizationLayer:
         ------
         ParameterError
             A scaling is 0; there are no moments, or they do not fit the slices of `y`.
-        GennormError
-            As in a call.
 
         Examples
         --------

@@ -225,7 +225,7 @@ _INSTEAD = {
     "+": 'levels have no plus sign: write "2", or "-1" for the last level',
     "−": 'a negative level is written with a hyphen: "-1"',
     "–": 'a negative level is written with a hyphen: "-1"',
-    "-": 'a hyphen belongs to the number behind it: "-1" is the last level',
+    "-": 'a hyphen belongs to the number after it: "-1" is the last level',
     ".": 'levels are integers; "2;;All" means every level from 2 on',
     "…": '"2;;All" means every level from 2 on',
 }

@@ -1082,12 +1082,12 @@ def test_pictures_that_cannot_be(folder):
     assert failure(*arguments) == "x.png does not exist\ngive the path of an existing file"
     Path("x.png").write_bytes(b"no picture")
     again = "write or copy the file again"
-    assert failure(*arguments) == f"x.png is no picture that can be read: it is neither PNG nor JPEG\n{again}"
+    assert failure(*arguments) == f"x.png cannot be read as a picture: it is neither PNG nor JPEG\n{again}"
     content = io.BytesIO()
     save(content, random((200, 160, 3), "uint8"), format="PNG")
     Path("x.png").write_bytes(content.getvalue()[:1000])
     assert re.fullmatch(
-        rf"x\.png is no picture that can be read: image file is truncated.*\n{again}", failure(*arguments)
+        rf"x\.png cannot be read as a picture: image file is truncated.*\n{again}", failure(*arguments)
     )
     save("x.png", random((20, 16, 4), "uint8"))
     assert failure("apply", "x.png", "y.jpg", "--preset", "layer_norm") == (

@@ -106,7 +106,12 @@ def test_split_form(name, split):
     layer, x = made(form.settings, form.shape), sample(form.shape)
     assert layer.plan(x).cut.units > 1
     check(layer, x, form.settings)
-    check(layer, x, form.settings, mask=some(form.shape))
+
+
+@pytest.mark.parametrize("name", [*ONE_EACH[:2], *(slow(name) for name in SPLIT if name not in ONE_EACH[:2])])
+def test_masked_split_form(name, split):
+    form = FORMS[name]
+    check(made(form.settings, form.shape), sample(form.shape), form.settings, mask=some(form.shape))
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -324,10 +329,22 @@ def test_settings(name, others):
     check(layer, sample(form.shape, "float64"), every, mask=some(form.shape))
 
 
+@given(strategies.cases(elements=600), st.booleans(), st.integers(0, 999))
+def test_any_case_in_plain_python(case, masked, seed):
+    """Any levels, groups and settings; any mask that broadcasts."""
+    with pytest.MonkeyPatch.context() as patch:
+        in_plain_python(patch)
+        any_case(case, masked, seed)
+
+
+@pytest.mark.slow  # it compiles nearly all kernels of float64
 @settings(max_examples=4 * settings.default.max_examples)
 @given(strategies.cases(elements=600), st.booleans(), st.integers(0, 999))
 def test_any_case(case, masked, seed):
-    """Any levels, groups and settings; any mask that broadcasts."""
+    any_case(case, masked, seed)
+
+
+def any_case(case, masked, seed):
     layer = gn.NormalizationLayer(**case.settings).initialize(case.shape)
     for name in ("scaling", "biases"):
         value = getattr(layer, name)
@@ -347,10 +364,14 @@ def test_any_case(case, masked, seed):
     assert abs((dy * along).sum() - (found.input * t).sum()) <= room.sum() + 1e-300
 
 
+@pytest.mark.parametrize(
+    ("name", "engine"), [*((name, "plain") for name in SMALL), *(slow(name, "compiled") for name in ONE_EACH)]
+)
 @pytest.mark.parametrize("masked", [False, True])
-@forms
-def test_the_two_derivatives_are_adjoint(name, masked):
+def test_the_two_derivatives_are_adjoint(name, engine, masked, monkeypatch):
     """<dy, J t> = <J^T dy, t>, in float64 to a few rounding errors; parts of it with directions of one element."""
+    if engine == "plain":
+        in_plain_python(monkeypatch)
     form = FORMS[name]
     layer, x = made(form.settings, form.shape, dtype="float64"), sample(form.shape, "float64")
     mask = some(form.shape) if masked else None
