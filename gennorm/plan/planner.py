@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from gennorm.plan.printing import text_of
 from gennorm.spec.config import LayerConfig, Resolved, resolve_config
@@ -80,8 +80,7 @@ class Run:
     axes: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Cell:
+class _Cell(NamedTuple):
     """A whole axis, or one of the two parts of a grouped one."""
 
     size: int
@@ -93,8 +92,7 @@ class _Cell:
     part: int  # 0: the whole axis or the group, 1: the place within the group
 
 
-@dataclass(frozen=True, slots=True)
-class _Cut:
+class _Cut(NamedTuple):
     """How the lines or rows of a slice are cut into pieces and units."""
 
     piece: int
@@ -191,9 +189,10 @@ class Plan:
 
         They are rows with parameters of their own for each element, `LONG` of them or more, the same for all slices.
         """
+        if self.family != "rows" or self.parameter_kind != 2:
+            return None
         long = LONG <= math.prod(size for _, _, size in self.parameter_cells) == self.resolved.count
-        alike = not any(run.p for run in self.runs if not run.aggregated)
-        if self.family != "rows" or self.parameter_kind != 2 or not (long and alike):
+        if not long or any(run.p for run in self.runs if not run.aggregated):
             return None
         length = self.runs[-1].size
         piece = min(WINDOW, length)
@@ -219,7 +218,7 @@ def dense_strides(shape: tuple[int, ...], itemsize: int, like: tuple[int, ...] |
     """
     strides = [0] * len(shape)
     step = itemsize
-    for axis in reversed(_memory_order(like or (0,) * len(shape))):
+    for axis in reversed(range(len(shape)) if like is None else _memory_order(like)):
         strides[axis] = step
         step *= max(shape[axis], 1)
     return tuple(strides)
@@ -300,17 +299,20 @@ def _cells(
     for axis, (size, x, y) in enumerate(zip(resolved.shape, strides, out_strides, strict=True)):
         aggregated = axis in resolved.aggregation
         varies = axis in resolved.scaling
+        if size == 1:
+            continue
         if size > 1 and (x % itemsize or y % out_itemsize):
             return None
         x, y = x // itemsize, y // out_itemsize  # noqa: PLW2901
-        groups = resolved.groups[axis] if aggregated else size
-        within = size // groups if groups else 0
-        if aggregated and groups > 1:
+        groups = resolved.groups[axis]
+        if groups > 1:
+            within = size // groups
             cells.append(_Cell(groups, x * within, y * within, False, varies, axis, 0))
-            cells.append(_Cell(within, x, y, True, varies, axis, 1))
+            if within != 1:
+                cells.append(_Cell(within, x, y, True, varies, axis, 1))
         else:
             cells.append(_Cell(size, x, y, aggregated, varies, axis, 0))
-    cells = sorted((cell for cell in cells if cell.size != 1), key=lambda cell: (-abs(cell.y), -abs(cell.x)))
+    cells.sort(key=lambda cell: (-abs(cell.y), -abs(cell.x)))
     if not cells:  # one element: a slice of one
         return [_Cell(1, 1, 1, True, False, 0, 0)]
     empty = any(cell.size == 0 for cell in cells)
