@@ -515,9 +515,7 @@ def _example(channels: Any, level: int, spatial_levels: Any) -> tuple[Any, ...]:
             raise ConfigError(msg, code="C056")
         if abs(level) > number + 1:
             msg = f"channel_level={level} does not exist in examples with spatial_levels={number}\n"
-            msg += (
-                f"they have {number + 1} levels with that of the channels: write a level from 1 to {number + 1}, or -1"
-            )
+            msg += f"they have {number + 1} levels, the channels included: write a level from 1 to {number + 1}, or -1"
             raise LevelRangeError(msg, code="L110")
         before = number - after if before is None else before
         after = number - before

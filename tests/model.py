@@ -1,7 +1,7 @@
 """A model of a layer: its state as plain arrays, and what a call has to return by `spec/reference.py`.
 
-The model uses nothing of the package, so that it can judge every part of it. `tests/test_fuzz_layers.py` changes a layer
-and its model in the same way and compares them after each step.
+The model uses nothing of the package, so that it can judge every part of it. `tests/test_fuzz_layers.py` changes a
+layer and its model in the same way and compares them after each step.
 """
 
 from __future__ import annotations
@@ -147,12 +147,12 @@ class Model:
         """The moments of a data set, all examples together; `weights` has an array for each batch or None."""
         parts = []
         for x, given in zip(batches, weights, strict=True):
-            x, where = x.astype(np.float64), self.geometry(x, apart=True)
+            values, where = x.astype(np.float64), self.geometry(x, apart=True)
             weight = np.broadcast_to(np.ones(()) if given is None else given, x.shape).astype(np.float64)
             count = where.total(weight)
-            mean = where.total(weight * x) / np.where(count == 0, 1.0, count)
+            mean = where.total(weight * values) / np.where(count == 0, 1.0, count)
             center = 0.0 if self.settings["method"] == "RMS" else where.over_slices(mean)
-            part = count, mean, where.total(weight * (x - center) ** 2)
+            part = count, mean, where.total(weight * (values - center) ** 2)
             parts += [part] if 0 in self.aggregated else [tuple(value[i] for value in part) for i in range(len(x))]
         if self.held is not None:
             count, mean, variance = self.held

@@ -1,9 +1,9 @@
 """Random sequences of operations on layers, each compared with a model by the specification.
 
-A state machine of Hypothesis draws the operations. After each step the layers' states, all earlier outputs and gradients
-and all arrays of the caller have to be what the model says. Every session draws the same sequences;
-``pytest tests/test_fuzz_layers.py --fuzz-seconds 600`` continues with new ones. A failure prints the shortest sequence of
-operations that fails, and the seed that repeats it.
+A state machine of Hypothesis draws the operations. After each step the layers' states, all earlier outputs and
+gradients and all arrays of the caller have to be what the model says. Every session draws the same sequences;
+``pytest tests/test_fuzz_layers.py --fuzz-seconds 600`` continues with new ones. A failure prints the shortest sequence
+of operations that fails, and the seed that repeats it.
 """
 
 import copy
@@ -608,7 +608,7 @@ class Layers(RuleBasedStateMachine):
     @rule(data=st.data())
     def load_state(self, data):
         """A layer takes over the state of another one."""
-        (layer, model), (other, others) = self.one(data), self.one(data)
+        (layer, _), (other, others) = self.one(data), self.one(data)
         layer.__setstate__(other.__getstate__())
         self.layers = [(one, others.copy() if one is layer else its) for one, its in self.layers]
 
@@ -673,7 +673,7 @@ BAD = np.ones((1,) * 9)
 # Calls that no layer takes.
 WRONG = {
     "complex": lambda layer, x: layer(x.astype(complex), training=True),
-    "no array": lambda layer, x: layer("array", training=True),
+    "no array": lambda layer, _: layer("array", training=True),
     "mask of numbers": lambda layer, x: layer(x, training=True, mask=np.ones(x.shape)),
     "mask of another shape": lambda layer, x: layer(x, training=True, mask=np.ones((*x.shape, 2), bool)),
     "scaling": lambda layer, x: layer(x, training=True, scaling=BAD),
@@ -696,14 +696,14 @@ WRONG = {
     "apply to another shape": lambda layer, x: layer.apply(x, gn.Moments.from_variance(BAD, np.ones((2,) * 9))),
     "inverse": lambda layer, x: layer.inverse(x.astype(complex)),
     "inverse by no moments": lambda layer, x: layer.inverse(x, 3),
-    "assigned scaling": lambda layer, x: setattr(layer, "scaling", "wide"),
-    "assigned biases": lambda layer, x: setattr(layer, "biases", np.ones(3, complex)),
-    "assigned moments": lambda layer, x: setattr(layer, "moments", 3),
-    "assigned epsilon": lambda layer, x: setattr(layer, "epsilon", -1),
-    "assigned momentum": lambda layer, x: setattr(layer, "momentum", "fast"),
+    "assigned scaling": lambda layer, _: setattr(layer, "scaling", "wide"),
+    "assigned biases": lambda layer, _: setattr(layer, "biases", np.ones(3, complex)),
+    "assigned moments": lambda layer, _: setattr(layer, "moments", 3),
+    "assigned epsilon": lambda layer, _: setattr(layer, "epsilon", -1),
+    "assigned momentum": lambda layer, _: setattr(layer, "momentum", "fast"),
     "adapt to a bad second batch": lambda layer, x: layer.adapt([x, x.astype(complex)]),
     "adapt with surplus masks": lambda layer, x: layer.adapt([x], mask=[np.ones(x.shape, bool)] * 2),
-    "initialize": lambda layer, x: layer.initialize((-1, 2)),
+    "initialize": lambda layer, _: layer.initialize((-1, 2)),
     "plan": lambda layer, x: layer.plan(x.astype(complex)),
 }
 
@@ -784,7 +784,7 @@ class ByDefinition(InPlainPython):
 
 
 class Compiled(InPlainPython):
-    """A few layers with compiled kernels, on some threads; arrays that threads share, and outputs of the buffer pool."""
+    """A few layers with compiled kernels and threads; some arrays are large enough to be shared and pooled."""
 
     dtypes = ("float32",)
 
