@@ -226,7 +226,8 @@ def test_a_picture_that_is_taken_for_a_batch_is_warned_of(make, call):
         CALLS[call](layer, PICTURE)
     assert str(caught[0].message) == (
         "an array of shape (20, 30, 4) is taken for a batch of 20 sequences of shape (30, 4); for one picture pass "
-        "x[None] or declare input_shape=(None, None, 4), for sequences (None, 4); the presets take spatial_levels=2 or 1"
+        "x[None] or declare input_shape=(None, None, 4), for sequences (None, 4); the presets take spatial_levels=2 "
+        "or 1"
     )
     assert len(caught) == 1
     assert caught[0].filename == __file__
