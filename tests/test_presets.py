@@ -242,7 +242,7 @@ def test_a_picture_that_is_taken_for_a_batch_is_warned_of(make, call):
         (gn.instance_norm(4, channel_level=-1, spatial_levels=2), (20, 30, 4)),  # a picture, as declared
         (gn.instance_norm(4, channel_level=-1, batched=False), (20, 30, 4)),
         (gn.instance_norm(4, channel_level=-1), (2, 20, 30, 4)),
-        (gn.instance_norm(4, channel_level=-1), (20, 4)),
+        (gn.instance_norm(4, channel_level=-1), (20, 30, 2, 4)),
         (gn.instance_norm(4, channel_level=-1), (8, 300, 4)),  # no picture has eight rows
         (gn.instance_norm(64, channel_level=-1), (20, 30, 64)),
         (gn.instance_norm(4), (20, 4, 30)),

@@ -30,6 +30,7 @@ MOST = 1024  # layouts for which a layer remembers the prepared call
 # Shapes of examples of any rank with the channels of colour pictures last, and the least sides of a picture.
 PICTURES = (..., 3), (..., 4)
 LEAST_SIDE = 16
+names: dict[np.dtype[Any], str] = {}  # NumPy takes a microsecond to find the name of a dtype
 DROPPED = 64  # the oldest of them, which are dropped together to make room
 
 
@@ -91,7 +92,8 @@ class Calls:
         if given:
             config = self._for_given(x.shape)
         strides = new_strides(x) if out is None else out
-        call = engine.prepare(config, x.shape, x.dtype.name, x.strides, strides, per_example=per_example)
+        name = names.get(x.dtype) or names.setdefault(x.dtype, x.dtype.name)
+        call = engine.prepare(config, x.shape, name, x.strides, strides, per_example=per_example)
         call.single = single
         call.held_shape = held_shape(call.plan.resolved)
         if config.batched and config.input_shape in PICTURES:

@@ -541,18 +541,18 @@ class NormalizationLayer:
         y = real(y, "the output to invert")
         require_inverse(state.config, moments, state.parameters.scaling)
         call = state.calls.find(y, moments is None)
-        single = call.single
+        single, target = call.single, out
         if single:
-            y, out = y[None], out[None] if isinstance(out, np.ndarray) else out
+            y, target = y[None], out[None] if isinstance(out, np.ndarray) else out
         parameters = parameters_of(state, call, None, None)
         if out is None:
             x = call.output(y)
         else:
-            x = writable(out, y, *state.parameters)
+            x = writable(target, y, *state.parameters)
             if x.strides != call.strides:
                 call = state.calls.find(y, moments is None, out=x.strides)
         call.invert(y, x, given_rows(state, moments, call), *laid(call, parameters, False))
-        return x[0] if single else x if out is None else out
+        return out if out is not None else x[0] if single else x
 
     def plan(self, shape_or_array: Any, dtype: Any = None) -> Plan:
         """Return what the engine will do for arrays of one shape, dtype and layout. Print it.

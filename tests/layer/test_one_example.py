@@ -17,7 +17,7 @@ LAYERS = {
     "level 1, with parameters": lambda: gn.feature_norm(
         1, scaling=[1.0, 2.0, -3.0], biases=[0.0, 1.0, 2.0], dtype="float64", input_shape=SHAPE
     ).adapt(DATA),
-    "two levels": lambda: gn.feature_norm((1, -1)).adapt(DATA),
+    "two levels": lambda: gn.feature_norm((1, -1), input_shape=SHAPE).adapt(DATA),
     "no level": lambda: gn.feature_norm(None).adapt(DATA),
     "groups": lambda: gn.NormalizationLayer(
         "0;;All", 3, {3: 2}, statistics="dataset", batched=True, scaling=np.arange(1.0, 7.0), dtype="float64"

@@ -172,7 +172,7 @@ def test_a_call_that_fails_in_the_middle_changes_nothing(name, kind, monkeypatch
 def test_concurrent_initialization_makes_one_array():
     """Each thread gets the same arrays, and the calls that it prepares are on them."""
     for _ in range(20):
-        layer = gn.NormalizationLayer("{0, 3}", 2, batched=True)
+        layer = gn.NormalizationLayer("{0, 2}", 1, batched=True)
         start = threading.Barrier(4)
 
         def initialize(_, layer=layer, start=start):
