@@ -214,7 +214,8 @@ class Layers(RuleBasedStateMachine):
         rms, unbiased = model.settings["method"] == "RMS", model.settings["unbiased"]
         form = data.draw(st.sampled_from(["moments", "pair", "squares"]), "form")
         if form == "pair" and apart:
-            return (None if rms else mean, variance), (None if rms else mean, variance), [mean, variance]
+            own = mean.copy(), variance.copy()  # the caller's, which are written to after the call
+            return (None if rms else own[0], own[1]), (None if rms else mean, variance), [*own]
         count = rng.integers(2, 9, shape).astype(float)
         if rms and form == "squares":
             return gn.Moments(count, None, variance * count), (None, variance), []

@@ -315,8 +315,8 @@ def _cells(
     cells.sort(key=lambda cell: (-abs(cell.y), -abs(cell.x)))
     if not cells:  # one element: a slice of one
         return [_Cell(1, 1, 1, True, False, 0, 0)]
-    empty = any(cell.size == 0 for cell in cells)
-    return cells if empty or (cells[-1].x, cells[-1].y) == (1, 1) else None
+    contiguous = cells[-1].x == cells[-1].y == 1
+    return cells if contiguous or 0 in resolved.shape else None
 
 
 def _contiguous(cells: list[_Cell], size: int) -> tuple[int, int]:
@@ -347,7 +347,7 @@ def _plan(
     order: tuple[int, ...],
 ) -> Plan:
     taken, width = _contiguous(cells, 1)
-    fold = 1
+    fold, prod = 1, math.prod
     family: Literal["rows", "columns"] = "rows" if cells[-1].aggregated else "columns"
     outside = cells[:-taken]
     if family == "rows" and 0 < width < FOLDED and any(cell.aggregated for cell in outside):
@@ -355,34 +355,36 @@ def _plan(
         if kept_cells and not outside[-1].aggregated and any(cell.aggregated for cell in outside[:-kept_cells]):
             family, fold, taken, width = "columns", width, taken + kept_cells, lanes
     inner, rest = cells[-taken:], cells[:-taken]
-    lanes_vary = any(cell.varies for cell in inner)
+    lanes_vary = True in [cell.varies for cell in inner]
     runs = _merged(rest, width if lanes_vary else 1)
     kept = [run for run in runs if not run.aggregated]
     outer = [run for run in runs if run.aggregated]
-    slices = math.prod(cell.size for cell in cells if not cell.aggregated)
+    moments_cells = [(cell.axis, cell.size) for cell in cells if not cell.aggregated]
+    slices = prod([size for _, size in moments_cells])
 
     if family == "rows":
-        cut = _cut_row(width, math.prod(run.size for run in outer))
+        rows = prod([run.size for run in outer])
+        cut = _cut_row(width, rows)
         geometry: tuple[int, ...] = (
-            *(width, cut.piece, cut.pieces, math.prod(run.size for run in outer), cut.portion, cut.units),
+            *(width, cut.piece, cut.pieces, rows, cut.portion, cut.units),
             *(slices, len(kept), len(outer)),
         )
         kind = 2 if lanes_vary else 1
         tasks = slices * cut.units
     else:
         lines = outer.pop() if outer else Run(1, 0, 0, 0, True, ())
-        rows = math.prod(run.size for run in outer)
+        rows = prod([run.size for run in outer])
         tile = _tile(max(width, 1), fold)
         block = max(BLOCK // tile // TOGETHER, 1) * TOGETHER
         cut = _cut_tile(lines.size, rows, min(tile, max(width, 1)), block)
         tiles = -(-width // tile)
-        lines_vary = lines.p != 0 or any(run.p for run in outer)
+        lines_vary = lines.p != 0 or any([run.p for run in outer])
         kind = 1 if not lines_vary else 2 if lanes_vary else 3
         geometry = (
             *(lines.size, cut.piece, cut.pieces, rows, cut.portion, cut.units, slices, len(kept), len(outer)),
             *(width, tile, tiles, fold, lines.x, lines.y, lines.p, int(lanes_vary)),
         )
-        tasks = math.prod(run.size for run in kept) * tiles * cut.units
+        tasks = prod([run.size for run in kept]) * tiles * cut.units
     for run in (*reversed(kept), *reversed(outer)):
         geometry += (run.size, run.x, run.y, run.p)
 
@@ -408,11 +410,12 @@ def _plan(
         geometry=geometry,
         parameter_kind=kind,
         parameter_cells=tuple(
-            (cell.axis, cell.part, cell.size if cell.varies or (lanes_vary and cell in inner) else 1) for cell in cells
+            [(cell.axis, cell.part, cell.size if cell.varies else 1) for cell in rest]
+            + [(cell.axis, cell.part, cell.size if lanes_vary else 1) for cell in inner]
         ),
-        moments_cells=tuple((cell.axis, cell.size) for cell in cells if not cell.aggregated),
+        moments_cells=tuple(moments_cells),
         slices=slices,
-        tasks=tasks if math.prod(resolved.shape) else 0,
+        tasks=tasks if 0 not in resolved.shape else 0,
         copies=copies,
         order=order,
     )

@@ -133,6 +133,32 @@ def test_a_pullback_whose_kernel_cannot_be_compiled(monkeypatch):
     close((found.input, found.scaling, found.biases), (expected.input, expected.scaling, expected.biases))
 
 
+@pytest.mark.parametrize("each", [False, True], ids=["own", "one set for each example"])
+@pytest.mark.parametrize("name", [*LAYERS, "folded columns", "reversed parameters"])
+def test_a_pullback_of_the_definition_has_the_parameters_of_its_call(name, each, monkeypatch):
+    """A kernel is missing when a pullback is called, and the parameters have been written to since."""
+    others = {
+        "folded columns": lambda: gn.group_norm(2, 6, channel_level=-1).initialize(X.shape[::2] + (6,)),
+        "reversed parameters": lambda: gn.NormalizationLayer(1, "{2, 1}", batched=True).initialize(X.shape),
+    }
+    layer = differing({**LAYERS, **others}[name])
+    x, dy = (X, DY) if name != "folded columns" else (np.moveaxis(X, 1, -1).copy(), np.moveaxis(DY, 1, -1).copy())
+    own = np.random.default_rng(3).normal(1, 0.5, (len(x),) * each + layer.scaling.shape).astype(np.float32)
+    keywords = {"scaling": own} if each else {}
+    _, pullback = layer.vjp(x, training=True, **keywords)
+    expected = pullback(dy)
+    own[...] = 50
+    layer.scaling[...] = 50
+    with monkeypatch.context() as patch:
+        patch.setattr(jit, "build", refused)
+        patch.setattr(engine_call, "kernel_of", functools.cache(engine_call.kernel_of.__wrapped__))
+        patch.setattr(engine, "_reason", None)
+        pullback._kept.call._sweeps.clear()
+        with pytest.warns(RuntimeWarning, match="LLVM ERROR"):
+            found = pullback(dy)
+    close((found.input, found.scaling, found.biases), (expected.input, expected.scaling, expected.biases))
+
+
 PROGRAM = """
 import sys, warnings
 {block}
