@@ -290,8 +290,13 @@ class NormalizationLayer:
                     msg = "out, mask, scaling, biases and moments cannot be given for a list of arrays\n"
                     msg += "call the layer on one array at a time"
                     raise OutputError(msg, code="O001")
-                # All arrays are checked before the first is normalized.
-                return [self._answer(asked) for asked in [request(self._state, array, training) for array in x]]
+                # All arrays are checked before the first is normalized, and normalized before the layer learns.
+                requests = [request(self._state, array, training) for array in x]
+                found = [run(asked) for asked in requests]
+                for asked, rows in zip(requests, found, strict=True):
+                    if asked.learns:
+                        self._learn(asked, rows)
+                return [asked.y[0] if asked.single else asked.y for asked in requests]
             y = self._answer(request(self._state, x, training, mask, scaling, biases, moments, out))
         except CompilationError as error:
             self._fall_back(error)
@@ -362,16 +367,13 @@ class NormalizationLayer:
         array([1., 0., 0., 0.], dtype=float32)
         """
         asked = request(self._state, x, training, mask, scaling, biases, moments, shared=shared)
-        y, kept = self._keep(asked)
-        return y, Pullback(kept, y.shape, y.dtype, moments)
-
-    def _keep(self, asked: Request) -> tuple[Array, Kept]:
-        """Compute the output of a request, and keep what its derivatives need."""
         rows = run(asked, keep=True)
         assert rows is not None
+        kept = Kept.of(asked, rows)
         if asked.learns:
             self._learn(asked, rows)
-        return asked.y[0] if asked.single else asked.y, Kept.of(asked, rows)
+        y = asked.y[0] if asked.single else asked.y
+        return y, Pullback(kept, y.shape, y.dtype, moments)
 
     @with_fallback
     def jvp(
@@ -428,9 +430,12 @@ class NormalizationLayer:
             dx = like_output(dx, "the direction", shape, dtype)
             dx = dx[None] if asked.single else dx
         directions = directions_of(self._state, asked.x, asked.rows is not None, dscaling, dbiases)
-        y, kept = self._keep(asked)
-        dy = push_forward(self._state, kept, dx, directions, merge)
-        return y, dy[0] if asked.single else dy
+        rows = run(asked, keep=True)
+        assert rows is not None
+        dy = push_forward(self._state, Kept.of(asked, rows), dx, directions, merge)
+        if asked.learns:  # after everything that can fail
+            self._learn(asked, rows)
+        return asked.y[0] if asked.single else asked.y, dy[0] if asked.single else dy
 
     @with_fallback
     def measure(self, x: Any, mask: Array | None = None) -> Moments:

@@ -378,7 +378,7 @@ def _plan(
         block = max(BLOCK // tile // TOGETHER, 1) * TOGETHER
         cut = _cut_tile(lines.size, rows, min(tile, max(width, 1)), block)
         tiles = -(-width // tile)
-        lines_vary = lines.p != 0 or any([run.p for run in outer])
+        lines_vary = lines.p != 0 or any(run.p for run in outer)
         kind = 1 if not lines_vary else 2 if lanes_vary else 3
         geometry = (
             *(lines.size, cut.piece, cut.pieces, rows, cut.portion, cut.units, slices, len(kept), len(outer)),

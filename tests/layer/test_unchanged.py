@@ -79,6 +79,7 @@ CALLS = {
     "jvp: direction of complex numbers": lambda layer, x: layer.jvp(x, COMPLEX, training=True),
     "jvp: dscaling": lambda layer, x: layer.jvp(x, x, training=True, dscaling=WIDE),
     "jvp: dbiases": lambda layer, x: layer.jvp(x, x, training=True, dscaling=np.ones(3), dbiases=WIDE),
+    "jvp: merge": lambda layer, x: layer.jvp(x, x, training=True, merge=lambda sums: sums[:1]),
     "jvp: mask": lambda layer, x: layer.jvp(x, x, training=True, mask=MASK[:, :2]),
     "measure": lambda layer, x: layer.measure(x, MASK.astype(float)),
     "apply": lambda layer, x: layer.apply(x, gn.Moments.from_variance(np.zeros(7), np.ones(7)), out=x),
@@ -143,7 +144,8 @@ FAILURES = {
     "run in vjp": (layers, "run", lambda layer: layer.vjp(X, training=True)),
     "run in jvp": (layers, "run", lambda layer: layer.jvp(X, X, training=True)),
     "fold": (layers, "folded_rows", lambda layer: layer(X, training=True)),
-    "push forward": (layers, "push_forward", lambda layer: layer.jvp(X, X)),
+    "push forward": (layers, "push_forward", lambda layer: layer.jvp(X, X, training=True)),
+    "second of a list": (layers, "run", lambda layer: layer([X, X], training=True)),
     "merge": (adapting, "added", lambda layer: layer.adapt([X], reset=False)),
     "fill": (layers, "filled", lambda layer: layer.initialize(X.shape)),
     "check": (layers, "checked_parameter", lambda layer: setattr(layer, "scaling", [3, 2, 1])),
@@ -157,7 +159,12 @@ def test_a_call_that_fails_in_the_middle_changes_nothing(name, kind, monkeypatch
     layer = LAYERS[kind]()
     before = copy.deepcopy(contents(layer))
 
-    def failing(*_, **__):
+    real, number = getattr(module, function), [name == "second of a list"]
+
+    def failing(*arguments, **keywords):
+        if number[0]:
+            number[0] -= 1
+            return real(*arguments, **keywords)
         raise MemoryError
 
     monkeypatch.setattr(module, function, failing)
