@@ -424,15 +424,16 @@ class NormalizationLayer:
         >>> bool(abs(dy).max() < 1e-12)  # scaling the input does not change the output
         True
         """
-        asked = request(self._state, x, training, mask, scaling, biases, moments, shared=shared)
+        state = self._state
+        asked = request(state, x, training, mask, scaling, biases, moments, shared=shared)
         shape, dtype = asked.y.shape[asked.single :], asked.y.dtype
         if dx is not None:
             dx = like_output(dx, "the direction", shape, dtype)
             dx = dx[None] if asked.single else dx
-        directions = directions_of(self._state, asked.x, asked.rows is not None, dscaling, dbiases)
+        directions = directions_of(state, asked.x, asked.rows is not None, dscaling, dbiases)
         rows = run(asked, keep=True)
         assert rows is not None
-        dy = push_forward(self._state, Kept.of(asked, rows), dx, directions, merge)
+        dy = push_forward(state, Kept.of(asked, rows), dx, directions, merge)
         if asked.learns:  # after everything that can fail
             self._learn(asked, rows)
         return asked.y[0] if asked.single else asked.y, dy[0] if asked.single else dy
