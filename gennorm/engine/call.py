@@ -168,9 +168,9 @@ class PreparedCall(Layout):
         self.geometry = np.array(plan.geometry, np.int64)
         if plan.family == "columns":
             self.tile = plan.geometry[columns.TILE]
-        self._small = self._in_order and plan.size * ITEMSIZE[plan.result] < WORTH
+        self._small = self._in_order and self.size * ITEMSIZE[plan.result] < WORTH
         self._result = None if plan.result == plan.dtype else np.dtype(plan.result)  # None: the input's dtype
-        self._parameters = math.prod(size for _, _, size in plan.parameter_cells)
+        self._parameters = math.prod([size for _, _, size in plan.parameter_cells])
         # What `_per_counts` returns where every element counts.
         self._per = 1 / count if self.center and count > 0 else 0.0, 1 / degrees if degrees > 0 else 0.0
         self._pieces = plan.pieces

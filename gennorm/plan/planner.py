@@ -226,7 +226,10 @@ def dense_strides(shape: tuple[int, ...], itemsize: int, like: tuple[int, ...] |
 
 def _memory_order(strides: tuple[int, ...]) -> tuple[int, ...]:
     """The axes from the largest stride to the smallest, in their own order where strides are alike."""
-    return tuple(sorted(range(len(strides)), key=lambda axis: -abs(strides[axis])))
+    for axis in range(1, len(strides)):
+        if abs(strides[axis]) > abs(strides[axis - 1]):
+            return tuple(sorted(range(len(strides)), key=lambda axis: -abs(strides[axis])))
+    return tuple(range(len(strides)))
 
 
 def make_plan(
@@ -295,7 +298,8 @@ def _cells(
     out_itemsize: int,
 ) -> list[_Cell] | None:
     """Cells larger than 1, outermost first; None where the innermost one is not contiguous in input and output."""
-    cells = []
+    cells: list[_Cell] = []
+    in_order, last = True, math.inf
     for axis, (size, x, y) in enumerate(zip(resolved.shape, strides, out_strides, strict=True)):
         aggregated = axis in resolved.aggregation
         varies = axis in resolved.scaling
@@ -305,14 +309,16 @@ def _cells(
             return None
         x, y = x // itemsize, y // out_itemsize  # noqa: PLW2901
         groups = resolved.groups[axis]
+        within = size // groups
+        in_order, last = in_order and last > (y * within if groups > 1 else y) > 0 < y, y
         if groups > 1:
-            within = size // groups
             cells.append(_Cell(groups, x * within, y * within, False, varies, axis, 0))
             if within != 1:
                 cells.append(_Cell(within, x, y, True, varies, axis, 1))
         else:
             cells.append(_Cell(size, x, y, aggregated, varies, axis, 0))
-    cells.sort(key=lambda cell: (-abs(cell.y), -abs(cell.x)))
+    if not in_order:
+        cells.sort(key=lambda cell: (-abs(cell.y), -abs(cell.x)))
     if not cells:  # one element: a slice of one
         return [_Cell(1, 1, 1, True, False, 0, 0)]
     contiguous = cells[-1].x == cells[-1].y == 1

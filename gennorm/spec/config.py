@@ -565,7 +565,10 @@ class Resolved:
     @property
     def count(self) -> int:
         """Number of elements of one slice."""
-        return math.prod(self.shape[axis] // self.groups[axis] for axis in self.aggregation)
+        count, shape, groups = 1, self.shape, self.groups
+        for axis in self.aggregation:
+            count *= shape[axis] // groups[axis]
+        return count
 
     def level(self, axis: int) -> int:
         """The level of an axis."""
