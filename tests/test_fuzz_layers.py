@@ -120,9 +120,10 @@ class Layers(RuleBasedStateMachine):
         """A layer that can be called."""
         layer, model = self.one(data)
         if model.statistics == "dataset" and model.held is None:
-            x = self.array(data, model, batch=True, plain=True)
-            layer.adapt(x)
-            self.adapted(layer, model, [x], [None])
+            kept = self.held_shape(model)
+            mean = None if model.settings["method"] == "RMS" else np.full(kept, 0.5)
+            layer.moments = gn.Moments(np.full(kept, 2.0), mean, np.full(kept, 3.0))
+            model.held = Held.of(layer.moments)
         return layer, model
 
     def keep(self, array, what):
@@ -607,6 +608,10 @@ class Layers(RuleBasedStateMachine):
         if how != "plain":
             keywords[how] = weights[0] if form == "array" else list(weights)
         source = {"array": batches[0], "list": batches, "generator": (x for x in batches)}[form]
+        if not any(x.size if weight is None else np.sum(weight) for x, weight in zip(batches, weights, strict=True)):
+            with pytest.raises(gn.GennormError, match="nothing in the data that counts"):
+                layer.adapt(source, **keywords)
+            return
         assert layer.adapt(source, **keywords) is layer
         if reset:
             model.held = None
@@ -672,7 +677,8 @@ def assert_only_written(out, before):
     """Nothing but the elements of an output has been written."""
     buffer = buffer_of(out)
     offset = out.__array_interface__["data"][0] - buffer.__array_interface__["data"][0]
-    np.ndarray(out.shape, out.dtype, before.data, offset, out.strides)[...] = out
+    if out.size:
+        np.ndarray(out.shape, out.dtype, before.data, offset, out.strides)[...] = out
     assert before.tobytes() == buffer.tobytes(), "written outside the output"
 
 
