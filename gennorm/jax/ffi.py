@@ -24,7 +24,7 @@ import numpy as np
 from gennorm.engine import CompilationError
 from gennorm.extend import Computation
 from gennorm.layer.arrays import dtype_named
-from gennorm.layer.request import request, run
+from gennorm.layer.request import check_call, run
 from gennorm.spec.config import LayerConfig
 
 __all__ = ["BACKWARD", "CHECKED", "FORWARD", "KEPT", "api_version", "is_available", "key_of"]
@@ -95,10 +95,10 @@ def _forward(call: _Call, arguments: list[Array], results: list[Array]) -> None:
     x, *parameters = arguments
     y, kept, moments = results
     scaling, biases = _parameters(call, parameters)
-    asked = request(call.computation._state, x, scaling=scaling, biases=biases, out=y)
-    rows = run(asked, keep=True)
+    request = check_call(call.computation._state, x, scaling=scaling, biases=biases, out=y)
+    rows = run(request, keep=True)
     assert rows is not None
-    found = asked.new.shaped(rows)
+    found = request.new.shaped(rows)
     numbers = kept.view(np.float64).reshape(-1)
     numbers[:-1] = found[:2].reshape(-1)
     numbers[-1] = KEPT
