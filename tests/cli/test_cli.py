@@ -1086,9 +1086,7 @@ def test_pictures_that_cannot_be(folder):
     content = io.BytesIO()
     save(content, random((200, 160, 3), "uint8"), format="PNG")
     Path("x.png").write_bytes(content.getvalue()[:1000])
-    assert re.fullmatch(
-        rf"x\.png cannot be read as a picture: image file is truncated.*\n{again}", failure(*arguments)
-    )
+    assert re.fullmatch(rf"x\.png cannot be read as a picture: image file is truncated.*\n{again}", failure(*arguments))
     save("x.png", random((20, 16, 4), "uint8"))
     assert failure("apply", "x.png", "y.jpg", "--preset", "layer_norm") == (
         "x.png has transparency, and a .jpg file has none\nwrite a .png file"
