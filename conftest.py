@@ -34,7 +34,8 @@ def pytest_addoption(parser):
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
     """With `-n`, each process gets neighbouring tests, so that two processes seldom compile the same kernel."""
-    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+    chosen = any(str(argument).startswith("--dist") for argument in config.invocation_params.args)
+    if getattr(config.option, "numprocesses", None) and not chosen:
         config.option.dist = "worksteal"
 
 
