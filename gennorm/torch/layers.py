@@ -36,7 +36,13 @@ __all__ = [
 MISFITS = (ShapeError, LevelRangeError, GroupError, ParameterError)
 
 # From these sizes on, kernels take at most as long as torch's operators. Measured on two cores of an AMD EPYC.
-LAYER = RMS = GROUP = BATCH = BATCH_EVALUATION = INSTANCE = Crossover(0, 0)
+LAYER = Crossover(200_000, 200_000, 1_500_000, 2_500_000)
+RMS = Crossover(1_000, 16_000, 1_000, 16_000)
+GROUP = Crossover(2_000_000, 2_000_000, 2_000_000, 2_000_000)  # contiguous: with channels last torch takes far longer
+BATCH = Crossover(100_000, 400_000, 150_000, 600_000)  # contiguous, with axes behind the channels
+BATCH_LAST = Crossover(2_000_000, 4_000_000, 2_000_000, 4_000_000)  # other inputs
+EVALUATION = Crossover(1_000_000, 1_000_000, 1_000_000, 1_000_000)
+INSTANCE = Crossover(4_000, 150_000, 4_000, 150_000)
 
 
 class Configured(Normalization):
@@ -153,7 +159,7 @@ class GroupNorm(TorchNorm, nn.GroupNorm):
             return recorded
         _require_several(input, input.shape[0] * input.shape[1] // self.num_groups if input.dim() > 1 else 0)
         weight = self._parameter("weight")
-        if is_faster_in_torch(input, weight, GROUP):
+        if is_faster_in_torch(input, weight, GROUP) and input.is_contiguous():
             y = computed(torch.group_norm, input, self.num_groups, weight, self._parameter("bias"), self.eps, False)
             if y is not None:
                 return y
@@ -207,20 +213,20 @@ class _BatchNorm(_Running):
         running = self.running_mean is not None
         if not self.training:
             moments = self._running() if running else None
-            y = self._by_torch(input, BATCH_EVALUATION if running else BATCH, moments, 0.0)
+            y = self._by_torch(input, EVALUATION if running else _batch(input), moments, 0.0)
             return self._normalized(input, moments) if y is None else y
         _require_several(input, input.shape[0])
         if self.eps <= 0:
             msg = f"eps is {self.eps}, and torch's batch norm trains with a positive one\nassign module.eps = 1e-5"
             raise ConfigError(msg, code="C122")
         if not (self.track_running_stats and running):
-            y = self._by_torch(input, BATCH, None, 0.0)
+            y = self._by_torch(input, _batch(input), None, 0.0)
             return self._normalized(input) if y is None else y
         batches: Any = self.num_batches_tracked
         share = self.momentum
         if share is None and batches is not None:  # each batch counts as much as every one before it
             share = (batches + 1).double().reciprocal()
-        y = self._by_torch(input, BATCH, self._running(), share or 0.0)
+        y = self._by_torch(input, _batch(input), self._running(), share or 0.0)
         if y is None:
             momentum = share if isinstance(share, Tensor) else self._gennorm.config.momentum
             y = self._normalized_by_batch(input, momentum)
@@ -330,6 +336,11 @@ class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
     >>> InstanceNorm3d(3)(torch.ones(2, 3, 4, 4, 4)).shape
     torch.Size([2, 3, 4, 4, 4])
     """
+
+
+def _batch(x: Tensor) -> Crossover:
+    """Return the crossover of batch norm by the moments of the input."""
+    return BATCH if x.dim() > 2 and x.is_contiguous() else BATCH_LAST
 
 
 def _require_several(x: Tensor, first: int) -> None:
