@@ -11,7 +11,7 @@ from gennorm.errors import GennormError  # noqa: E402
 from gennorm.torch import crossover, layers  # noqa: E402
 from tests.torch.test_layers import CASES, gradients, laid_out, pair, sample, titled  # noqa: E402
 
-LIMITS = ("LAYER", "RMS", "GROUP", "BATCH", "BATCH_LAST", "EVALUATION", "INSTANCE")
+LIMITS = ("LAYER", "RMS", "GROUP", "GROUP_LAST", "BATCH", "BATCH_LAST", "EVALUATION", "INSTANCE", "INSTANCE_LAST")
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +111,13 @@ def test_the_limit_depends_on_gradients_and_threads(elements, derived, expected)
         assert not crossover.is_faster_in_torch(torch.ones(30), weight, limit)
     assert crossover.is_faster_in_torch(torch.ones(30).requires_grad_(), None, limit)
     assert not crossover.is_faster_in_torch(torch.ones(40).requires_grad_(), None, limit)
+
+
+def test_channels_last_have_a_limit_of_their_own():
+    first, last = crossover.Crossover(100, 100, 100, 100), crossover.Crossover(10, 10, 10, 10)
+    x = torch.ones(2, 3, 2, 2)
+    assert crossover.is_faster_in_torch(x, None, first, last)
+    assert not crossover.is_faster_in_torch(x.contiguous(memory_format=torch.channels_last), None, first, last)
 
 
 def test_only_plain_tensors_are_given_to_torch():
