@@ -119,10 +119,14 @@ def _arrays(primals: Any, tangents: Any) -> list[Array]:
     return [ad.instantiate_zeros(one) for _, one in zip(primals, tangents, strict=True)]
 
 
+def _no_tangent(value: Array) -> Any:
+    return ad.Zero(jax.typeof(value).to_tangent_aval())
+
+
 def _normalize_jvp(primals: Any, tangents: Any, *, config: LayerConfig, has: tuple[bool, bool]) -> Any:
     y, kept, moments = normalize_p.bind(*primals, config=config, has=has)
     (along,) = tangent_p.bind(kept, *primals, *_arrays(primals, tangents), config=config, has=has)
-    return [y, kept, moments], [along, ad.Zero.from_primal_value(kept), ad.Zero.from_primal_value(moments)]
+    return [y, kept, moments], [along, _no_tangent(kept), _no_tangent(moments)]
 
 
 def _defined_jvp(primitive: Primitive, function: Any, primals: Any, tangents: Any, **settings: Any) -> Any:

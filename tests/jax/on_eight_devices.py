@@ -21,6 +21,7 @@ COLLECTIVE = re.compile(r"all-reduce|all-gather|all-to-all|reduce-scatter|collec
 
 def report(name):
     sys.stdout.write(f"{name}\n")
+    sys.stdout.flush()
 
 
 def collectives(function, *arguments):
