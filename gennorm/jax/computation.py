@@ -381,7 +381,7 @@ def _result_dtype(x: Array) -> Any:
     """Return the dtype of the output, as the definition has it."""
     if jnp.issubdtype(x.dtype, jnp.floating):
         return x.dtype
-    return jnp.float32 if x.dtype.itemsize <= 2 or not jax.config.jax_enable_x64 else jnp.float64
+    return jnp.float32 if x.dtype.itemsize <= 2 else jax.dtypes.canonicalize_dtype(np.float64)
 
 
 def _counted(mask: Any, weights: Any, shape: tuple[int, ...]) -> Array | None:

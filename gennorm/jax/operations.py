@@ -163,8 +163,7 @@ def _gradient_transpose(
 
 
 def _batched(function: Any, arguments: Any, axes: Any, **settings: Any) -> Any:
-    places = [None if axis is batching.not_mapped else axis for axis in axes]
-    outputs = jax.vmap(functools.partial(function, **settings), in_axes=places)(*arguments)
+    outputs = jax.vmap(functools.partial(function, **settings), in_axes=tuple(axes))(*arguments)
     return outputs, [0] * len(outputs)
 
 
