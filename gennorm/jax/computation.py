@@ -295,7 +295,7 @@ def _require_whole_batch(resolved: Resolved, axis: MappedAxis | None) -> None:
 # --------------------------------------------------------------------------------------------------------- the numbers
 
 
-@functools.partial(jax.jit, static_argnames=("config", "axis"), inline=True)
+@functools.partial(jax.jit, static_argnames=("config", "axis"))
 def _compute(
     x: Array,
     scaling: Array | None,
@@ -326,7 +326,7 @@ def _compute(
     return y.astype(_result_dtype(x)), found._replace(mean=None if found.mean is None else found.mean + centre)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "axis"), inline=True)
+@functools.partial(jax.jit, static_argnames=("config", "axis"))
 def _measure(x: Array, weights: Array | None, *, config: LayerConfig, axis: MappedAxis | None) -> SliceMoments:
     resolved = _computation(config).resolve(x.shape)
     if axis is None:

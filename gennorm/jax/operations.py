@@ -181,8 +181,20 @@ def _lowered(name: str, function: Any, ctx: Any, *operands: Any, config: LayerCo
     return jax.ffi.ffi_lowering(name)(ctx, *operands, key=key)
 
 
+@functools.lru_cache(maxsize=256)
+def _compiled(primitive: Primitive, config: LayerConfig, has: tuple[bool, bool]) -> Any:
+    return jax.jit(functools.partial(primitive.bind, config=config, has=has))
+
+
+def _run(primitive: Primitive, function: Any, *arguments: Array, config: LayerConfig, has: tuple[bool, bool]) -> Any:
+    """Compute outside of a program, as the backward pass of a call without `jit` does."""
+    if jax.config.read("jax_disable_jit"):
+        return function(*arguments, config=config, has=has)
+    return _compiled(primitive, config, has)(*arguments)
+
+
 for _primitive, _function in ((normalize_p, _normalize), (tangent_p, _tangent), (gradient_p, _gradient)):
-    _primitive.def_impl(_function)
+    _primitive.def_impl(functools.partial(_run, _primitive, _function))
     _primitive.def_abstract_eval(functools.partial(_abstract, _function))
     batching.primitive_batchers[_primitive] = functools.partial(_batched, _function)
     mlir.register_lowering(_primitive, mlir.lower_fun(_function, multiple_results=True))
