@@ -119,10 +119,14 @@ def _arrays(primals: Any, tangents: Any) -> list[Array]:
     return [ad.instantiate_zeros(one) for _, one in zip(primals, tangents, strict=True)]
 
 
+def _no_tangent(value: Array) -> Any:
+    return ad.Zero(jax.typeof(value).to_tangent_aval())
+
+
 def _normalize_jvp(primals: Any, tangents: Any, *, config: LayerConfig, has: tuple[bool, bool]) -> Any:
     y, kept, moments = normalize_p.bind(*primals, config=config, has=has)
     (along,) = tangent_p.bind(kept, *primals, *_arrays(primals, tangents), config=config, has=has)
-    return [y, kept, moments], [along, ad.Zero.from_primal_value(kept), ad.Zero.from_primal_value(moments)]
+    return [y, kept, moments], [along, _no_tangent(kept), _no_tangent(moments)]
 
 
 def _defined_jvp(primitive: Primitive, function: Any, primals: Any, tangents: Any, **settings: Any) -> Any:
@@ -159,8 +163,7 @@ def _gradient_transpose(
 
 
 def _batched(function: Any, arguments: Any, axes: Any, **settings: Any) -> Any:
-    places = [None if axis is batching.not_mapped else axis for axis in axes]
-    outputs = jax.vmap(functools.partial(function, **settings), in_axes=places)(*arguments)
+    outputs = jax.vmap(functools.partial(function, **settings), in_axes=tuple(axes))(*arguments)
     return outputs, [0] * len(outputs)
 
 
@@ -178,8 +181,20 @@ def _lowered(name: str, function: Any, ctx: Any, *operands: Any, config: LayerCo
     return jax.ffi.ffi_lowering(name)(ctx, *operands, key=key)
 
 
+@functools.lru_cache(maxsize=256)
+def _compiled(primitive: Primitive, config: LayerConfig, has: tuple[bool, bool]) -> Any:
+    return jax.jit(functools.partial(primitive.bind, config=config, has=has))
+
+
+def _run(primitive: Primitive, function: Any, *arguments: Array, config: LayerConfig, has: tuple[bool, bool]) -> Any:
+    """Compute outside of a program, as the backward pass of a call without `jit` does."""
+    if jax.config.read("jax_disable_jit"):
+        return function(*arguments, config=config, has=has)
+    return _compiled(primitive, config, has)(*arguments)
+
+
 for _primitive, _function in ((normalize_p, _normalize), (tangent_p, _tangent), (gradient_p, _gradient)):
-    _primitive.def_impl(_function)
+    _primitive.def_impl(functools.partial(_run, _primitive, _function))
     _primitive.def_abstract_eval(functools.partial(_abstract, _function))
     batching.primitive_batchers[_primitive] = functools.partial(_batched, _function)
     mlir.register_lowering(_primitive, mlir.lower_fun(_function, multiple_results=True))
