@@ -1,10 +1,11 @@
-"""Settings of the test session: examples of Hypothesis, required frameworks, and files that need a framework."""
+"""Settings of the test session: examples of Hypothesis, required frameworks, and tests that passed before."""
 
 import importlib
 import importlib.util
 import os
 import re
 import signal
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -20,13 +21,21 @@ hypothesis.settings.register_profile("thorough", max_examples=200, **same)
 hypothesis.settings.register_profile("new", max_examples=50, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("same")
 
-FRAMEWORKS = ("jax", "keras", "onnx", "onnxruntime", "sklearn", "torch", "transformers")
+FRAMEWORKS = ("flax", "jax", "keras", "onnx", "onnxruntime", "sklearn", "torch", "transformers")
 # An import at the top of a module, or in an example of a page or a docstring.
 IMPORT = re.compile(rf"^(?:>>> )?(?:import|from) ({'|'.join(FRAMEWORKS)})\b", re.MULTILINE)
 
 
 def pytest_addoption(parser):
     parser.addoption("--fuzz-seconds", type=float, default=0.0, help="time for new examples in each file of fuzzing")
+    parser.addoption("--except-passed", metavar="FILE", help="leave out core tests that FILE records as passed")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """With `-n`, each process gets neighbouring tests, so that two processes seldom compile the same kernel."""
+    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "worksteal"
 
 
 # --------------------------------------------------------------------------------------------- frameworks and skips
@@ -104,6 +113,33 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config):
 def pytest_sessionfinish(session, exitstatus):
     if required() and session.exitstatus == pytest.ExitCode.OK and skipped(session.config):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+# ----------------------------------------------------------------------------------------------- tests that passed
+# before
+
+# Tests that do not depend on what is installed besides the core. A session writes those that passed to the file that
+# GENNORM_RECORD names; `--except-passed` leaves them out of a session with the same versions of the core's packages.
+CORE = ("tests/conformance/", "tests/engine/kernels/", "tests/layer/", "tests/spec/")
+CORE += tuple(f"tests/test_{name}.py::" for name in ("definition", "numerics", "properties", "moments", "oracles"))
+
+
+def pytest_collection_modifyitems(config, items):
+    path = config.getoption("--except-passed")
+    if path:
+        passed = {*Path(path).read_text(encoding="utf-8").splitlines()}
+        left_out = [item for item in items if item.nodeid in passed and item.nodeid.startswith(CORE)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in {*left_out}]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config):
+    terminal, path = config.pluginmanager.get_plugin("terminalreporter"), os.environ.get("GENNORM_RECORD")
+    if path and terminal and "PYTEST_XDIST_WORKER" not in os.environ:  # neither a worker, nor a session in a test
+        passed = {report.nodeid for report in terminal.stats.get("passed", [])}
+        failed = {report.nodeid for kind in ("failed", "error") for report in terminal.stats.get(kind, [])}
+        Path(path).write_text("".join(f"{name}\n" for name in sorted(passed - failed)), encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------------------- fixtures

@@ -272,6 +272,25 @@ def device_tables(records: Sequence[dict[str, Any]]) -> str:
     return "\n\n".join(parts) or NOTHING
 
 
+def between_table(runs: Sequence[dict[str, Any]]) -> str:
+    """The norms between operators of torch: one line for each place, with the means of the speed-ups at the end."""
+    measured = [(run, one) for run in runs for one in run.get("between", [])]
+    if not measured:
+        return NOTHING
+    rows, groups = [], dict.fromkeys((one["work"], run["threads"]) for run, one in measured)
+    for work, number in groups:
+        some = [one for run, one in measured if (one["work"], run["threads"]) == (work, number)]
+        ratios = [(one["torch"] / one["gennorm"], one["whole_torch"] / one["whole_gennorm"]) for one in some]
+        for one, pair in zip(some, ratios, strict=True):
+            own = [microseconds(one[key] * 1e6) for key in ("torch", "gennorm")]
+            rows.append([one["name"], work, str(number), *own, *map(times, pair)])
+        means = [f"**{times(statistics.geometric_mean(column))}**" for column in zip(*ratios, strict=True)]
+        rows.append(["geometric mean", work, str(number), "", "", *means])
+    header = ["norm between operators of torch", "", "threads", "torch, µs", "gennorm, µs", "norm", "sequence"]
+    notes = [note(run) for run in runs if run.get("between")]
+    return "\n\n".join([table(header, rows, "llrrrrr"), *dict.fromkeys(notes)])
+
+
 def written(folder: Path = RESULTS) -> dict[Path, dict[str, str]]:
     """The tables of each page by the names of their markers."""
     runs = recorded(folder)
@@ -282,6 +301,7 @@ def written(folder: Path = RESULTS) -> dict[Path, dict[str, str]]:
             "floor": floor_table(runs),
             "cases": case_tables(runs),
             "growth": growth_table(runs),
+            "between": between_table(runs),
         },
         DOCS / "explanation" / "numerics.md": {"accuracy": accuracy_tables(runs)},
         DOCS / "torch.md": {"devices": device_tables(device_records(folder))},

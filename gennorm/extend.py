@@ -29,10 +29,10 @@ from gennorm.engine.threads import SHARED, Using
 from gennorm.errors import ShapeError
 from gennorm.layer import NormalizationLayer
 from gennorm.layer.arrays import like_output, mask_for, real, result_dtype
-from gennorm.layer.derivatives import Gradients, Kept, Merge, directions_of, pull_back, push_forward
+from gennorm.layer.derivatives import Gradients, Merge, Residuals, directions_of, pull_back, push_forward
 from gennorm.layer.parameters import Parameter, Parameters
+from gennorm.layer.request import check_call, parameters_of, run
 from gennorm.layer.request import laid as laid_parameters
-from gennorm.layer.request import parameters_of, request, run
 from gennorm.layer.state import State
 from gennorm.layer.statistics import (
     Given,
@@ -48,7 +48,7 @@ from gennorm.moments import Moments
 from gennorm.spec.config import LayerConfig, Resolved, kept_shape, parameter_shape, resolve_config
 
 if TYPE_CHECKING:
-    from gennorm.engine.call import PreparedCall
+    from gennorm.engine.interface import PreparedCall
 
 __all__ = [
     "SHARED",
@@ -118,9 +118,9 @@ class Computation:
             y = call.output(x)
             call.normalize(x, y, *call.views)  # type: ignore[misc]
             return y
-        asked = request(self._state, x, scaling=scaling, biases=biases, mask=mask, moments=moments)
-        run(asked)
-        return asked.y
+        request = check_call(self._state, x, scaling=scaling, biases=biases, mask=mask, moments=moments)
+        run(request)
+        return request.y
 
     def forward(
         self,
@@ -145,10 +145,10 @@ class Computation:
         if call is not None:
             y = call.output(x)
             return y, call.shaped(call.normalize(x, y, *call.views, keep=True))  # type: ignore[misc, arg-type]
-        asked = request(self._state, x, scaling=scaling, biases=biases, mask=mask, moments=moments, shared=shared)
-        rows = run(asked, keep=True)
+        request = check_call(self._state, x, scaling=scaling, biases=biases, mask=mask, moments=moments, shared=shared)
+        rows = run(request, keep=True)
         assert rows is not None
-        return asked.y, asked.new.shaped(rows)
+        return request.y, request.new.shaped(rows)
 
     def backward(
         self,
@@ -191,7 +191,7 @@ class Computation:
                 own, views = self._state.parameters, call.views
                 parameters = Parameter(own.scaling, False), Parameter(own.biases, False)
                 rows = call.ordered(kept)
-                return pull_back(Kept(x, call, parameters, views[0], None, rows, not given, given), dy, merge)  # type: ignore[index]
+                return pull_back(Residuals(x, call, parameters, views[0], None, rows, not given, given), dy, merge)  # type: ignore[index]
         state = self._kept(x, kept, scaling, biases, mask, given)
         return pull_back(
             state, like_output(dy, "the gradient of the output", x.shape, result_dtype(state.x.dtype)), merge
@@ -288,7 +288,7 @@ class Computation:
 
     def _kept(
         self, x: Array, kept: Any, scaling: Array | None, biases: Array | None, mask: Array | None, given: bool
-    ) -> Kept:
+    ) -> Residuals:
         """Return what derivatives need, from what a front kept; everything is checked, since kernels check nothing."""
         state, x = self._state, real(x, "the input")
         call = state.calls.find(x, given)
@@ -306,7 +306,7 @@ class Computation:
             call = state.calls.find(x, given, per_example=True)
         gains, _ = laid_parameters(call, parameters, per_example)
         rows = call.ordered(kept.astype(np.float64, copy=False))
-        return Kept(x, call, parameters, gains, weights, rows, not given, given)
+        return Residuals(x, call, parameters, gains, weights, rows, not given, given)
 
 
 _resolved = functools.lru_cache(1024)(resolve_config)

@@ -1,4 +1,4 @@
-"""Masks and weights: their checks, and how their axes line up with those of the array they belong to."""
+"""Checks of masks and weights, and their broadcasting to an array."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def broadcast_mask(mask: object, shape: tuple[int, ...], of: str = "an input") -
     Parameters
     ----------
     mask : ndarray of bool
-        True counts.
+        True elements count.
     shape : tuple of int
         Shape of the array.
     of : str
-        What errors call the array.
+        Name of the array in errors.
 
     Returns
     -------
@@ -51,10 +51,10 @@ def broadcast_mask(mask: object, shape: tuple[int, ...], of: str = "an input") -
 
 
 def broadcast(values: NDArray[Any], shape: tuple[int, ...], name: str, of: str = "an input") -> NDArray[Any]:
-    """Broadcast values to a shape as NumPy does, unless they could mean other axes too.
+    """Broadcast values to a shape as NumPy does, and refuse ambiguous shapes.
 
-    The axes of the values are the last axes of the array. Values with fewer axes than the array whose shape also fits
-    the first axes are refused: ``(N,)`` beside ``(N, N)`` may have been meant for either.
+    The axes of the values are the last axes of the array. Values with fewer axes whose shape also fits the first axes
+    are refused: values of shape ``(N,)`` for an array of shape ``(N, N)`` may belong to either axis.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def broadcast(values: NDArray[Any], shape: tuple[int, ...], name: str, of: str =
     shape : tuple of int
         Shape of the array.
     name, of : str
-        What errors call the values and the array.
+        Names of the values and of the array in errors.
 
     Returns
     -------
@@ -100,7 +100,7 @@ def broadcast(values: NDArray[Any], shape: tuple[int, ...], name: str, of: str =
 
 
 def _spelled(name: str, place: int, rank: int, missing: int) -> str:
-    """The index that gives values the missing axes, so that theirs begin at a place."""
+    """Return the index that adds the missing axes to values, so that their axes start at a place."""
     return f"{name}[{', '.join(['None'] * place + [':'] * rank + ['None'] * (missing - place))}]"
 
 

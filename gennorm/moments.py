@@ -1,8 +1,8 @@
 """Moments: count, mean and centred second moment of slices, as a value that can be merged.
 
-These three numbers are all that a normalization needs of a slice. The moments of two parts of a slice give the moments
-of the whole slice, in any order and for any number of parts: threads, batches, files and machines merge their results
-with ``+``.
+A normalization needs these three numbers of each slice. The moments of the parts of a slice can be merged to the
+moments of the whole slice, in any order and for any number of parts: threads, batches, files and machines merge their
+results with ``+``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Moments:
               m = \frac{1}{n} \sum_i w_i x_i, \qquad
               M_2 = \sum_i w_i (x_i - m)^2
 
-    The arrays have one axis for each level that is kept, the batch included, and a grouped level counts its groups: the
+    The arrays have one axis for each kept level, including the batch, and one for the groups of a grouped level: the
     moments of a layer norm of ``(N, T, D)`` have the shape ``(N, T)``, of a group norm ``(N, G)``, of a batch norm
     ``(C,)``.
 
@@ -49,7 +49,7 @@ class Moments:
     Parameters
     ----------
     count : array_like
-        How much was counted in each slice, finite and at least 0: a number of elements, or a sum of weights.
+        The number of elements of each slice, or the sum of their weights; finite and at least 0.
     mean : array_like or None
         Mean of each slice, or None for moments of the RMS method.
     m2 : array_like
@@ -78,9 +78,10 @@ class Moments:
     whose count is 0 is neutral: its mean and second moment are set to 0, and merging it returns the other one, bit by
     bit.
 
-    Merging is as exact as one piece. The mean and `m2` are held in two float64 numbers each, the value and what
-    rounding it lost, so that the error does not grow with the number of merges. Let :math:`u = 2^{-53}`. For moments
-    that `Moments.of` computed, or ``layer.adapt``, in pieces of any sizes and merged in any order,
+    Merging is as exact as one computation over all elements. The mean and `m2` are stored in two float64 numbers each,
+    the value and its rounding error, so that the error does not grow with the number of merges. Let :math:`u =
+    2^{-53}`. For moments that `Moments.of` computed, or ``layer.adapt``, in pieces of any sizes and merged in any
+    order,
 
     - the mean is at most 1 unit in the last place plus :math:`8u` standard deviations away from the exact mean;
     - the relative error of `m2` and of the variance is at most :math:`32u`, plus that of NumPy's sum over a piece.
@@ -88,10 +89,10 @@ class Moments:
     Moments that were made from one float64 mean, by the constructor, `from_variance`, `from_dict`, ``layer.measure`` or
     a file, are as exact as that mean. Pickles and copies keep both numbers; `to_dict` and files keep the first.
 
-    A result that float64 cannot hold is infinite, and never another finite number. An infinite value in a slice makes
+    A result beyond the range of float64 is infinite, never another finite number. An infinite value in a slice makes
     its mean infinite and its `m2` NaN; NaN makes both NaN.
 
-    Two moments are equal where their shapes and all their values are, NaN being equal to NaN.
+    Two moments are equal if their shapes and all their values are equal; NaN equals NaN.
 
     References
     ----------
@@ -117,7 +118,7 @@ class Moments:
     count: Floats
     mean: Floats | None
     m2: Floats
-    # What rounding mean and m2 to float64 lost; 0 where nothing is known.
+    # The rounding errors of mean and m2; 0 where they are not known.
     _lost_mean: Floats | float
     _lost_m2: Floats | float
 
@@ -148,7 +149,7 @@ class Moments:
 
     __delattr__ = __setattr__
 
-    # How they are made ------------------------------------------------------------------------------------------------
+    # Constructors ---------------------------------------------------------------------------------------------------
 
     @classmethod
     def trusted(
@@ -161,8 +162,8 @@ class Moments:
     ) -> Self:
         """Make moments of new float64 arrays of one shape without checking or copying them.
 
-        Nothing else may refer to the arrays, which become read-only. `mean` and `m2` are 0 where `count` is.
-        `lost_mean` and `lost_m2` are what rounding them to float64 lost, at most half a unit in the last place.
+        The arrays become read-only, so nothing else may refer to them. `mean` and `m2` are 0 where `count` is 0.
+        `lost_mean` and `lost_m2` are their rounding errors, at most half a unit in the last place.
 
         Examples
         --------
@@ -175,7 +176,14 @@ class Moments:
         return moments
 
     @classmethod
-    def of_read_only(cls, count: Floats, mean: Floats | None, m2: Floats) -> Self:
+    def of_read_only(
+        cls,
+        count: Floats,
+        mean: Floats | None,
+        m2: Floats,
+        lost_mean: Floats | float = 0.0,
+        lost_m2: Floats | float = 0.0,
+    ) -> Self:
         """Make moments of read-only float64 arrays of one shape, whose bases are read-only too.
 
         Examples
@@ -190,8 +198,8 @@ class Moments:
         _set(moments, "count", count)
         _set(moments, "mean", mean)
         _set(moments, "m2", m2)
-        _set(moments, "_lost_mean", 0.0)
-        _set(moments, "_lost_m2", 0.0)
+        _set(moments, "_lost_mean", lost_mean)
+        _set(moments, "_lost_m2", lost_m2)
         return moments
 
     @classmethod
@@ -205,7 +213,7 @@ class Moments:
         variance : array_like
             Variance over the count, at least 0.
         count : array_like, default 1
-            How much the moments count when they are merged.
+            The weight of these moments when they are merged.
 
         Returns
         -------
@@ -247,24 +255,23 @@ class Moments:
     ) -> Self:
         """Compute the moments of the slices of an array, in float64.
 
-        Two passes: the mean, then the deviations from it; what rounding the mean lost is taken from the deviations.
-        Numbers whose sums or squares would overflow or underflow are scaled by a power of two first.
+        There are two passes: the mean, then the deviations from it, which also give the rounding error of the mean.
+        Numbers whose sums or squares would overflow or underflow are first scaled by a power of two.
 
         Parameters
         ----------
         array : ndarray
             Real numbers of any dtype and rank.
         axes : int or tuple of int, optional
-            The axes (0-based, negative from the end) that are aggregated, as in ``np.mean(array, axis=axes)``; all of
-            them where not given. The moments have the axes that remain.
+            The axes (0-based, negative from the end) that are aggregated, as in ``np.mean(array, axis=axes)``; by
+            default all of them. The moments have the remaining axes.
         mask : ndarray of bool, optional
-            True counts; the values of other elements have no influence, NaN included. It broadcasts to the array as in
-            NumPy, its axes being the last of the array. With fewer axes than the array it must not fit the first
-            axes as well.
+            True elements count; other elements have no effect, even NaN. It broadcasts to the array as in NumPy: its
+            axes are the last ones of the array. A mask with fewer axes must not fit the first axes as well.
         weights : array_like, optional
             Finite and at least 0; a weight of 3 means three repetitions. They broadcast as `mask` does.
         method : {"Standardize", "RMS"}
-            "RMS" collects the sum of squares and no mean.
+            "RMS" computes the sum of squares and no mean.
 
         Returns
         -------
@@ -293,7 +300,7 @@ class Moments:
         given: object = array
         if not isinstance(given, np.ndarray):
             msg = (
-                f"moments are those of a NumPy array, not of {_kind(given)}\n"
+                f"moments are computed of a NumPy array, not of {_kind(given)}\n"
                 "write np.asarray(...) around it if its values are in memory"
             )
             raise InputError(msg, code="A101")
@@ -331,7 +338,7 @@ class Moments:
         Moments(count=[2., 2.], mean=[2., 2.], m2=[2., 0.])
         """
         if weight is not None:
-            # NaN times a weight of 0 is NaN: what does not count is replaced before anything is multiplied.
+            # NaN times a weight of 0 is NaN, so elements that do not count are replaced before the multiplication.
             x = np.where(weight > 0, x, 0.0)
         with np.errstate(all="ignore"):
             count, mean, lost, m2, doubtful = _two_passes(x, over, weight, center=center)
@@ -406,11 +413,11 @@ class Moments:
             "m2": _written(self.m2),
         }
 
-    # How they are used ------------------------------------------------------------------------------------------------
+    # Properties -----------------------------------------------------------------------------------------------------
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Return one size for each level that is kept; a grouped level counts its groups."""
+        """Return one size for each kept level, and the number of groups of a grouped level."""
         return self.count.shape
 
     def variance(self, unbiased: bool = False) -> Floats:
@@ -478,48 +485,31 @@ class Moments:
         with np.errstate(all="ignore"):
             return _merged(self, other)
 
-    def extended(self, x: Floats, over: tuple[int, ...]) -> Moments | None:
-        r"""Merge the elements of a small array of float64 in one pass about the mean, without checking the arguments.
-
-        With :math:`d = x - m`, the second moment grows by :math:`\sum d^2 - (\sum d)^2 / n`, which loses at most one
-        bit where the array has no more elements than were counted before.
-
-        Parameters
-        ----------
-        x : ndarray of float64
-        over : tuple of int
-            The axes that are aggregated, at least 0. The others have the sizes of the moments.
-
-        Returns
-        -------
-        Moments or None
-            None where it would not be exact, or for the RMS method: merge ``of_floats(x, over)`` then.
+    def rows(self) -> Floats:
+        """Return count, mean, second moment, and what rounding the last two lost, in one new array.
 
         Examples
         --------
-        >>> import numpy as np
-        >>> Moments.of(np.array([1.0, 2.0, 3.0])).extended(np.array([10.0]), (0,))
-        Moments(count=4., mean=4., m2=50.)
+        >>> Moments([4, 2], [1.0, 2.0], [8.0, 0.0]).rows().tolist()
+        [[4.0, 2.0], [1.0, 2.0], [8.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
         """
-        sizes = x.shape
-        added = math.prod([sizes[axis] for axis in over])
-        if self.mean is None or not added or np.minimum.reduce(self.count, axis=None, initial=np.inf) < added:
-            return None
-        with np.errstate(all="ignore"):
-            along = [1 if axis in over else size for axis, size in enumerate(sizes)]
-            away = x - self.mean.reshape(along)
-            if not isinstance(self._lost_mean, float):
-                away = away - self._lost_mean.reshape(along)
-            count = self.count + added
-            first, second = np.add.reduce(away, axis=over), np.add.reduce(away * away, axis=over)
-            shift = first / count
-            mean, lost_mean = two_sum(self.mean, shift)
-            mean, lost_mean = _renormalized(mean, lost_mean + self._lost_mean)
-            m2, lost_m2 = two_sum(self.m2, second - first * shift)
-            m2, lost_m2 = _renormalized(m2, lost_m2 + self._lost_m2)
-            if not np.logical_and.reduce(((m2 >= _TINY) & (m2 < np.inf)) | (second == 0), axis=None):
-                return None
-        return Moments.trusted(count, mean, m2, lost_mean, lost_m2)
+        rows = np.empty((5, *self.shape))
+        rows[0] = self.count
+        rows[1] = 0.0 if self.mean is None else self.mean
+        rows[2], rows[3], rows[4] = self.m2, self._lost_mean, self._lost_m2
+        return rows
+
+    @classmethod
+    def of_rows(cls, rows: Floats) -> Self:
+        """Make moments with a mean of an array such as `rows` returns, which becomes read-only.
+
+        Examples
+        --------
+        >>> Moments.of_rows(Moments([4, 2], [1.0, 2.0], [8.0, 0.0]).rows())
+        Moments(count=[4., 2.], mean=[1., 2.], m2=[8., 0.])
+        """
+        rows.setflags(write=False)
+        return cls.of_read_only(rows[0, ...], rows[1, ...], rows[2, ...], rows[3, ...], rows[4, ...])
 
     def pooled(self) -> Moments:
         """Return the moments of all slices along the first axis together.
@@ -593,7 +583,7 @@ def checked_weights(weights: ArrayLike, shape: tuple[int, ...], of: str = "an ar
 
 
 def two_sum(a: Any, b: Any) -> tuple[Any, Any]:
-    """Return a + b rounded, and what rounding lost (Knuth); NaN for the latter where the sum is not finite.
+    """Return a + b rounded, and the rounding error (Knuth), which is NaN where the sum is not finite.
 
     Examples
     --------
@@ -630,7 +620,7 @@ def _merged(a: Moments, b: Moments) -> Moments:
 
 
 def _merged_carefully(a: Moments, b: Moments, total: Any, found: tuple[Any, Any, Any, Any]) -> Moments:
-    """Mend what was found where a part is empty or not finite, or where the difference of two means overflowed.
+    """Correct merged moments where a part is empty or not finite, or the difference of two means overflowed.
 
     `b` counts no more than `a` in any slice.
     """
@@ -663,14 +653,14 @@ def _members(moments: Moments) -> tuple[Any, Any, Any, Any, Any]:
 
 
 def _renormalized(value: Any, lost: Any) -> tuple[Any, Any]:
-    """Return the sum of both rounded, and what rounding lost; `lost` is the smaller one (Dekker)."""
+    """Return the rounded sum of both, and its rounding error; `lost` is the smaller one (Dekker)."""
     total = value + lost
     return total, lost - (total - value)
 
 
 def _sliced(moments: Moments, key: Any) -> Moments:
     """Return the moments of some slices, by an index of the first axis."""
-    # A loss that is one number for all slices is 0.
+    # A rounding error that is one number for all slices is 0.
     return Moments.trusted(*(array[key].copy() if np.ndim(array) else array for array in _members(moments)))
 
 
@@ -686,7 +676,7 @@ def _joined(*parts: Moments) -> Moments:
 def _two_passes(
     x: Floats, over: tuple[int, ...], weight: NDArray[Any] | None, *, center: bool
 ) -> tuple[Floats, Floats | None, Floats | float, Floats, bool]:
-    """Count, mean, what it lost, second moment, and whether anything may have overflowed or underflowed."""
+    """Return count, mean, its rounding error, second moment, and whether a sum may have over- or underflowed."""
     total = np.add.reduce
     shape = tuple([size for axis, size in enumerate(x.shape) if axis not in over])
     if weight is None:
@@ -747,7 +737,7 @@ def _scaled_passes(
     lost: Any = 0.0
     if center:
         mean = total(weights * x) / divisor
-        # Rounding must not take a mean out of its slice, or a constant slice would have a variance.
+        # A rounded mean must stay within its slice, or a constant slice would have a variance.
         least = np.where(counted, x, np.inf).min(axis=over, keepdims=True, initial=np.inf)
         greatest = np.where(counted, x, -np.inf).max(axis=over, keepdims=True, initial=-np.inf)
         mean = np.where(count == 0, 0.0, np.minimum(np.maximum(mean, least), greatest))
@@ -787,7 +777,7 @@ def _fill(
 
 
 def _read_only(array: Any) -> Floats:
-    """Return an array that cannot be written, not through its base either; NumPy gives scalars for arrays of rank 0."""
+    """Return a read-only array with a read-only base; NumPy returns scalars instead of arrays of rank 0."""
     if type(array) is not np.ndarray:
         array = np.array(array, np.float64)
     base = array.base
@@ -821,7 +811,7 @@ def _quotient(numerator: Floats, divisor: Floats) -> Floats:
 
 
 def real_array(value: ArrayLike, name: str) -> NDArray[Any]:
-    """Return the values as an array, and refuse what is not real numbers.
+    """Return the values as an array, and refuse values that are not real numbers.
 
     Examples
     --------

@@ -341,20 +341,16 @@ def test_call(name, way, arrays):
 @ways
 @each_namespace
 def test_derivatives(name, way, arrays):
-    """Of the input, of the parameters and along a direction, against the reference and against the engine."""
+    """Of the input, of the parameters and along a direction, against the reference."""
     one = Given(name, way=way)
     found = one.call(definition.pull_back, arrays, one.x, one.dy, **one.parameters)
     others = {"mask": one.options.get("weights"), **one.given}
     derivatives.judge(found, one.x, one.dy, one.settings, **one.parameters, **others)
     pushed = one.call(definition.push_forward, arrays, one.x, one.dx, scaling=one.parameters["scaling"])
     derivatives.judge_tangent(pushed, one.x, one.dx, one.settings, one.parameters["scaling"], **others)
-    if way != "given":
-        layer = gn.NormalizationLayer(**one.settings, scaling=None, biases=None, dtype="float64")
-        keywords = {"mask": one.options["weights"]} if way == "mask" else {}
-        absent = one.call(definition.pull_back, arrays, one.x, one.dy)
-        engine = layer.vjp(one.x, **keywords)[1](one.dy)
-        assert absent.scaling is absent.biases is None
-        np.testing.assert_allclose(absent.input, engine.input, rtol=1e-11, atol=1e-12)
+    absent = one.call(definition.pull_back, arrays, one.x, one.dy)
+    assert absent.scaling is absent.biases is None
+    derivatives.judge(absent, one.x, one.dy, one.settings, None, None, **others)
 
 
 @ways
@@ -668,7 +664,7 @@ def test_jax_has_no_nan_in_degenerate_gradients(kind, placement, double):
 
 
 @each_namespace
-def test_what_is_not_finite_stays_in_its_slice(arrays):
+def test_non_finite_numbers_stay_in_their_slice(arrays):
     config = LayerConfig.make(2, epsilon=0)
     x, dy = sample((4, 6), "float64"), sample((4, 6), "float64", 1)
     keywords = {"config": config, "shape": x.shape}
@@ -860,7 +856,7 @@ def test_transforms_of_torch():
 
 
 @pytest.mark.parametrize("value", [[1.0, 2.0], 3.0, "x"])
-def test_what_is_no_array(value):
+def test_a_value_that_is_not_an_array(value):
     with pytest.raises(gn.GennormError, match="is no array of the Python array API standard") as raised:
         definition.namespace_of(value)
     assert raised.value.code == "A032"

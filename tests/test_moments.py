@@ -51,7 +51,7 @@ def exactly(values: list[float]) -> tuple[Fraction, Fraction]:
 
 
 @given(parts_of_one_slice)
-def test_merged_parts_are_one_pass_over_everything(parts: list[list[float]]) -> None:
+def test_merged_parts_equal_one_pass(parts: list[list[float]]) -> None:
     everything = [value for part in parts for value in part]
     for method in ("Standardize", "RMS"):
         merged = functools.reduce(operator.add, [Moments.of(np.array(part, float), method=method) for part in parts])
@@ -78,7 +78,7 @@ def test_the_sum_is_associative_and_commutative(parts: tuple[list[float], ...]) 
 
 
 @given(st.lists(finite | st.sampled_from([np.inf, 1e300]), max_size=7), st.sampled_from([0.0, np.nan, np.inf]))
-def test_what_was_never_counted_is_neutral_bit_by_bit(values: list[float], garbage: float) -> None:
+def test_empty_moments_are_neutral_to_the_bit(values: list[float], garbage: float) -> None:
     moments, nothing = Moments.of(np.array(values, float)), Moments(0, garbage, abs(garbage))
     assert nothing == Moments(0, 0.0, 0.0)
     assert moments + nothing == moments
@@ -213,7 +213,7 @@ def test_of_nothing() -> None:
     assert not nothing.mean_square().any()
 
 
-def test_what_is_not_finite_stays_in_its_slice() -> None:
+def test_non_finite_numbers_stay_in_their_slice() -> None:
     x = np.array([[1.0, 3.0], [np.nan, 1.0], [np.inf, 1.0], [np.inf, -np.inf]])
     moments = Moments.of(x, axes=1)
     assert moments == Moments([2, 2, 2, 2], [2, np.nan, np.inf, np.nan], [2, np.nan, np.nan, np.nan])
@@ -333,7 +333,7 @@ def pooled(parts: list[Moments]) -> Moments:
 @pytest.mark.parametrize("size", [1, 10, 999])
 @pytest.mark.parametrize("center", [0.0, 1.0, 1e6, 1e12, -1e15])
 @pytest.mark.parametrize("deviation", [1e-140, 1.0, 1e140])
-def test_merged_parts_are_as_exact_as_numpy_in_one_piece(
+def test_merged_parts_are_as_exact_as_numpy_for_the_whole_array(
     merge: Any, size: int, center: float, deviation: float
 ) -> None:
     rng = np.random.default_rng(size)
@@ -384,7 +384,7 @@ def test_extreme_values_are_right_or_infinite(pairs: list[tuple[float, float]]) 
 
 
 @pytest.mark.parametrize("error", ["ignore", "raise"])
-def test_what_is_not_finite_is_merged_as_numpy_has_it(error: Any) -> None:
+def test_non_finite_numbers_merge_as_in_numpy(error: Any) -> None:
     numbers = [1.0, np.inf, -np.inf, np.nan, 1.7e308, -1.7e308, 0.0]
     for pair in itertools.product(numbers, repeat=2):
         x = np.array(pair)
@@ -401,7 +401,7 @@ def test_what_is_not_finite_is_merged_as_numpy_has_it(error: Any) -> None:
                 moments.mean_square(), moments.variance(unbiased=True)
 
 
-def test_what_is_given_is_an_array_that_nothing_can_write() -> None:
+def test_arrays_of_moments_are_read_only() -> None:
     rows = np.array([[2.0], [1.0], [0.5]])
     for moments in (
         Moments(2, 1, 3),
@@ -413,7 +413,7 @@ def test_what_is_given_is_an_array_that_nothing_can_write() -> None:
         Moments.trusted(*rows),
         Moments.trusted(*np.frombuffer(bytes(24)).reshape(3, 1)),
         pickle.loads(pickle.dumps(Moments.of(np.ones(3)))),
-        Moments.of(np.arange(3.0)).extended(np.ones(2), (0,)),
+        Moments.of_rows(Moments.of(np.arange(3.0)).rows()),
         Moments.from_dict(Moments(2, 1, 3).to_dict()),
     ):
         assert moments is not None
@@ -424,26 +424,6 @@ def test_what_is_given_is_an_array_that_nothing_can_write() -> None:
             assert array is not None
             assert not array.flags.writeable
             assert array.base is None or not array.base.flags.writeable
-
-
-def test_a_small_array_is_merged_in_one_pass_as_in_two() -> None:
-    rng = np.random.default_rng(3)
-    for center in (0.0, 1e6, 1e12):
-        x = center + rng.normal(size=(400, 3))
-        x[:, 1] = center
-        held = Moments.of(x[:10], axes=0)
-        for start in range(10, 400, 10):
-            following = held.extended(x[start : start + 10], (0,))
-            assert following is not None
-            held = following
-        assert held.mean is not None
-        for feature in range(3):
-            mean, m2 = exactly(x[:, feature].tolist())
-            assert abs(Fraction(float(held.mean[feature])) - mean) <= np.spacing(center) + 2.0**-50
-            assert held.m2[feature] == pytest.approx(float(m2), rel=1e-14)
-    for values in ([np.nan], [np.inf], [1e-160], [1e200], [1.0] * 3):  # not exact in one pass
-        assert Moments.of(np.array([0.0, 0.0])).extended(np.array(values), (0,)) is None
-    assert Moments(1, None, 1).extended(np.ones(1), (0,)) is None
 
 
 def test_merging_small_moments_is_fast() -> None:
@@ -493,7 +473,7 @@ def test_repr() -> None:
     ),
     st.booleans(),
 )
-def test_a_dictionary_goes_through_json_without_loss(rows: list[tuple[float, float, float]], rms: bool) -> None:
+def test_a_dictionary_survives_json_without_loss(rows: list[tuple[float, float, float]], rms: bool) -> None:
     count, mean, m2 = np.array(rows, dtype=float).reshape(-1, 3).T
     moments = Moments(count.reshape(1, -1), None if rms else mean, m2)
     text = json.dumps(moments.to_dict(), allow_nan=False)
@@ -597,7 +577,7 @@ X = np.ones((2, 3))
             errors.InputError,
             "A101",
             (
-                "moments are those of a NumPy array, not of list\n"
+                "moments are computed of a NumPy array, not of list\n"
                 "write np.asarray(...) around it if its values are in memory"
             ),
         ),

@@ -86,8 +86,8 @@ def constant(form, dtype, value, n):
 
 
 def constants(form, dtype):
-    for value in (0.1, 1 / 3, 0.7, -7.3, 1e6 + 0.1):
-        for n in (1000, 3000, 9000):
+    for value in (0.1, 1 / 3, 1e6 + 0.1):
+        for n in (1000, 9000):
             constant(form, dtype, value, n)
 
 
@@ -169,7 +169,7 @@ def test_subnormal_deviations(form):
 
 @pytest.mark.xfail(reason="the distance from the mean is no float32")
 @pytest.mark.parametrize("form", FORMS)
-def test_as_far_as_float32_goes(form):
+def test_at_the_range_of_float32(form):
     x = np.full(FORMS[form][0](64), 3e38, np.float32)
     x.reshape(-1)[:3] = -3e38
     assert_exact(form, x)
@@ -258,10 +258,10 @@ def others():
     return found
 
 
-@pytest.mark.parametrize("length", [1, 2, 8, 100, 1000, 10_000])
+@pytest.mark.parametrize("length", [1, 2, 8, 100, 1000])
 @pytest.mark.parametrize("layout", ["rows", "columns"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_nobody_is_nearer(dtype, layout, length, others):
+def test_no_library_is_more_exact(dtype, layout, length, others):
     """The errors of `gennorm bench --measure accuracy`: within the bound, and not above those of anybody else."""
     measured = [e for e in accuracy.errors(others, lambda *_: None, [length], [dtype]) if e.layout == layout]
     assert len(measured) == len(accuracy.OFFSETS) + 2 * (len(accuracy.SCALES) - 1)
@@ -269,7 +269,7 @@ def test_nobody_is_nearer(dtype, layout, length, others):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_nobody_is_nearer_on_record(dtype):
+def test_no_library_is_more_exact_on_record(dtype):
     """The tables of docs/explanation/numerics.md, up to ten million elements."""
     chosen = [error for error in on_record() if error.dtype == dtype]
     assert {error.length for error in chosen} == {*accuracy.LENGTHS}

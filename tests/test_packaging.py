@@ -25,7 +25,7 @@ def wheel(tmp_path_factory):
         yield archive
 
 
-def test_wheel_holds_the_package_and_nothing_else(wheel):
+def test_the_wheel_contains_only_the_package(wheel):
     names = wheel.namelist()
     (information,) = {name.split("/")[0] for name in names if not name.startswith("gennorm/")}
     assert information == f"gennorm-{VERSION}.dist-info"
@@ -34,7 +34,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert not [name for name in names if "__pycache__" in name or "tests" in name.split("/")]
 
 
-def test_wheel_holds_every_module(wheel):
+def test_the_wheel_contains_every_module(wheel):
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "gennorm").rglob("*.py")}
     assert modules == {name for name in wheel.namelist() if name.endswith(".py")}
 

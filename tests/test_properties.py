@@ -91,7 +91,7 @@ def test_zero_mean_and_unit_variance(case):
 @given(
     strategies.cases(batch_aggregated=False, batched=True, least=2), st.sampled_from(("float32", "float64")), st.data()
 )
-def test_an_example_alone_is_what_it_is_in_a_batch(case, dtype, data):
+def test_an_example_alone_equals_it_in_a_batch(case, dtype, data):
     """To the bit, for any part of the batch."""
     x = sample(case.shape, dtype)
     layer = layer_of(case)
@@ -109,7 +109,7 @@ def test_an_example_alone_is_what_it_is_in_a_batch(case, dtype, data):
 
 @many
 @given(strategies.cases(elements=600), st.sampled_from([np.nan, np.inf, -np.inf]), st.data())
-def test_what_is_not_finite_stays_in_its_slice(case, value, data):
+def test_non_finite_numbers_stay_in_their_slice(case, value, data):
     x = sample(case.shape)
     assume(x.size)
     layer = layer_of(case)
@@ -174,7 +174,7 @@ def test_the_order_of_scaling_levels_is_that_of_the_parameters(case, data):
 
 @many
 @given(strategies.cases())
-def test_one_group_is_none(case):
+def test_one_group_equals_no_groups(case):
     config = LayerConfig.make(**case.settings)
     resolved = resolve_config(config, case.shape)
     ones = [1] * len(resolved.aggregation)
@@ -272,7 +272,7 @@ def test_normalize_is_its_written_out_layer():
     assert gn.normalize(x, 2, out=x) is x
 
 
-def test_normalize_takes_nothing_for_what_it_took_before():
+def test_normalize_does_not_confuse_cached_layers():
     x = sample((4, 6), "float64")
     same(gn.normalize(x, 1), gn.NormalizationLayer(1, scaling=None, biases=None)(x))
     with pytest.raises(gn.GennormError, match="True"):
@@ -337,13 +337,13 @@ def test_the_number_of_threads_makes_no_difference(name, dtype, cut, threads, mo
     if cut:
         engines.cut_small(monkeypatch, CUT=1 << 10, UNIT=1 << 12, BLOCK=1 << 9)
     sharers = []
-    gather = sharing.ThreadPool.request
+    gather = sharing.Executor.request
 
     def noted(team, threads, parts):
         sharers.append(threads)
         return gather(team, threads, parts)
 
-    monkeypatch.setattr(sharing.ThreadPool, "request", noted)
+    monkeypatch.setattr(sharing.Executor, "request", noted)
     x = sample(shape, dtype)
     layer = gn.NormalizationLayer(**settings).initialize(shape)
     layer.scaling = sample(layer.scaling.shape, seed=1)

@@ -1,4 +1,4 @@
-"""The rules of the test session in `conftest.py`: required frameworks, skips, examples, and the end of every wait."""
+"""The rules of the test session in `conftest.py`: frameworks, skips, passed tests, examples, timeouts."""
 
 import ast
 import os
@@ -23,9 +23,10 @@ def test_skips():
 """
 
 
-def session(folder, suite=SUITE, arguments=(), ini="[pytest]\n", **environment):
+def session(folder, suite=SUITE, arguments=(), ini="[pytest]\n", name="test_suite.py", **environment):
     """Run a pytest session with our `conftest.py` on one test file."""
-    (folder / "test_suite.py").write_text(suite, encoding="utf-8")
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(suite, encoding="utf-8")
     (folder / "pytest.ini").write_text(ini, encoding="utf-8")
     inherited = {key: value for key, value in os.environ.items() if key not in {"CI", "GENNORM_REQUIRE"}}
     return subprocess.run(
@@ -80,6 +81,53 @@ def test_examples_that_need_a_missing_framework_are_skipped_by_name(name, tmp_pa
     answer = session(tmp_path, arguments=arguments, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
     assert f"the examples of {name} need torch, which is not installed" in answer.stdout
     assert answer.returncode == pytest.ExitCode.OK
+
+
+# --------------------------------------------------------------------------------------------- tests that passed before
+
+OUTCOMES = """
+import os
+import pytest
+
+@pytest.fixture
+def broken_afterwards():
+    yield
+    raise RuntimeError
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_passes(name):
+    print("runs", name)
+
+def test_fails():
+    assert "MENDED" in os.environ
+
+@pytest.mark.skip
+def test_skips():
+    pass
+
+def test_fails_afterwards(broken_afterwards):
+    pass
+"""
+
+
+def test_core_tests_that_passed_are_left_out(tmp_path, monkeypatch):
+    """But no tests that failed or were skipped, and no tests of other folders."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    record, other = tmp_path / "passed", tmp_path / "tests/cli/test_suite.py"
+    other.parent.mkdir(parents=True)
+    other.write_text("def test_passes():\n    pass\n", encoding="utf-8")
+    core = "tests/spec/test_suite.py"
+    recorded = session(tmp_path, OUTCOMES, name=core, GENNORM_RECORD=str(record))
+    assert "1 failed, 4 passed, 1 skipped, 1 error" in outcome(recorded)
+    passed = [f"{core}::test_passes[a]", f"{core}::test_passes[b]"]
+    assert record.read_text(encoding="utf-8").splitlines() == ["tests/cli/test_suite.py::test_passes", *passed]
+    again = session(tmp_path, OUTCOMES, ["-v", "-n", "1", "--except-passed", str(record)], name=core, MENDED="1")
+    assert "WorkStealScheduling" in again.stdout
+    assert "3 passed, 1 skipped, 1 error" in outcome(again), again.stdout
+
+
+def outcome(answer):
+    return answer.stdout.strip().splitlines()[-1]
 
 
 # ------------------------------------------------------------------------------------------------------------ examples

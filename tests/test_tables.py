@@ -164,6 +164,19 @@ def test_device_tables(tables, tmp_path):
     assert tables.device_tables(tables.device_records(tmp_path)) == ON_DEVICES
 
 
+def test_between_table(tables):
+    times = {"torch": 4e-5, "gennorm": 2e-5, "whole_torch": 9e-5, "whole_gennorm": 6e-5}
+    slow = {**times, "torch": 1.6e-4}
+    run = {**RUN, "between": [{"name": "a", "work": "training", **times}, {"name": "b", "work": "training", **slow}]}
+    assert tables.between_table([RUN]) == "_Nothing has been recorded yet._"
+    header, _, one, other, mean, _, note = tables.between_table([RUN, run]).splitlines()
+    assert header == "| norm between operators of torch |  | threads | torch, µs | gennorm, µs | norm | sequence |"
+    assert one == "| a | training | 1 | 40.0 | 20.0 | 2.00× | 1.50× |"
+    assert other == "| b | training | 1 | 160 | 20.0 | 8.00× | 1.50× |"
+    assert mean == "| geometric mean | training | 1 |  |  | **4.00×** | **1.50×** |"
+    assert note == "Some kind, Python 3.11.7, torch 2.13.0, JAX 0.10; 2026-01-02."
+
+
 def test_a_busy_machine_is_said(tables):
     busy = {**RUN, "machine": {**MACHINE, "load": 4.96}}
     assert tables.note(busy).endswith("; 2026-01-02, on a busy machine (load 5.0 on 2 processors).")

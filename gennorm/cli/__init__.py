@@ -11,7 +11,7 @@ import _signal as signal  # type: ignore[import-not-found]
 import os
 import sys
 
-TYPE_CHECKING = False  # importing `typing` takes longer than everything else here
+TYPE_CHECKING = False  # importing `typing` takes longer than the rest of this module
 if TYPE_CHECKING:
     from types import FrameType
     from typing import Any, NoReturn
@@ -73,7 +73,7 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         _note_signal(signal.SIGINT)
     except BaseException:
-        if _ended_by is None:  # else it is what a library made of the exception of the signal
+        if _ended_by is None:  # otherwise a library replaced the exception of the signal
             raise
     finally:
         if handled:
@@ -87,7 +87,7 @@ def main() -> NoReturn:
 
 
 def missing(error: ModuleNotFoundError) -> str | None:
-    """What to install, in a line; None where the module belongs to no extra.
+    """Return a line that says what to install; None if the module does not belong to an extra.
 
     Examples
     --------
@@ -117,7 +117,7 @@ def _note_signal(number: int) -> None:
 
 
 def _exit_now(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - what signal.signal calls
-    """Exit without an exception, which an import that is going on would turn into another error."""
+    """Exit without an exception, which a running import would turn into another error."""
     try:
         os.write(2, f"{TEXT}\n".encode())
     finally:
@@ -125,7 +125,7 @@ def _exit_now(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - what signal.signal calls
-    """Exit by an exception, so that no temporary file is left. A second signal does not wait for that."""
+    """Exit by an exception, so that temporary files are removed. A second signal exits at once."""
     if _ended_by is not None:
         _remove_unfinished()
         os._exit(128 + number)
@@ -135,7 +135,7 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - wh
 
 
 def _unraisable(about: Any) -> None:
-    """Exit where the exception of a signal was raised in a callback, which cannot pass it on."""
+    """Exit if the exception of a signal was raised in a callback, which cannot propagate it."""
     if about.exc_type is SystemExit:
         _remove_unfinished()
         if _ended_by == signal.SIGINT:
@@ -155,7 +155,7 @@ def _remove_unfinished() -> None:
 
 
 def _prepare_streams() -> None:
-    """Have characters that a terminal cannot show written as escape sequences, and no warnings of libraries."""
+    """Write characters that a terminal cannot show as escape sequences, and hide warnings of libraries."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -170,11 +170,11 @@ def _say(text: str) -> None:
     try:
         print(text, file=sys.stderr, flush=True)
     except (OSError, ValueError):
-        return  # standard error is closed, or full: there is nowhere to say it
+        return  # standard error is closed or full
 
 
 def _flushed(status: Any) -> Any:
-    """The status, once standard output is written; the interpreter would report a failure in several lines."""
+    """Flush standard output and return the exit status; the interpreter would report a failure in several lines."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

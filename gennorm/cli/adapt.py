@@ -44,13 +44,13 @@ def adapt_files(
     options : LayerOptions
         The description of the layer, if there is one. Its statistics are always those of a data set.
     level : str, optional
-        The levels that are kept, where no other option describes the layer.
+        The kept levels, if no other option describes the layer.
     dtype : dtype, optional
         The dtype that the arrays are converted to first.
     report : callable
         Called with the progress, in bytes.
     nan : {"propagate", "omit", "raise"}
-        What NaN in the data does.
+        How NaN in the data is handled.
 
     Returns
     -------
@@ -64,7 +64,7 @@ def adapt_files(
     """
     if target.suffix.lower() not in SUFFIXES:
         msg = f"{target} cannot be the file of a layer{suggest(target.suffix, SUFFIXES)}\n"
-        msg += "the last name is where the layer goes: a .npz or .safetensors file"
+        msg += "the last name is the file of the layer: .npz or .safetensors"
         raise FileError(msg, code="F014")
     _require_free(sources, target, options)
     data = _Data(sources, dtype, report)
@@ -85,15 +85,15 @@ def adapt_files(
 
 
 def _require_free(sources: list[Path], target: Path, options: LayerOptions) -> None:
-    """Refuse to write a layer over data, as where the last name was forgotten."""
+    """Refuse to write a layer over data, for example if the last name was forgotten."""
     for path in (*sources, options.config):
         if same_file(target, path):
-            msg = f"{target} is an input, and the last name is where the layer goes\n"
-            msg += "give the layer a name of its own: gennorm adapt DATA... OUT"
+            msg = f"{target} is an input, and the last name is the file of the layer\n"
+            msg += "give the layer another name: gennorm adapt DATA... OUT"
             raise FileError(msg, code="F036")
     if target.exists() and not is_layer(target) and not (target.is_file() and target.stat().st_size == 0):
-        msg = f"{target} exists and is not the file of a layer, and the last name is where the layer goes\n"
-        msg += "give the layer a name of its own, or remove the file first"
+        msg = f"{target} exists and is not the file of a layer, and the last name is the file of the layer\n"
+        msg += "give the layer another name, or remove the file first"
         raise FileError(msg, code="F037")
 
 
@@ -107,8 +107,8 @@ class _Data:
         self.total = 0
         for path in sources:
             if path.suffix.lower() not in {".npy", ".npz"}:
-                msg = f"{path} is no file of arrays{suggest(path.suffix, ('.npy', '.npz'))}\n"
-                msg += "data are .npy or .npz files; the layer goes to the last name"
+                msg = f"{path} is not a file of arrays{suggest(path.suffix, ('.npy', '.npz'))}\n"
+                msg += "data are .npy or .npz files; the last name is the file of the layer"
                 raise FileError(msg, code="F015")
             if path.suffix.lower() == ".npy":
                 self.total += read_npy(path).nbytes
@@ -117,7 +117,7 @@ class _Data:
                     self.total += sum(entry.file_size for entry in archive.infolist())
 
     def shape(self) -> tuple[int, ...]:
-        """The shape of the first array."""
+        """Return the shape of the first array."""
         for path in self.sources:
             if path.suffix.lower() == ".npy":
                 return read_npy(path).shape
@@ -127,7 +127,7 @@ class _Data:
         return ()
 
     def batches(self, layer: NormalizationLayer) -> Iterator[Array]:
-        """Every array, in pieces along axis 0 where that is the batch."""
+        """Yield every array, in pieces along axis 0 if that is the batch."""
         for path in self.sources:
             self.current = path
             if path.suffix.lower() == ".npy":
@@ -142,7 +142,7 @@ class _Data:
         length = file.shape[0] if file.shape else 1
         try:
             batched = layer.plan(file.shape).resolved.batched
-        except GennormError:  # adapt raises it again for the whole array, or takes that for one example
+        except GennormError:  # adapt raises it for the whole array, or treats that as one example
             batched = False
         rows = max(CHUNK // max(file.row_bytes, 1), 1) if batched and not file.fortran else max(length, 1)
         for lo in range(0, max(length, 1), rows):
@@ -167,7 +167,7 @@ def _layer(options: LayerOptions, level: str | None, shape: tuple[int, ...]) -> 
     if not ways:
         return presets.feature_norm(_levels(level, shape))
     if level is not None:
-        refuse("--level", f"it does not go with --{ways[0]}, which says which levels are aggregated")
+        refuse("--level", f"it cannot be combined with --{ways[0]}, which describes the levels")
     layer = build(options, shape)
     if options.layer is not None:
         return layer
@@ -176,7 +176,7 @@ def _layer(options: LayerOptions, level: str | None, shape: tuple[int, ...]) -> 
 
 
 def _levels(text: str | None, shape: tuple[int, ...]) -> int | tuple[int, ...] | None:
-    """The kept levels that a text such as ``-1``, ``1,3`` or ``none`` names, which have to exist in the array."""
+    """Return the kept levels for a text such as ``-1``, ``1,3`` or ``none``; they must exist in the array."""
     if text is None:
         return -1
     if text.strip().lower() == "none":

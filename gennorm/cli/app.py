@@ -1,4 +1,4 @@
-"""The commands: what they take, what they print, and with which status they end."""
+"""The commands: their options, their output and their exit status."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _gennorm(
 
 
 @app.command(
-    help=_text("""Normalize a photograph with every preset, and with a layer that is no preset.
+    help=_text("""Normalize a photograph with every preset, and with a layer that is not a preset.
 
 For each: the mean and deviation of slices before and after, the plan of the engine, and a picture.
 
@@ -189,7 +189,7 @@ def apply(
 
 
 def _say_defaults(layer: str, *, batched: bool) -> None:
-    """Say on standard error which layer was taken where the command line describes none, and what axis 0 is."""
+    """Say on standard error which layer is used if the command line describes none, and what axis 0 is."""
     axis = "axis 0 is the batch" if batched else "axis 0 is level 1 of one example, not a batch (--batched says it is)"
     typer.echo(f"gennorm: no layer is given, so it is {layer}; {axis}; --help lists the options of layers", err=True)
 
@@ -233,7 +233,7 @@ def adapt(
     nan: Annotated[
         str,
         typer.Option(
-            help="What NaN in the data does: propagate into the moments, omit (leave it out) or raise (an error).",
+            help="How NaN in the data is handled: propagate into the moments, omit (ignore it) or raise (an error).",
             metavar="WORD",
         ),
     ] = "propagate",
@@ -395,7 +395,8 @@ def bench(
         str | None,
         typer.Option(
             help="speed (the default), startup (new processes), accuracy (errors), growth (time per element of growing "
-            "arrays), models (whole models before and after accelerate): some of them.",
+            "arrays), models (whole models before and after accelerate), between (norms between operators of torch): "
+            "some of them.",
             metavar="WHAT",
             show_default=False,
         ),

@@ -44,7 +44,7 @@ SUFFIXES = (".npy", ".npz", *PICTURES)
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What `apply_file` did.
+    """The result of `apply_file`.
 
     Attributes
     ----------
@@ -95,7 +95,7 @@ def apply_file(
     """
     kinds = [_kind(source), _kind(target)]
     if kinds[0] != kinds[1]:
-        msg = f"{source} is {kinds[0]}, and {target} would be {kinds[1]}\nwrite the kind of file that is read"
+        msg = f"{source} is {kinds[0]}, and {target} would be {kinds[1]}\nuse the same kind of file for both"
         raise FileError(msg, code="F003")
     _require_no_layer(target, options)
     if kinds[0] == "an array":
@@ -103,7 +103,7 @@ def apply_file(
     if kinds[0] == "an archive of arrays":
         return _apply_npz(source, target, options, dtype, report, inverse)
     if inverse:
-        refuse("--inverse", "it goes with arrays: the pixels of a picture are not the normalized numbers")
+        refuse("--inverse", "it is possible for arrays only: the pixels of a picture are not the normalized numbers")
     return _apply_picture(source, target, options, dtype)
 
 
@@ -214,7 +214,7 @@ def _ranges(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
 
 
 def _divides(layer: NormalizationLayer, plan: Plan) -> bool:
-    """Whether a call on a part of axis 0 has the result of that part in a call on the whole."""
+    """Return whether a call on a part of axis 0 gives the same result for it as a call on the whole array."""
     resolved = plan.resolved
     if resolved.batched:
         return True
@@ -228,7 +228,7 @@ def _divides(layer: NormalizationLayer, plan: Plan) -> bool:
 
 
 def _of_one_group(layer: NormalizationLayer, plan: Plan) -> NormalizationLayer:
-    """The layer for chunks of one group of the batch: level 0 is not split, and moments are those of the population."""
+    """Return the layer for chunks of one group of the batch: level 0 is not split, and variances are biased."""
     groups = {str(axis): number for axis, number in enumerate(plan.resolved.groups) if axis and number > 1}
     config = {**layer.to_config(), "group_number": groups or None, "unbiased": False}
     return NormalizationLayer.from_config(config).initialize(plan.resolved.shape)
@@ -267,12 +267,12 @@ def _apply_npz(
 
 
 def archive_of(path: Path) -> zipfile.ZipFile:
-    """The archive that a .npz file is, open for reading.
+    """Open a .npz file for reading.
 
     Raises
     ------
     FileError
-        It is missing, or damaged, or has two entries of one name.
+        The file is missing or damaged, or has two entries with the same name.
     """
     open_regular(path).close()
     try:
@@ -280,7 +280,7 @@ def archive_of(path: Path) -> zipfile.ZipFile:
     except OSError as error:
         raise cannot_read(path, error) from None
     except Exception:  # noqa: BLE001 - a damaged archive raises nearly anything
-        msg = f"{path} is no .npz file: it is no archive, or a damaged one\nwrite or copy the file again"
+        msg = f"{path} is not a .npz file: it is not an archive, or it is damaged\nwrite or copy the file again"
         raise FileError(msg, code="F009") from None
     names = archive.namelist()
     if len({*names}) < len(names):
@@ -292,12 +292,12 @@ def archive_of(path: Path) -> zipfile.ZipFile:
 
 
 def entry_of(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Array:
-    """One array of a .npz file.
+    """Read one array of a .npz file.
 
     Raises
     ------
     FileError
-        The entry is damaged, or no array of numbers.
+        The entry is damaged, or is not an array of numbers.
     """
     try:
         with archive.open(entry) as member:
@@ -307,7 +307,7 @@ def entry_of(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Ar
             else:  # version 3 differs from 2 in the names of fields
                 shape, fortran, found = np.lib.format.read_array_header_2_0(member)
             if found.hasobject:
-                msg = f"it holds Python objects (dtype {found}), and they are never unpickled"
+                msg = f"it contains Python objects (dtype {found}), which are never unpickled"
                 raise ValueError(msg)
             # Checked before the memory is allocated, because a damaged header may have any sizes.
             size = math.prod(shape) * found.itemsize
@@ -329,7 +329,7 @@ def entry_of(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Ar
         raise
     except Exception as error:  # noqa: BLE001 - a damaged entry raises nearly anything
         why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        msg = f'"{entry.filename}" in {path} is no array that can be read: {why}\nnumpy.savez writes such archives'
+        msg = f'"{entry.filename}" in {path} cannot be read as an array: {why}\nnumpy.savez writes such archives'
         raise FileError(msg, code="F017") from None
 
 

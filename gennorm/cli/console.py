@@ -15,7 +15,7 @@ WIDE = 160  # columns of a file or a pipe, whose lines should not be broken
 
 
 class _Console(Console):
-    """A console that leaves a closed pipe to the command line, which exits with a status of its own."""
+    """A console that does not handle a closed pipe: the command line does, with its exit status."""
 
     def on_broken_pipe(self) -> None:
         """Raise the error that is being handled."""

@@ -1,4 +1,4 @@
-"""`gennorm demo`: normalize a photograph with every preset, and with a layer that is no preset."""
+"""`gennorm demo`: normalize a photograph with every preset, and with a layer that is not a preset."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def show(output: Path, screen: Console, aside: Console) -> None:
 
 
 def _photograph() -> Array:
-    """The photograph, without importing the package that carries it."""
+    """Return the photograph, without importing the package that contains it."""
     package, path = PHOTOGRAPH
     found = importlib.util.find_spec(package)
     if found is None:
@@ -232,13 +232,13 @@ def _normalized(exhibit: Exhibit, photograph: Array) -> Shown:
 
 
 def _crops(photograph: Array) -> Array:
-    """The four quarters, as a batch."""
+    """Return the four quarters as a batch."""
     quarters = photograph.reshape(2, ROWS // 2, 2, COLUMNS // 2, 3).swapaxes(1, 2)
     return np.ascontiguousarray(quarters).reshape(4, ROWS // 2, COLUMNS // 2, 3)
 
 
 def _together(crops: Array) -> Array:
-    """The photograph of the four quarters."""
+    """Return the photograph for its four quarters."""
     return crops.reshape(2, 2, ROWS // 2, COLUMNS // 2, 3).swapaxes(1, 2).reshape(ROWS, COLUMNS, 3)
 
 
@@ -257,7 +257,7 @@ def _print(exhibit: Exhibit, shown: Shown, screen: Console) -> None:
 
 
 def _table(exhibit: Exhibit, shown: Shown) -> Table:
-    """A few slices and all of them: mean and deviation, and for RMS the root mean square, before and after."""
+    """Return a table of mean and deviation (and root mean square) before and after, for a few slices and for all."""
     columns: list[Literal["mean", "deviation", "rms"]] = ["mean", "deviation"]
     if shown.layer.information("method") == "RMS":
         columns.append("rms")
@@ -284,7 +284,7 @@ def _values(moments: Moments, column: Literal["mean", "deviation", "rms"]) -> Ar
 
 
 def _places(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """A few slices, along the diagonal of the moments."""
+    """Return the indices of a few slices, along the diagonal of the moments."""
     number = min(SHOWN, max(shape))
     return [tuple((2 * i + 1) * size // (2 * number) for size in shape) for i in range(number)]
 
@@ -308,7 +308,7 @@ root mean square."""
 
 
 def _contact_sheet(pictures: dict[str, Array]) -> Array:
-    """All pictures on one, with their names."""
+    """Return one picture with all pictures and their names."""
     width, height = SMALL[0] + MARGIN, SMALL[1] + LABEL + MARGIN
     down = -(-(len(pictures) + 1) // ACROSS)
     sheet = Image.new("RGB", (ACROSS * width + MARGIN, down * height + MARGIN), PAPER)

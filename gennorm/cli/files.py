@@ -35,7 +35,7 @@ ZEROS = 1 << 24  # bytes written at a time where a file system cannot reserve sp
 
 @dataclass(frozen=True, slots=True)
 class NpyFile:
-    """A ``.npy`` file: what its header says, and the reading and writing of its rows.
+    """A ``.npy`` file: the contents of its header, and the reading and writing of its rows.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class NpyFile:
     fortran : bool
         Whether the first axis is the innermost in memory.
     modified : int
-        When the file was last written, in nanoseconds; 0 for a file that is written here.
+        Time of the last change, in nanoseconds; 0 for a file that is written by this process.
     """
 
     path: Path
@@ -69,10 +69,10 @@ class NpyFile:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def rows(self, lo: int, hi: int, mode: Literal["r", "r+"] = "r") -> Array:
-        """The positions `lo` to `hi` of axis 0; of an array without axes, the element.
+        """Return the positions `lo` to `hi` of axis 0; for an array without axes, the element.
 
-        With mode "r" they are read. A map of the file would end the process with SIGBUS when another process truncates
-        the file. With mode "r+" they are a map of a file that only this process writes.
+        With mode "r" they are read, because a memory map would end the process with SIGBUS if another process truncates
+        the file. With mode "r+" they are a memory map of a file that only this process writes.
 
         Raises
         ------
@@ -96,7 +96,7 @@ class NpyFile:
         return np.asarray(np.memmap(self.path, self.dtype, mode, place, (hi - lo, *self.shape[1:])))
 
     def _read(self, start: int, shape: tuple[int, ...]) -> Array:
-        """The elements of an array of this shape, from this byte of the data on."""
+        """Read an array of this shape, from byte `start` of the data on."""
         array = np.empty(shape, self.dtype, order="F" if self.fortran else "C")
         rest = memoryview(cast("Any", array.ravel("K").view(np.uint8)))
         try:
@@ -124,14 +124,14 @@ def read_npy(path: Path) -> NpyFile:
     Raises
     ------
     FileError
-        It is missing, or no array, or shorter than its header says.
+        The file is missing, is not an array, or is shorter than its header says.
     """
     try:
         with open_regular(path) as stream:
             start = stream.read(len(MAGIC))
             if start != MAGIC:
-                why = f"it begins with {start!r}, and an array with {MAGIC!r}" if start else "it is empty"
-                msg = f"{path} is no .npy file: {why}\nnumpy.save writes such files"
+                why = f"it starts with {start!r}, and a .npy file with {MAGIC!r}" if start else "it is empty"
+                msg = f"{path} is not a .npy file: {why}\nnumpy.save writes such files"
                 raise FileError(msg, code="F004")
             stream.seek(0)
             shape, fortran, dtype = _header(path, stream)
@@ -142,7 +142,7 @@ def read_npy(path: Path) -> NpyFile:
         raise cannot_read(path, error) from None
     file = NpyFile(path, offset, shape, dtype, fortran and len(shape) > 1, status.st_mtime_ns)
     if dtype.hasobject:
-        msg = f"{path} holds Python objects (dtype {dtype}), and they are never unpickled\n"
+        msg = f"{path} contains Python objects (dtype {dtype}), which are never unpickled\n"
         msg += "save an array of numbers: numpy.save(path, array.astype(float))"
         raise FileError(msg, code="F006")
     if found < file.nbytes:
@@ -204,12 +204,12 @@ def _reserve(stream: BinaryIO, size: int) -> None:
 
 
 def located(error: GennormError, where: str) -> GennormError:
-    """The same error, with a first line that names the place."""
+    """Return the same error with the place at the start of its first line."""
     return type(error)(f"{where}: {error.message}", code=error.code, position=error.position)
 
 
 def same_file(path: Path, other: Path | None) -> bool:
-    """Whether two paths lead to one existing file, also through links."""
+    """Return whether two paths are the same existing file, also through links."""
     try:
         return other is not None and path.samefile(other)
     except OSError:

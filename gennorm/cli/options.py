@@ -204,7 +204,7 @@ def refuse(option: str, text: str) -> NoReturn:
 
 
 def shape_of(text: str) -> tuple[int, ...]:
-    """The shape that a text such as ``32,256,14,14`` stands for.
+    """Return the shape for a text such as ``32,256,14,14``.
 
     Examples
     --------
@@ -213,7 +213,7 @@ def shape_of(text: str) -> tuple[int, ...]:
     """
     sizes = [size.strip() for size in text.strip().removeprefix("(").removesuffix(")").removesuffix(",").split(",")]
     if not all(size.isascii() and size.isdecimal() for size in sizes):
-        refuse("--shape", f'"{text}" is no shape; write the sizes with commas between them: 32,256,14,14')
+        refuse("--shape", f'"{text}" is not a shape; write the sizes with commas between them: 32,256,14,14')
     if len(sizes) > MOST_LEVELS:
         refuse("--shape", f"{len(sizes)} sizes; NumPy's arrays have at most {MOST_LEVELS} axes")
     if max(map(len, sizes)) > DIGITS or math.prod(shape := tuple(map(int, sizes))) > LARGEST:
@@ -222,7 +222,7 @@ def shape_of(text: str) -> tuple[int, ...]:
 
 
 def with_braces(text: str) -> str:
-    """A list of levels as a level spec: the braces may be left out.
+    """Return a list of levels as a level spec; the text may omit the braces.
 
     Examples
     --------
@@ -233,15 +233,15 @@ def with_braces(text: str) -> str:
 
 
 def is_described(options: LayerOptions) -> bool:
-    """Whether the options say by which levels, or by which layer, an array is normalized."""
+    """Return whether the options describe a layer or its levels."""
     described = (options.preset, options.aggregate, options.config, options.layer)
     return any(value is not None for value in described)
 
 
 def dtype_named(text: str) -> np.dtype[Any]:
-    """The dtype of a name, bfloat16 included."""
+    """Return the dtype with a name, which may be bfloat16."""
     if text not in ITEMSIZE:
-        refuse("--dtype", f'"{text}" is no dtype that can be normalized{suggest(text, ITEMSIZE)}')
+        refuse("--dtype", f'"{text}" is not a supported dtype{suggest(text, ITEMSIZE)}')
     if text == "bfloat16":
         import ml_dtypes
 
@@ -251,7 +251,7 @@ def dtype_named(text: str) -> np.dtype[Any]:
 
 
 def build(options: LayerOptions, shape: tuple[int, ...], *, picture: bool = False) -> NormalizationLayer:
-    """The layer that the options describe, for arrays of one shape, with its parameters made.
+    """Return the layer that the options describe, with parameters for arrays of one shape.
 
     Parameters
     ----------
@@ -286,7 +286,7 @@ def build(options: LayerOptions, shape: tuple[int, ...], *, picture: bool = Fals
 
 
 def uninitialized(options: LayerOptions, shape: tuple[int, ...]) -> NormalizationLayer:
-    """The layer that the options describe, without parameters, which may be too large for the memory.
+    """Return the layer that the options describe, without parameters, which may be too large for the memory.
 
     Raises
     ------
@@ -312,7 +312,7 @@ def uninitialized(options: LayerOptions, shape: tuple[int, ...]) -> Normalizatio
 
 
 def _advised(error: LevelRangeError, options: LayerOptions) -> LevelRangeError:
-    """The error with the option that sets `batched`."""
+    """Return the error with the option that sets `batched`."""
     if error.code != "L103" or options.config is not None or options.layer is not None:
         return error
     msg = f"{error.message}\non the command line, batched=True is --batched"
@@ -320,7 +320,7 @@ def _advised(error: LevelRangeError, options: LayerOptions) -> LevelRangeError:
 
 
 def _config(options: LayerOptions, shape: tuple[int, ...], *, picture: bool = False) -> LayerConfig:
-    """The config of a preset, or of levels."""
+    """Return the config of a preset, or of levels."""
     if options.preset is not None:
         return _from_preset(options, options.preset, shape, picture)
     aggregate, scale = (value and with_braces(value) for value in (options.aggregate, options.scale))
@@ -330,7 +330,7 @@ def _config(options: LayerOptions, shape: tuple[int, ...], *, picture: bool = Fa
 
 
 def _common(options: LayerOptions) -> dict[str, Any]:
-    """The settings that every layer has, as far as they are given."""
+    """Return the given settings that presets and levels have in common."""
     settings = {
         "epsilon": options.epsilon,
         "unbiased": options.unbiased,
@@ -355,10 +355,10 @@ def _require_one_way(options: LayerOptions) -> None:
     else:
         excluded, by = given & {"channel_level", "trailing"}, "a --preset only, and none is given"
         if excluded:
-            refuse(_option(min(excluded)), f"it goes with {by}")
+            refuse(_option(min(excluded)), f"it is for {by}")
     if excluded:
         name = "--batched/--example" if min(excluded) == "batched" else _option(min(excluded))
-        refuse(name, f"it does not go with {by}")
+        refuse(name, f"it cannot be combined with {by}")
 
 
 def _option(name: str) -> str:
@@ -377,11 +377,11 @@ def _groups(options: LayerOptions) -> int | tuple[int, ...] | dict[int, int] | N
             return numbers if len(numbers) == len(pairs) else refuse("--groups", f'"{text}" has a level twice')
         return int(parts[0]) if len(parts) == 1 else tuple(map(int, parts))
     except ValueError:
-        refuse("--groups", f'"{text}" is no group number; write 32, or 8,8, or 1=8,2=8')
+        refuse("--groups", f'"{text}" is not a group number; write 32, or 8,8, or 1=8,2=8')
 
 
 def _from_preset(options: LayerOptions, preset: Preset, shape: tuple[int, ...], picture: bool) -> LayerConfig:
-    """The config of a preset for arrays of this shape. The preset makes a layer without sizes, which are added here."""
+    """Return the config of a preset for arrays of this shape. The preset has no sizes; they are added here."""
     make: Callable[..., NormalizationLayer] = getattr(presets, preset.value)
     if preset in TRAILING:
         number = options.trailing or 1
@@ -400,7 +400,7 @@ def _from_preset(options: LayerOptions, preset: Preset, shape: tuple[int, ...], 
         what = "a batch of arrays" if batched else "an array"
         refuse("--channel-level", f"level {level} does not exist in {what} of shape {shape}")
     settings: dict[str, Any] = {"channel_level": level, **_common(options)}
-    if preset is Preset.BATCH:  # a file is normalized by its own moments, because the layer has learned none
+    if preset is Preset.BATCH:  # a file is normalized by its own moments, because the layer has none yet
         layer = make(None, statistics="input", **settings)
     elif preset is Preset.GROUP:
         groups = _groups(options)
@@ -426,7 +426,7 @@ def _from_file(path: Path) -> LayerConfig:
             raise
         where = f"line {error.lineno}, column {error.colno}: " if isinstance(error, json.JSONDecodeError) else ""
         what = error.msg if isinstance(error, json.JSONDecodeError) else "it is not text, or too deeply nested"
-        msg = f"{path} is no JSON: {where}{what}\nwrite it with json.dump(layer.to_config(), file)"
+        msg = f"{path} is not JSON: {where}{what}\nwrite it with json.dump(layer.to_config(), file)"
         raise FileError(msg, code="F012") from None
     try:
         return LayerConfig.from_dict(config)

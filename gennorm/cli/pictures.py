@@ -81,7 +81,7 @@ def read_picture(path: Path) -> Picture:
     except Image.DecompressionBombError:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         msg = f"{path} has more than {most:,} pixels, as a small file that unpacks to a huge picture has\n"
-        msg += "save it as a .npy file, if it is no such file"
+        msg += "save it as a .npy file, if the picture is really that large"
         raise FileError(msg, code="F040") from None
     except UnidentifiedImageError:
         raise _not_a_picture(path, "it is neither PNG nor JPEG") from None
@@ -125,7 +125,7 @@ def _keyed(pixels: Array, key: Any, raw: str, mode: str) -> Array | None:
 
 
 def _not_a_picture(path: Path, why: str) -> FileError:
-    msg = f"{path} is no picture that can be read: {why.rstrip('.')}\nwrite or copy the file again"
+    msg = f"{path} cannot be read as a picture: {why.rstrip('.')}\nwrite or copy the file again"
     return FileError(msg, code="F010")
 
 

@@ -1,8 +1,9 @@
-"""The engine: what computes. Importing it is light: Numba is imported when something is first computed.
+"""The engine, which computes. Importing this package does not import Numba: the first computation does.
 
 ======================== =============================================================================================
-`call`, `layout`         the prepared call, which runs the kernels for arrays of one layout
-`fallback`               the same by the definition, where kernels cannot be compiled or are switched off
+`interface`              what the layer uses of a prepared call
+`call`, `layout`         the prepared call that runs kernels for arrays of one layout
+`fallback`               the prepared call that uses the definition, where kernels cannot be compiled or are disabled
 `kernels/`               the loops over elements
 `compiler/`              how a kernel becomes machine code; the only part that knows Numba
 `sharing`, `threads`     which threads share a call, and how many
@@ -25,19 +26,29 @@ from gennorm.plan import make_plan
 from gennorm.spec.config import LayerConfig
 
 if TYPE_CHECKING:
-    from gennorm.engine.call import PreparedCall
     from gennorm.engine.compiler.jit import Built
+    from gennorm.engine.interface import PreparedCall
 
-__all__ = ["CompilationError", "built", "fallback_reason", "prepare", "prepare_threads", "use_definition"]
+__all__ = [
+    "CompilationError",
+    "built",
+    "extend_moments",
+    "fallback_reason",
+    "prepare",
+    "prepare_threads",
+    "use_definition",
+]
 
 VARIABLE = "GENNORM_ENGINE"
 ENGINES = ("kernels", "definition")
 
-_importing = threading.RLock()  # a forked child could not import what another thread of its parent was importing
+_importing = (
+    threading.RLock()
+)  # a forked child could not finish an import that another thread of its parent had started
 hold_in_forks(_importing)
 
 _kernels: Any = None  # gennorm.engine.call
-_reason: str | None = None  # why calls go by the definition
+_reason: str | None = None  # why calls use the definition
 _chosen = False
 
 
@@ -52,7 +63,7 @@ def prepare(
 ) -> PreparedCall:
     """Plan a layer for arrays of one shape, dtype and layout, and prepare the calls on them.
 
-    They go by kernels, or by the definition where kernels are not available.
+    They use kernels, or the definition where kernels are not available.
     """
     if fallback_reason() is None:
         call: PreparedCall = _kernels.prepare(config, shape, dtype, strides, out_strides, per_example=per_example)
@@ -60,18 +71,26 @@ def prepare(
     from gennorm.engine.fallback import DefinitionCall
 
     plan = make_plan(config, shape, dtype, strides, out_strides, per_example=per_example)
-    return DefinitionCall(plan, out_strides)  # type: ignore[return-value]  # it has the same methods
+    return DefinitionCall(plan, out_strides)
+
+
+def extend_moments(x: Any, rows: Any) -> bool:
+    """Merge the values of examples into the moments of slices, in place; see `gennorm.engine.call.extend_moments`.
+
+    Where there are no kernels nothing is done, and the answer is False.
+    """
+    return fallback_reason() is None and bool(_kernels.extend_moments(x, rows))
 
 
 def fallback_reason() -> str | None:
-    """Return why calls go by the definition and not by kernels; None where they go by kernels.
+    """Return why calls use the definition instead of kernels; None if they use kernels.
 
-    The environment variable ``GENNORM_ENGINE`` chooses one by hand.
+    The environment variable ``GENNORM_ENGINE`` selects one explicitly.
 
     Raises
     ------
     ConfigError
-        The variable names no engine, or asks for kernels where they are not available.
+        The variable has another value, or requires kernels where they are not available.
     """
     if not _chosen:
         run_uninterrupted(_choose)
@@ -79,7 +98,7 @@ def fallback_reason() -> str | None:
 
 
 def use_definition(error: BaseException) -> None:
-    """Let calls go by the definition from now on, because a kernel could not be compiled; warn of it once."""
+    """Use the definition for all calls from now on, because a kernel could not be compiled; warn once."""
     global _reason  # noqa: PLW0603
     if _reason is None:
         cause = " ".join(str(error.__cause__ or error).split())
@@ -88,14 +107,14 @@ def use_definition(error: BaseException) -> None:
 
 
 def compilation_failure() -> str | None:
-    """Return what `use_definition` was told, so that no kernel is compiled after one failed."""
+    """Return the reason that `use_definition` stored, so that no kernel is compiled after one failed."""
     return _reason
 
 
 def prepare_threads() -> None:
-    """Compile what the threads run that share the calls of any layer, if there will be more than one."""
+    """Compile the functions of the thread pool, if there will be more than one thread."""
     if fallback_reason() is None and _kernels.jit.JIT and get_num_threads() > 1:
-        _kernels.assembled()
+        _kernels.executor()
 
 
 def built() -> list[Built]:
@@ -120,7 +139,7 @@ def _choose() -> None:
 
             _kernels = call
         elif wanted == "kernels":
-            msg = f"{VARIABLE} asks for kernels, and there are none: {obstacle}\nor leave out {VARIABLE}"
+            msg = f"{VARIABLE} requires kernels, and they are not available: {obstacle}\nor leave out {VARIABLE}"
             raise ConfigError(msg, code="C131")
         else:
             _reason = obstacle.partition(":")[0]
@@ -129,5 +148,5 @@ def _choose() -> None:
 
 
 def _warn(obstacle: str) -> None:
-    text = f"gennorm computes by its definition in NumPy, which is right and slow: {obstacle}"
+    text = f"gennorm computes by its definition in NumPy, which is correct but slow: {obstacle}"
     warnings.warn(text, RuntimeWarning, stacklevel=2)

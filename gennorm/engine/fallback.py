@@ -1,4 +1,4 @@
-"""Calls without kernels: the definition in NumPy, behind the interface of a prepared call."""
+"""Prepared calls without kernels: they compute by the definition in NumPy. `interface` documents the methods."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Array = npt.NDArray[Any]
 
 
 class DefinitionCall:
-    """Computes for arrays of one shape, dtype and layout by the definition; see `gennorm.engine.call.PreparedCall`.
+    """Computes for arrays of one shape, dtype and layout by the definition.
 
-    Parameters have their own shape and dtype here, and rows of moments are in the order of the moments' axes.
+    Its arguments are parameters with their own shape and dtype, and rows in the order of the moments' axes.
 
     Parameters
     ----------
     plan : Plan
     strides : tuple of int
-        Of the output, in bytes.
+        Strides of the output, in bytes.
     """
 
     def __init__(self, plan: Plan, strides: tuple[int, ...]) -> None:
@@ -39,53 +39,56 @@ class DefinitionCall:
     # Parameters and moments ------------------------------------------------------------------------------------------
 
     def parameter(self, array: Array | None) -> Array | None:
-        """Return a parameter as it is."""
         return array
 
     def views_of(self, scaling: Array | None, biases: Array | None) -> tuple[Array | None, Array | None]:
-        """Return parameters as they are."""
         return scaling, biases
 
     def shaped(self, rows: Array) -> Array:
-        """Return rows of moments as arrays of the shape of the layer's moments."""
         return rows.reshape(len(rows), *self.plan.resolved.moments_shape)
 
     def ordered(self, moments: Array) -> Array:
-        """Return arrays of the shape of the layer's moments as rows."""
         return moments.reshape(len(moments), -1)
 
     def last(self, moments: object, held: bool = True) -> Array | None:
-        """Return None: rows are not cached."""
-        return None
+        return None  # rows are not cached
 
     def remember(self, moments: object, held: bool, rows: Array) -> Array:
-        """Return the rows."""
         return rows
 
     def statistics(self, moments: Array) -> Array:
-        """Return mean and variance (or mean square) of slices from mean, second moment and perhaps count."""
         count: Any = moments[2] if len(moments) == 3 else float(self.plan.resolved.count)
         with np.errstate(all="ignore"):
             variance = moments[1] / np.maximum(count - self.plan.config.unbiased, 1.0)
         return np.stack([moments[0] if self.center else np.zeros_like(variance), variance])
 
-    # What the layer needs --------------------------------------------------------------------------------------------
+    def fold(self, moments: Array, held: Array) -> None:
+        """Fold mean and second moment of every slice into moving means and variances, in place."""
+        with np.errstate(all="ignore"):
+            new = self.shaped(moments).copy()
+            new[1] /= self.plan.resolved.count
+            if new.ndim > held.ndim:  # one axis more: the batch, or its groups
+                if new.shape[1] == 0:
+                    return
+                new = new.sum(axis=1) / new.shape[1]
+            momentum = self.plan.config.momentum
+            held *= momentum
+            held += (1 - momentum) * new
+
+    # Computation ---------------------------------------------------------------------------------------------------
 
     def output(self, x: Array) -> Array:
-        """Return a new array for the output of ``x``, or for a gradient; it has the memory order of ``x``."""
         return empty_like(x, x.dtype if self.plan.result == self.plan.dtype else np.dtype(self.plan.result))
 
     def normalize(
         self, x: Array, y: Array, gains: Array | None, shifts: Array | None, *, keep: bool = False
     ) -> Array | None:
-        """Write the output for ``x`` into ``y``, by the moments of ``x``; return mean and second moment if kept."""
         with np.errstate(all="ignore"):
             found, moments = definition.normalize(x, self.plan.config, self.plan.resolved, scaling=gains, biases=shifts)
         y[...] = found
         return self._rows(moments)[:2] if keep else None
 
     def apply(self, x: Array, y: Array, moments: Array, gains: Array | None, shifts: Array | None) -> None:
-        """Write the output for ``x`` into ``y``, by mean and variance of every slice."""
         mean, variance = self.shaped(moments)
         with np.errstate(all="ignore"):
             y[...] = definition.apply(
@@ -93,7 +96,6 @@ class DefinitionCall:
             )
 
     def invert(self, y: Array, x: Array, moments: Array, gains: Array | None, shifts: Array | None) -> None:
-        """Write into ``x`` the input whose output is ``y``, by mean and variance; the scaling has no zeros."""
         mean, variance = self.shaped(moments)
         with np.errstate(all="ignore"):
             x[...] = definition.invert(
@@ -101,7 +103,6 @@ class DefinitionCall:
             )
 
     def measure(self, x: Array, weights: Array | None = None) -> Array:
-        """Return mean, second moment and count of every slice of ``x``."""
         with np.errstate(all="ignore"):
             return self._rows(definition.measure(x, self.plan.config, self.plan.resolved, weights=weights))
 
@@ -119,7 +120,6 @@ class DefinitionCall:
         tangent: bool = False,
         merge: Callable[[Array], Array] | None = None,
     ) -> tuple[Array | None, Array | None]:
-        """Write the gradient of the input into ``dx``; return those of scaling and biases."""
         config, resolved = self.plan.config, self.plan.resolved
         given = self._moments(moments, through=through)
         with np.errstate(all="ignore"):

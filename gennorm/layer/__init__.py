@@ -1,4 +1,4 @@
-"""The layer: settings and parameters, and the calls that bring arrays to the engine and back."""
+"""The layer: settings, parameters and held moments, and the calls that check arrays and run the engine."""
 
 from gennorm.layer.derivatives import Gradients, Pullback
 from gennorm.layer.layer import NormalizationLayer, load

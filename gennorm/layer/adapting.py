@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from gennorm.engine import extend_moments
 from gennorm.errors import InitializationError, InputError, ParameterError, ShapeError, shown, suggest
 from gennorm.layer.arrays import KNOWN, dtype_name, real
 from gennorm.layer.statistics import is_one_example, ungrouped
@@ -29,14 +30,16 @@ Array = npt.NDArray[Any]
 Measure = Callable[[Array, Array | None], Moments]
 
 CHUNK = 1 << 23  # bytes of an array that are measured at a time
-RUN = 1 << 14  # bytes of memory in a row that a chunk takes at least: whole pages, where axis 0 is not the outermost
-# Elements that NumPy measures faster than a kernel, whose call and checks cost 40 us more than these few operations.
+RUN = 1 << 14  # least contiguous bytes of a chunk, if axis 0 is not the outermost in memory: whole pages
+# Up to this many elements NumPy is faster than a kernel, whose call and checks cost 40 us more.
 SMALL = 1 << 13
-# Mean squares over variance from which a chunk is measured again about its mean. A kernel sums float32 squares in one
-# pass up to 1024, where 10 of 53 bits cancel.
+# Examples with fewer slices that a kernel merges at once: it is made for many slices.
+MOST_EXAMPLES = 64
+# The ratio of squared mean and variance from which a chunk is measured again about its mean. A kernel sums float32
+# squares in one pass up to a ratio of 1024, where 10 of 53 bits cancel.
 FAR = 16.0
-MOST_RUNS = 1 << 12  # pieces of memory of a chunk whose pages are released one by one; more are released as one
-AROUND = 1 << 16  # bytes that Linux maps around a page that is read, before and behind a part
+MOST_RUNS = 1 << 12  # up to this many separate pieces of a chunk are released one by one, more as one range
+AROUND = 1 << 16  # bytes that Linux maps before and after a page that is read
 PATIENCE = 1.0  # seconds until progress is shown on a terminal by default
 NAN = ("propagate", "omit", "raise")
 
@@ -61,9 +64,9 @@ def moments_of(
     mask, weights : ndarray, or iterable of ndarray, optional
         For an array of data, or for each batch.
     nan : {"propagate", "omit", "raise"}
-        What NaN in the data does.
+        How NaN in the data is handled.
     reset : bool
-        Whether the data are all that the layer adapts to; if so, one example alone may be a mistake, and warns.
+        Whether the data replace the held moments; if so, data of one example warn, because they may be a mistake.
     progress : bool, optional
         Whether to show a bar; None shows it on a terminal after a second.
     measure : callable, optional
@@ -91,7 +94,7 @@ def moments_of(
         raise ParameterError(msg, code="P112")
     whole, single = _merged(data, mask, weights, config, nan, progress, measure)
     if whole is None or not whole.count.any():
-        msg = "there is nothing in the data that counts: no batch, or only empty or masked ones\n"
+        msg = "the data have no element that counts: there is no batch, or batches are empty or masked\n"
         msg += "pass an array, or an iterable of batches; a generator that is exhausted yields no batches"
         raise InitializationError(msg, code="I011")
     if single and reset:
@@ -105,12 +108,12 @@ def moments_of(
 
 
 def added(held: Moments, found: Moments) -> Moments:
-    """Merge the moments of data into those that a layer holds.
+    """Merge the moments of data into held moments.
 
     Raises
     ------
     ParameterError
-        They are of other slices.
+        They have another shape.
     """
     if held.shape != found.shape:
         msg = f"the layer holds moments of shape {held.shape}, and those of the data have the shape {found.shape}\n"
@@ -120,23 +123,34 @@ def added(held: Moments, found: Moments) -> Moments:
 
 
 def extended(held: Moments | None, data: Any, config: LayerConfig) -> Moments | None:
-    """Merge a small array into the moments that a layer holds, where nothing about it has to be checked; else None.
+    """Merge a small plain array into held moments, without the checks of `moments_of`; return None for other data.
 
-    Reinforcement learning does it with a few numbers at every step.
+    Reinforcement learning calls `adapt` with a few numbers in every step.
     """
-    if held is None or type(data) is not np.ndarray or data.size > SMALL or data.dtype not in KNOWN:
+    if held is None or held.mean is None or type(data) is not np.ndarray or data.size > SMALL:
+        return None
+    if data.dtype not in KNOWN:
         return None
     layout = _layout(config, data.shape)
-    if held.shape != layout.kept:
+    if held.shape != layout.kept or not data.size:
         return None
-    return held.extended(data.astype(np.float64, copy=False).reshape(layout.split), layout.over)
+    x = data.astype(np.float64, copy=False).reshape(layout.split)
+    if layout.over != layout.leading:
+        x = x.transpose(layout.over + tuple(axis for axis in range(x.ndim) if axis not in layout.over))
+    slices = math.prod(layout.kept)
+    x = np.ascontiguousarray(x).reshape(-1, slices)
+    # About the mean that is held, one pass loses at most one bit where there are no more values than were counted.
+    if (slices < len(x) > MOST_EXAMPLES) or np.minimum.reduce(held.count, axis=None) < len(x):
+        return None
+    rows = held.rows()
+    return Moments.of_rows(rows) if extend_moments(x, rows.reshape(5, slices)) else None
 
 
 def _merged(
     data: Any, mask: Any, weights: Any, config: LayerConfig, nan: str, progress: bool | None, measure: Measure
 ) -> tuple[Moments | None, bool]:
-    """Merge the moments of all chunks; and whether they are one example with one value in each slice."""
-    # Sums of 1, 2, 4, 8, ... chunks, as in a binary counter: every chunk takes part in few additions and roundings.
+    """Return the merged moments of all chunks, and whether the data are one example with one value in each slice."""
+    # Sums of 1, 2, 4, 8, ... chunks, as in a binary counter: every chunk is part of few additions and roundings.
     sums: list[tuple[int, Moments]] = []
     seen, single = 0, False
     total = len(data) if isinstance(data, np.ndarray) and data.ndim else None
@@ -151,7 +165,7 @@ def _merged(
                     found = _without_nan(found, part, weight, layout, nan, batch.name, start, compute)
                 if sums and found.shape != sums[0][1].shape:
                     msg = f"batch {batch.number} of the data has slices of shape {found.shape}, and those before "
-                    msg += f"{sums[0][1].shape}\nthe levels that are kept have one size in all batches"
+                    msg += f"{sums[0][1].shape}\nkept levels must have the same size in all batches"
                     raise ShapeError(msg, code="S030")
                 size = 1
                 while sums and sums[-1][0] == size:
@@ -177,14 +191,15 @@ def _warn_of_one_example(data: Any, whole: Moments) -> None:
 
 
 class _Layout(NamedTuple):
-    """How the slices of a layer that holds its moments lie in an array."""
+    """The slices of an array, for a layer with held moments."""
 
     one_example: bool  # the array is one example of a layer that aggregates the batch: a batch of one
     batched: bool  # axis 0 is the batch
     split: tuple[int, ...]  # the shape, with two axes for one that is grouped, and the batch of one
     over: tuple[int, ...]  # the axes of that shape that are aggregated, the batch included
+    leading: tuple[int, ...]  # as many axes from the first on
     kept: tuple[int, ...]  # the shape of the moments
-    single: bool  # one example whose slices have one value each, which no declared shape says
+    single: bool  # one example whose slices have one value each, without a declared shape
     center: bool  # the method subtracts a mean
 
 
@@ -205,11 +220,13 @@ def _layout(config: LayerConfig, shape: tuple[int, ...]) -> _Layout:
     kept = tuple(size for axis, size in enumerate(split) if axis not in over)
     single = one_example and config.input_shape is None and math.prod(split[axis] for axis in over) == 1
     center = config.method == "Standardize"
-    return _Layout(one_example, resolved.batched, tuple(split), tuple(over), kept, single, center)
+    return _Layout(
+        one_example, resolved.batched, tuple(split), tuple(over), tuple(range(len(over))), kept, single, center
+    )
 
 
 def _measured(x: Array, weights: Array | None, layout: _Layout, *, measure: Measure) -> Moments:
-    """Measure a chunk as exactly as NumPy would in float64, with a kernel where that is faster."""
+    """Measure a chunk as exactly as NumPy in float64, with a kernel if that is faster."""
     if x.size <= SMALL:
         return _in_numpy(x, weights, layout)
     # Kernels take weights in the type they compute in, and sum squares of halves in float32.
@@ -230,7 +247,7 @@ def _measured(x: Array, weights: Array | None, layout: _Layout, *, measure: Meas
 
 
 def _is_doubtful(found: Moments, x: Array, layout: _Layout) -> bool:
-    """Whether a value is not finite, or sums of a kernel may have underflowed."""
+    """Return whether a value is not finite, or sums of a kernel may have underflowed."""
     mean = 0.0 if found.mean is None else found.mean
     if not np.isfinite(found.m2 + mean).all():
         return True
@@ -257,7 +274,7 @@ def _without_nan(
     start: int,
     compute: Callable[[Array, Array | None, _Layout], Moments],
 ) -> Moments:
-    """Leave NaN out, or refuse it; `start` is the index in axis 0 at which the chunk begins."""
+    """Omit or refuse NaN; the chunk starts at index `start` of axis 0."""
     if not np.isnan(found.m2).any():
         return found
     missing = np.isnan(x)
@@ -292,14 +309,14 @@ def _batches(data: Any, mask: Any, weights: Any, config: LayerConfig) -> Iterato
         triples: Iterable[tuple[Any, Any, Any]] = [(data, mask, weights)]
     elif isinstance(data, (tuple, dict, str, bytes)) or not isinstance(data, Iterable):
         what = "a pair or another tuple" if isinstance(data, tuple) else f"of type {type(data).__name__}"
-        msg = f"the data are {what}, and a layer adapts to the inputs alone\n"
+        msg = f"the data are {what}, and adapt takes inputs only\n"
         msg += "pass only x: an array, a list of batches, or a generator such as (x for x, y in data)"
         raise InputError(msg, code="A020")
     else:
         triples = _together(data, mask, weights)
     for number, (x, given_mask, given_weights) in enumerate(triples, 1):
         if isinstance(x, (tuple, dict)):
-            msg = f"batch {number} of the data is a {type(x).__name__}, and a layer adapts to the inputs alone\n"
+            msg = f"batch {number} of the data is a {type(x).__name__}, and adapt takes inputs only\n"
             msg += "pass only x: adapt(x for x, y in data)"
             raise InputError(msg, code="A021")
         name = "the data" if x is data else f"batch {number} of the data"
@@ -320,7 +337,7 @@ def _batches(data: Any, mask: Any, weights: Any, config: LayerConfig) -> Iterato
 
 
 def _together(data: Iterable[Any], mask: Any, weights: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """Yield each batch with its mask and its weights; one array, or one number, is for every batch."""
+    """Yield each batch with its mask and its weights; one array or one number is used for every batch."""
     end = object()
     rest = []
     for name, values in (("mask", mask), ("weights", weights)):
@@ -348,7 +365,7 @@ def _together(data: Iterable[Any], mask: Any, weights: Any) -> Iterator[tuple[An
 
 
 def _chunks(batch: _Batch) -> Iterator[tuple[int, Array, Array | None]]:
-    """Yield the parts of a batch that are measured at a time: where each begins, and its weights or mask."""
+    """Yield the chunks of a batch: the first index, the elements, and the weights or the mask."""
     x, rows = batch.x, 1
     if batch.layout.batched or batch.layout.one_example:
         rows = max(CHUNK // max(x.nbytes // max(len(x), 1), 1), RUN // max(abs(x.strides[0]), 1), 1)
@@ -360,20 +377,20 @@ def _chunks(batch: _Batch) -> Iterator[tuple[int, Array, Array | None]]:
         if batch.weights is not None:
             floats = batch.weights[key].astype(np.float64, copy=False)
             if not (np.isfinite(floats) & (floats >= 0)).all():
-                checked_weights(batch.given_weights, batch.x.shape, batch.name)  # raises, and says where
+                checked_weights(batch.given_weights, batch.x.shape, batch.name)  # raises an error with the position
             weight = floats if weight is None else np.where(weight, floats, 0.0)
         yield start, real(x[key], batch.name), weight
         _release(x[key])
 
 
 def _release(part: Array) -> None:
-    """Release the pages of a part that is mapped from a file; they are read again if they are used again."""
+    """Release the memory of a chunk that is mapped from a file; the system reads it again if it is used again."""
     base: Any = part
     mode = None
     while isinstance(base, np.ndarray):
         mode = getattr(base, "mode", mode)
         base = base.base
-    # What was written into a private map exists nowhere else.
+    # Memory that was written in a private mapping cannot be read again from the file.
     if not isinstance(base, mmap.mmap) or mode not in {"r", "r+"} or not hasattr(mmap, "MADV_DONTNEED"):
         return
     begin = np.frombuffer(base, np.uint8).__array_interface__["data"][0]

@@ -1,4 +1,4 @@
-"""Arrays at the door: what may come in, what may go out, and what is wrong with the rest."""
+"""Checks of the arrays that are passed to a layer: inputs, parameters, masks and outputs."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
-KNOWN: set[np.dtype[Any]] = set()  # dtypes that were let in before, for whose names NumPy takes a microsecond
+KNOWN: set[np.dtype[Any]] = set()  # dtypes that passed the check; NumPy takes a microsecond to name one
 
 
 def dtype_named(name: str) -> np.dtype[Any]:
-    """The dtype of a name, bfloat16 included."""
+    """Return the dtype with a name, which may be bfloat16."""
     if name == "bfloat16":
         try:
-            import ml_dtypes  # an extra: it is what gives NumPy the name
+            import ml_dtypes  # an extra, which defines bfloat16 for NumPy
         except ModuleNotFoundError:
             msg = "bfloat16 needs ml_dtypes, which is not installed\npip install 'gennorm[bfloat16]'"
             raise DtypeError(msg, code="D004") from None
@@ -45,11 +45,11 @@ def dtype_named(name: str) -> np.dtype[Any]:
     return np.dtype(name)
 
 
-# ---------------------------------------------------------------------------------------------------- what comes in
+# ------------------------------------------------------------------------------------------------------------- inputs
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
-    """The shape that was given as one."""
+    """Check a shape and return it as a tuple of ints."""
     try:
         shape = tuple(-1 if isinstance(size, (bool, np.bool_)) else operator.index(size) for size in value)
     except TypeError:
@@ -61,7 +61,7 @@ def shape_of(value: Any) -> tuple[int, ...]:
 
 
 def parameter_values(name: str, value: Any) -> Array:
-    """The values of a parameter as an array of real numbers."""
+    """Return the values of a parameter as an array of real numbers."""
     if type(value) is np.ndarray and value.dtype in KNOWN:
         return value
     if isinstance(value, np.ma.MaskedArray):
@@ -78,7 +78,7 @@ def parameter_values(name: str, value: Any) -> Array:
 
 
 def in_range(name: str, given: Array, dtype: np.dtype[Any]) -> Array:
-    """A parameter in a dtype that has every finite number of it; infinities are infinities in any."""
+    """Convert a parameter to a dtype; refuse finite numbers that overflow in it."""
     with np.errstate(over="ignore"):
         array = np.asarray(given, dtype)
     beyond = np.isinf(array) & np.isfinite(given)
@@ -86,13 +86,13 @@ def in_range(name: str, given: Array, dtype: np.dtype[Any]) -> Array:
         at = tuple(np.argwhere(beyond)[0].tolist())
         largest = float(np.nextafter(np.array(np.inf, dtype), np.array(0, dtype)))
         msg = f"{name} has {given[at]} at {at}, and the largest number of {dtype.name} is {largest:g}\n"
-        msg += "write a smaller one, or give the layer a dtype that has it"
+        msg += "write a smaller one, or make the layer with a wider dtype"
         raise ParameterError(msg, code="P014")
     return array
 
 
 def dtype_given(dtype: Any) -> np.dtype[Any]:
-    """The dtype that was given as a name, a type or a dtype."""
+    """Return the dtype for a name, a type or a dtype."""
     if isinstance(dtype, str) and dtype == "bfloat16":
         return dtype_named(dtype)
     try:
@@ -105,7 +105,7 @@ def dtype_given(dtype: Any) -> np.dtype[Any]:
 
 
 def dtype_name(dtype: np.dtype[Any], what: str = "the input") -> str:
-    """The name of a dtype that the engine takes."""
+    """Return the name of a dtype that the engine supports; refuse others."""
     if dtype.name in ITEMSIZE:
         return dtype.name
     instead = {"c": "normalize x.real and x.imag, or np.abs(x)", "O": "pass x.astype(float)"}.get(
@@ -116,7 +116,7 @@ def dtype_name(dtype: np.dtype[Any], what: str = "the input") -> str:
 
 
 def real(x: Any, what: str) -> Array:
-    """The array as a plain one of real numbers in the machine's byte order; anything else is refused by name."""
+    """Return a plain array of real numbers in native byte order; refuse other values. `what` names it in errors."""
     if type(x) is not np.ndarray:
         if isinstance(x, np.ma.MaskedArray):
             msg = f"{what} is a masked array\npass its data and say what counts: mask=~x.mask"
@@ -147,31 +147,31 @@ def _not_an_array(x: Any, what: str) -> InputError:
 
 
 def mask_for(mask: Any, x: Array) -> Array:
-    """The mask as an array of booleans that broadcasts to the input."""
+    """Check a mask and broadcast it to the input."""
     return broadcast_mask(mask, x.shape)
 
 
 def like_output(values: Any, what: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """A gradient or a direction, of the shape and in the dtype of what it belongs to."""
+    """Check a gradient or a direction, which has the given shape, and convert it to the dtype."""
     given = real(values, what)
     if given.shape != shape:
-        msg = f"{what} has the shape {given.shape}, and what it belongs to {shape}\npass an array of that shape"
+        msg = f"{what} has the shape {given.shape}, and must have the shape {shape}\npass an array of that shape"
         raise ShapeError(msg, code="S022")
     return given if given.dtype == dtype else given.astype(dtype)
 
 
-# ------------------------------------------------------------------------------------------------------ what goes out
+# ------------------------------------------------------------------------------------------------------------ outputs
 
 
 def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype of the output for one of the input."""
+    """Return the dtype of the output for a dtype of the input."""
     if dtype.kind in "fV":  # bfloat16 is of kind V
         return dtype
     return np.dtype(COMPUTED[dtype.name])
 
 
 def writable(out: Any, x: Array, scaling: Array | None, biases: Array | None) -> Array:
-    """Return the array for the output, once it is known that the output can be written into it."""
+    """Check the array `out` for the output of `x`, and return it as a plain array."""
     if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
         msg = f"out is of type {type(out).__name__}\n"
         msg += f"pass a NumPy array of shape {x.shape} and dtype {result_dtype(x.dtype)}"
@@ -189,7 +189,7 @@ def writable(out: Any, x: Array, scaling: Array | None, biases: Array | None) ->
         raise OutputError(msg, code="O005")
     repeated = not flags.c_contiguous and out.size and 0 in out.strides
     if repeated and any(stride == 0 and size > 1 for stride, size in zip(out.strides, out.shape, strict=True)):
-        msg = f"out is a broadcast view: several of its elements are one place in memory (strides {out.strides})\n"
+        msg = f"out is a broadcast view: several of its elements have the same address (strides {out.strides})\n"
         msg += "pass np.empty_like(x)"
         raise OutputError(msg, code="O006")
     if out is not x:
@@ -202,20 +202,20 @@ def writable(out: Any, x: Array, scaling: Array | None, biases: Array | None) ->
 
 
 def _require_apart(out: Array, array: Array, name: str, *, same: bool = False) -> None:
-    """Refuse an output that overlaps an array; it may be the `same` memory in the same order."""
+    """Refuse an output that overlaps an array. With `same`, exactly the same memory in the same order is allowed."""
     if not np.may_share_memory(out, array):
         return
     one, two = out.__array_interface__, array.__array_interface__
     if same and (one["data"], out.strides) == (two["data"], array.strides):
         return
     if _share(out, array):
-        msg = f"out shares memory with {name}\npass x itself to normalize in place, or an array apart from it"
+        msg = f"out shares memory with {name}\npass x itself to normalize in place, or an array in other memory"
         raise OutputError(msg, code="O007")
 
 
 def _share(one: Array, two: Array) -> bool:
-    """Return whether two arrays overlap; True where finding out would take long."""
+    """Return whether two arrays overlap; True if the exact answer would take long."""
     try:
-        return np.shares_memory(one, two, max_work=100_000)  # type: ignore[arg-type]  # any number will do
+        return np.shares_memory(one, two, max_work=100_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True

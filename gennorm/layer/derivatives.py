@@ -1,4 +1,4 @@
-"""Derivatives of a layer's output: what a call keeps for them, and what they return."""
+"""Derivatives of a layer's output: what a call saves for them, and what they return."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from gennorm.layer.statistics import measured
 from gennorm.moments import Moments
 
 if TYPE_CHECKING:
-    from gennorm.engine.call import PreparedCall
+    from gennorm.engine.interface import PreparedCall
 
-__all__ = ["Gradients", "Kept", "Merge", "Pullback", "directions_of", "merged_sums", "pull_back", "push_forward"]
+__all__ = ["Gradients", "Merge", "Pullback", "Residuals", "directions_of", "merged_sums", "pull_back", "push_forward"]
 
 Array = npt.NDArray[Any]
 Merge = Callable[[Array], Array]
@@ -56,22 +56,22 @@ class Gradients:
     biases: Array | None
 
 
-class Kept(NamedTuple):
-    """What the derivatives of a call need of it. Nothing else writes to these arrays, except to the input.
+class Residuals(NamedTuple):
+    """What the derivatives of a call need from it. Only the input can be written to by others.
 
     Attributes
     ----------
     x : ndarray
         The input.
     call : PreparedCall
-        For a new output.
+        The prepared call for a new output.
     parameters : tuple of Parameter
     gains : ndarray or None
-        The scaling as the call takes it.
+        The scaling as argument of the prepared call.
     weights : ndarray or None
         The mask, broadcast to the input.
     rows : ndarray
-        Of the moments, in the order of the call; see `gennorm.layer.request.run`.
+        The moments, in the order of the prepared call; see `gennorm.layer.request.run`.
     through : bool
         Whether gradients go through the statistics.
     given : bool
@@ -79,7 +79,7 @@ class Kept(NamedTuple):
 
     Examples
     --------
-    >>> Kept._fields[:2]
+    >>> Residuals._fields[:2]
     ('x', 'call')
     """
 
@@ -93,9 +93,9 @@ class Kept(NamedTuple):
     given: bool
 
     @classmethod
-    def of(cls, asked: Request, rows: Array) -> Kept:
-        """Keep what was requested, with copies of the scaling and the mask, which the caller may write to."""
-        x, _, call, new, parameters, gains, _, weights, given_rows, _, shared, _, _ = asked
+    def of(cls, request: Request, rows: Array) -> Residuals:
+        """Save what derivatives need, with copies of the scaling and the mask, which the caller may write to."""
+        x, _, call, new, parameters, gains, _, weights, given_rows, _, shared, _, _ = request
         if call is not new:
             per_example = parameters[0].per_example or parameters[1].per_example
             gains, _ = laid(new, parameters, per_example)
@@ -107,49 +107,49 @@ class Kept(NamedTuple):
         given = given_rows is not None
         return cls(x, new, parameters, gains, weights, rows, shared or not given, given)
 
-    def by_definition(self) -> Kept:
-        """Return the same for the definition, where a kernel cannot be compiled."""
+    def by_definition(self) -> Residuals:
+        """Return the same for the definition, if a kernel cannot be compiled."""
         from gennorm.engine.fallback import DefinitionCall
 
-        call, (scaling, biases) = DefinitionCall(self.call.plan, self.call.strides), self.parameters
-        per_example = scaling.per_example or biases.per_example
-        gains = scaling.over_batch(self.x.shape[0]) if per_example else scaling.array
+        call = DefinitionCall(self.call.plan, self.call.strides)
+        # The copy: the caller may have written to the parameters since.
+        gains = None if self.gains is None else self.call.unordered(self.gains)
         rows = call.ordered(self.call.shaped(self.rows))
         return self._replace(call=call, gains=gains, rows=rows)  # type: ignore[arg-type]
 
 
 def merged_sums(merge: Merge, sums: Array) -> Array:
-    """Merge the sums of slices, and refuse a result that kernels cannot take."""
+    """Merge the sums of slices, and refuse a result of another shape."""
     found = np.ascontiguousarray(merge(sums.copy()), np.float64)
     if found.shape != sums.shape:
-        msg = f"merge returned sums of shape {found.shape}, and got sums of shape {sums.shape}\n"
+        msg = f"merge returned sums of shape {found.shape}, and was called with sums of shape {sums.shape}\n"
         msg += "return an array of the shape of its argument"
         raise ShapeError(msg, code="S024")
     return found
 
 
-def pull_back(kept: Kept, dy: Array, merge: Merge | None = None) -> Gradients:
+def pull_back(residuals: Residuals, dy: Array, merge: Merge | None = None) -> Gradients:
     """Return the gradients for a gradient of the output."""
-    call = kept.call
-    scaling, biases = kept.parameters
-    dx = call.output(kept.x)
+    call = residuals.call
+    scaling, biases = residuals.parameters
+    dx = call.output(residuals.x)
     try:
         with np.errstate(all="ignore"):
             to_scaling, to_biases = call.backward(
-                kept.x,
+                residuals.x,
                 dy,
                 dx,
-                kept.rows,
-                kept.gains,
-                through=kept.through,
+                residuals.rows,
+                residuals.gains,
+                through=residuals.through,
                 biased=biases.array is not None,
-                weights=kept.weights,
+                weights=residuals.weights,
                 merge=None if merge is None else functools.partial(merged_sums, merge),
             )
             return Gradients(dx, scaling.gradient(to_scaling), biases.gradient(to_biases))
     except CompilationError as error:
         use_definition(error)
-    return pull_back(kept.by_definition(), dy, merge)
+    return pull_back(residuals.by_definition(), dy, merge)
 
 
 def directions_of(
@@ -167,13 +167,13 @@ def directions_of(
 
 def push_forward(
     state: State,
-    kept: Kept,
+    residuals: Residuals,
     dx: Array | None,
     directions: tuple[Parameter, Parameter] | None = None,
     merge: Merge | None = None,
 ) -> Array:
     """Return the derivative of the output along directions of the input and of the parameters."""
-    x, call = kept.x, kept.call
+    x, call = residuals.x, residuals.call
     dy = call.output(x)
     with np.errstate(all="ignore"):
         if dx is None and merge is None:
@@ -184,18 +184,18 @@ def push_forward(
                 x,
                 dx,
                 dy,
-                kept.rows,
-                kept.gains,
-                through=kept.through,
-                weights=kept.weights,
+                residuals.rows,
+                residuals.gains,
+                through=residuals.through,
+                weights=residuals.weights,
                 tangent=True,
                 merge=None if merge is None else functools.partial(merged_sums, merge),
             )
         if directions is not None:
-            # The output is linear in the parameters: what their directions add is the output that they would give.
+            # The output is linear in the parameters: their directions add the output for these as parameters.
             per_example = directions[0].per_example or directions[1].per_example
-            other = state.calls.find(x, kept.given, per_example=per_example)
-            statistics = call.statistics(kept.rows) if kept.through else kept.rows
+            other = state.calls.find(x, residuals.given, per_example=per_example)
+            statistics = call.statistics(residuals.rows) if residuals.through else residuals.rows
             if other is not call:
                 statistics = other.ordered(call.shaped(statistics))
             added = other.output(x)
@@ -207,17 +207,17 @@ def push_forward(
 class Pullback:
     """A function from the gradient of an output to the gradients of the input and the parameters.
 
-    It keeps the input itself, not a copy of it, and two or three numbers for each slice; no normalized copy. It can be
-    called any number of times and from any thread, as long as the input is not written to.
+    It holds the input itself, not a copy, and two or three numbers for each slice. It can be called any number of times
+    and from any thread, as long as the input is not written to.
 
     Parameters
     ----------
-    kept : Kept
-        The call.
+    residuals : Residuals
+        What the call saved.
     shape, dtype
-        Of the output.
+        Shape and dtype of the output.
     moments : Moments, optional
-        Those that were passed to the call.
+        The given moments of the call.
 
     Examples
     --------
@@ -229,19 +229,19 @@ class Pullback:
     array(3., dtype=float32)
     """
 
-    __slots__ = ("_dtype", "_given", "_kept", "_shape")
+    __slots__ = ("_dtype", "_given", "_residuals", "_shape")
 
     def __init__(
-        self, kept: Kept, shape: tuple[int, ...], dtype: np.dtype[Any], moments: Moments | None = None
+        self, residuals: Residuals, shape: tuple[int, ...], dtype: np.dtype[Any], moments: Moments | None = None
     ) -> None:
-        self._kept, self._shape, self._dtype, self._given = kept, shape, dtype, moments
+        self._residuals, self._shape, self._dtype, self._given = residuals, shape, dtype, moments
 
     @property
     def moments(self) -> Moments | None:
-        """The moments that the input was normalized by; None where the layer holds them."""
-        if self._given is not None or not self._kept.through:
+        """The moments that the input was normalized by; None if these were held by the layer."""
+        if self._given is not None or not self._residuals.through:
             return self._given
-        return measured(self._kept.call, self._kept.rows.copy())
+        return measured(self._residuals.call, self._residuals.rows.copy())
 
     def __call__(self, dy: Any, *, merge: Merge | None = None) -> Gradients:
         """Return the gradients for the gradient ``dy`` of the output.
@@ -251,8 +251,8 @@ class Pullback:
         dy : ndarray
             Of the output's shape.
         merge : callable, optional
-            Where moments are shared with other arrays: takes two sums for each slice of this array, of shape
-            ``(2, *shape of the moments)``, in float64, and returns those over all arrays. It is called once.
+            If the moments are shared with other arrays: a function from two sums for each slice of this array, float64
+            of shape ``(2, *shape of the moments)``, to the sums over all arrays. It is called once.
 
         Returns
         -------
@@ -261,10 +261,10 @@ class Pullback:
         Raises
         ------
         ShapeError, InputError, DtypeError
-            It is not an array of real numbers of that shape.
+            `dy` is not an array of real numbers of this shape.
         """
         dy = like_output(dy, "the gradient of the output", self._shape, self._dtype)
-        if len(self._shape) == self._kept.x.ndim:
-            return pull_back(self._kept, dy, merge)
-        found = pull_back(self._kept, dy[None], merge)  # one example was a batch of one
+        if len(self._shape) == self._residuals.x.ndim:
+            return pull_back(self._residuals, dy, merge)
+        found = pull_back(self._residuals, dy[None], merge)  # one example was a batch of one
         return Gradients(found.input[0], found.scaling, found.biases)

@@ -1,7 +1,7 @@
 """Reading and writing a layer as a file: its settings, parameters and moments.
 
-A file is written under a temporary name and then renamed, so it is complete or not there. A file is checked before its
-arrays are unpacked, it carries a checksum of all its bytes, and reading it never runs code from it.
+A file is written under a temporary name and then renamed, so there is never an incomplete file. A file has a checksum
+of all its bytes and is checked before its arrays are unpacked. Reading a file executes nothing in it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from gennorm.spec.config import LayerConfig, kept_shape, parameter_shape
 
 try:
     import fcntl
-except ModuleNotFoundError:  # Windows, where a file that is open cannot be removed
+except ModuleNotFoundError:  # Windows, where an open file cannot be removed
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
@@ -66,8 +66,8 @@ BITS = {"bfloat16": "uint16"}  # NumPy's own format has no name for bfloat16
 NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 ALLOWED_NPZ = {f"{name}.npy" for name in (HEADER, *ARRAYS)}
 
-# The checksum is over all bytes of the file but its own. An .npz file ends with it, as the comment of the archive. In a
-# .safetensors file it is part of the header; zeros take its place while it is computed.
+# The checksum covers all bytes of the file except its own. In an .npz file it is at the end, in the comment of the
+# archive. In a .safetensors file it is in the header; while it is computed, zeros replace it.
 COMMENT = b"gennorm-sha256="
 DIGITS = 64
 KEY = "sha256"
@@ -95,7 +95,7 @@ class Stored:
     ----------
     config : LayerConfig
     parameters : mapping
-        Scaling and biases; None where they are absent or not known yet.
+        Scaling and biases; None if they are absent or not known yet.
     moments : Moments or None
     """
 
@@ -122,7 +122,7 @@ def write(path: Target, stored: Stored) -> None:
     """
     target = None if hasattr(path, "write") else _path(path)
     kind = _kind_of_stream(path) if target is None else _kind(target)
-    # C order is the one order that every format has.
+    # Both formats support C order.
     arrays = {name: np.asarray(array, order="C") for name, array in stored.parameters.items() if array is not None}
     if stored.moments is not None:
         members = {f"moments.{member}": getattr(stored.moments, member) for member in MEMBERS}
@@ -151,7 +151,7 @@ def read(path: Source) -> Stored:
     Raises
     ------
     FileError
-        There is no such file, or it is damaged, or is not the file of a layer; the message says which.
+        The file does not exist, is damaged, or is not the file of a layer; the message says which.
     """
     if hasattr(path, "read"):
         data = _read_stream(cast("_Readable", path))
@@ -176,7 +176,7 @@ def read(path: Source) -> Stored:
 
 
 def is_layer(path: Path) -> bool:
-    """Whether a path is an existing file that begins as the file of a layer; its arrays are not read."""
+    """Return whether a path is an existing file with the header of a layer; its arrays are not read."""
     try:
         with open_regular(path) as stream:
             if path.suffix.lower() == ".npz":
@@ -241,12 +241,12 @@ def _text_stream(*, writing: bool) -> FileError:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file to read its bytes. Reading a named pipe could wait for ever: only regular files are opened.
+    """Open a regular file to read its bytes; refuse other files, because reading a named pipe could block for ever.
 
     Raises
     ------
     FileError
-        There is no such file, or it is no regular file, or it cannot be read.
+        The file does not exist, is not a regular file, or cannot be read.
     """
     try:
         mode = path.stat().st_mode
@@ -267,12 +267,12 @@ def _special(mode: int) -> str:
 
 
 def _understood(path: Path, text: str | None, arrays: Mapping[str, Array]) -> Stored:
-    """The layer of a header and of arrays, which are checked against each other."""
+    """Return the contents for a header and arrays, after checks that they fit each other."""
     header = _header(path, text)
     try:
         config = LayerConfig.from_dict(header["config"])
     except GennormError as error:
-        msg = f"{path} has settings that make no layer: {error.message.splitlines()[0]}\nsave the layer again"
+        msg = f"{path} has invalid settings: {error.message.splitlines()[0]}\nsave the layer again"
         raise FileError(msg, code="F024") from None
     found, named = {*arrays}, {*header["arrays"]}
     needed = {name for name in PARAMETERS if getattr(config, name) == "explicit"}
@@ -280,7 +280,7 @@ def _understood(path: Path, text: str | None, arrays: Mapping[str, Array]) -> St
         needed |= {"moments.count", "moments.m2"} | ({"moments.mean"} if config.method == "Standardize" else set())
     missing, strange = sorted((named | needed) - found), sorted(found - (named & {*ARRAYS}))
     if missing or strange:
-        what = f"lacks the array {missing[0]}" if missing else f"has an array {strange[0]} that belongs to no layer"
+        what = f"lacks the array {missing[0]}" if missing else f"has an array {strange[0]} that layers do not have"
         msg = f"{path} {what}\nwrite or copy the file again"
         raise FileError(msg, code="F025")
     bits = BITS.get(config.dtype)
@@ -308,7 +308,7 @@ def _expected_shape(config: LayerConfig) -> tuple[int, ...] | None:
     try:
         return parameter_shape(config)
     except InitializationError:
-        return None  # the config leaves it open
+        return None  # the config does not determine it
 
 
 def _moments(path: Path, config: LayerConfig, arrays: Mapping[str, Array]) -> Moments:
@@ -353,7 +353,7 @@ def _header(path: Path, text: str | None) -> dict[str, Any]:
 
 
 def _version(text: str | None) -> int:
-    """The version that a header says, 0 where it says none."""
+    """Return the version in a header, or 0."""
     try:
         version = json.loads(text or "")["version"]
     except (ValueError, RecursionError, TypeError, KeyError):
@@ -374,7 +374,7 @@ def _to_npz(text: str, arrays: Mapping[str, Array]) -> bytes:
     with zipfile.ZipFile(stream, "w") as archive:
         for name, array in {HEADER: np.array(text), **arrays}.items():
             plain = array.view(BITS[array.dtype.name]) if array.dtype.name in BITS else array
-            # The default date, so that the same layer is the same file.
+            # With the default date, equal layers give equal files.
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as member:
                 np.lib.format.write_array(member, plain, allow_pickle=False)
         archive.comment = COMMENT + b"0" * DIGITS
@@ -383,7 +383,7 @@ def _to_npz(text: str, arrays: Mapping[str, Array]) -> bytes:
 
 
 def _look_into_npz(path: Path, stream: BinaryIO) -> None:
-    """Refuse an archive that is no layer by its table of contents, before any of it is unpacked."""
+    """Refuse an archive that is not a layer, by its table of contents, before anything is unpacked."""
     try:
         with zipfile.ZipFile(stream) as archive:
             entries = archive.infolist()
@@ -400,7 +400,7 @@ def _look_into_npz(path: Path, stream: BinaryIO) -> None:
         if entry.filename == f"{HEADER}.npy" and entry.file_size > LONGEST_HEADER:
             raise _foreign(path)
         if entry.filename not in ALLOWED_NPZ:
-            msg = f"{path} has an entry {entry.filename!r} that belongs to no layer\nwrite or copy the file again"
+            msg = f"{path} has an entry {entry.filename!r} that layers do not have\nwrite or copy the file again"
             raise FileError(msg, code="F033")
         if entry.compress_type != zipfile.ZIP_STORED:
             msg = (
@@ -427,7 +427,7 @@ def _from_npz(path: Path, data: bytes) -> tuple[str | None, dict[str, Array]]:
 
 
 def _require_comment(path: Path, data: bytes) -> bool:
-    """Whether the archive ends with a checksum, which has to be that of the bytes before it."""
+    """Return whether the archive ends with a checksum; refuse a wrong one."""
     body, digits = data[:-DIGITS], data[-DIGITS:]
     if not body.endswith(COMMENT):
         return False
@@ -437,7 +437,7 @@ def _require_comment(path: Path, data: bytes) -> bool:
 
 
 def _array_of_npy(data: bytes) -> Array:
-    """The array of a .npy file in memory. Nothing is allocated for a header that promises more than there is."""
+    """Return the array of a .npy file in memory. The size in the header is checked before anything is allocated."""
     stream = BytesIO(data)
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
@@ -449,7 +449,7 @@ def _array_of_npy(data: bytes) -> Array:
         msg = "not an array of numbers"
         raise ValueError(msg)
     array = np.frombuffer(rest, dtype).reshape(shape, order="F" if fortran else "C")
-    # A machine of the other byte order wrote it, perhaps.
+    # A machine with the other byte order may have written it.
     return array.astype(dtype.newbyteorder("="), order="C")
 
 
@@ -467,7 +467,7 @@ def _to_safetensors(path: Path, text: str, arrays: Mapping[str, Array]) -> bytes
 
 
 def _metadata(stream: BinaryIO) -> dict[str, Any]:
-    """The metadata of a .safetensors file, from its header alone: a length of eight bytes, and JSON."""
+    """Return the metadata of a .safetensors file. It reads only the header: a length in eight bytes, and JSON."""
     (length,) = struct.unpack("<Q", stream.read(8))
     if length > LONGEST_HEADER:
         return {}
@@ -477,7 +477,7 @@ def _metadata(stream: BinaryIO) -> dict[str, Any]:
 
 
 def _look_into_safetensors(path: Path, stream: BinaryIO) -> None:
-    """Refuse a file that is no layer by its header, before its arrays are read."""
+    """Refuse a file that is not a layer, by its header, before its arrays are read."""
     if not _installed():
         raise _not_installed(path)
     try:
@@ -500,13 +500,13 @@ def _from_safetensors(path: Path, data: bytes) -> tuple[str | None, dict[str, Ar
             dtype = dtype_named(NAMES.get(about["dtype"], "uint8"))
             array = np.frombuffer(about["data"], dtype)
             found[name] = array.reshape(about["shape"] if about["dtype"] in NAMES else -1).copy()
-    except Exception:  # noqa: BLE001 - what the extension raises is no part of its interface
+    except Exception:  # noqa: BLE001 - the extension does not document what it raises
         raise _broken(path) from None
     return text if isinstance(text, str) else None, found
 
 
 def _require_digest(path: Path, data: bytes, text: Any) -> None:
-    """Refuse a file whose checksum is not that of its bytes, or is missing where the version has one."""
+    """Refuse a file whose checksum is wrong, or is missing although its version has one."""
     try:
         digest = json.loads(text)[KEY]
     except (ValueError, RecursionError, TypeError, KeyError):
@@ -540,7 +540,7 @@ def _broken(path: Path) -> FileError:
     return FileError(msg, code="F021")
 
 
-# ------------------------------------------------------------------------------------------------------ all or nothing
+# ------------------------------------------------------------------------------------------------------ atomic writing
 
 _unfinished: set[Path] = set()  # temporary files of this process
 
@@ -549,14 +549,14 @@ _unfinished: set[Path] = set()  # temporary files of this process
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary file that is renamed to `path` at the end of the block, or removed after an exception.
 
-    It is in the folder of `path`, because a rename is atomic only within a file system. A symbolic link is followed. A
-    file that is replaced passes its owner, group and permissions on; until then only the owner can read the new one.
-    Temporary files that a process left when it was killed are removed first.
+    It is in the folder of `path`, because a rename is atomic only within a file system. Symbolic links are followed.
+    The new file gets the owner, group and permissions of the file that it replaces; until then only its owner can read
+    it. Temporary files of killed processes are removed first.
 
     Raises
     ------
     FileError
-        The operating system refuses, or `path` is something else than a file; `path` is as it was.
+        The operating system refuses, or `path` is not a regular file; `path` is not changed.
     """
     handle = -1
     temporary = None
@@ -571,7 +571,7 @@ def replacing(path: Path) -> Iterator[Path]:
             if before is not None:
                 _take_permissions(handle, temporary, before)
             os.fsync(handle)  # the name must not reach the disk before the bytes
-            if os.name == "nt":  # which does not rename a file that is open
+            if os.name == "nt":  # Windows does not rename an open file
                 os.close(handle)
                 handle = -1
             temporary.replace(target)
@@ -586,7 +586,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _replaced(path: Path, target: Path) -> os.stat_result | None:
-    """What the operating system says of the file that is replaced; None where there is none."""
+    """Return the status of the file that is replaced; None if it does not exist."""
     try:
         found = target.stat()
     except FileNotFoundError:
@@ -600,7 +600,7 @@ def _replaced(path: Path, target: Path) -> os.stat_result | None:
 
 
 def _create(folder: Path, *, private: bool) -> tuple[Path, int]:
-    """A temporary file in a folder, and its open descriptor, which is locked for as long as it is open."""
+    """Create a temporary file in a folder; return it and its open descriptor, which holds a lock while it is open."""
     while True:
         temporary = folder / f".gennorm-{secrets.token_hex(8)}.part"
         _unfinished.add(temporary)
@@ -612,7 +612,7 @@ def _create(folder: Path, *, private: bool) -> tuple[Path, int]:
             raise
         if fcntl is None:
             return temporary, handle
-        with suppress(OSError):  # a file system without locks: nothing there is taken for stale
+        with suppress(OSError):  # a file system without locks: no file there is removed as stale
             fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
             return temporary, handle
@@ -627,7 +627,7 @@ def _remove(temporary: Path) -> None:
 
 
 def _remove_stale(folder: Path) -> None:
-    """Remove the temporary files of this user's processes that were killed: no process holds their locks."""
+    """Remove the temporary files of killed processes of this user: no process holds their locks."""
     if fcntl is None:
         return
     with suppress(OSError), os.scandir(folder) as entries:
@@ -640,7 +640,7 @@ def _remove_if_stale(path: str) -> None:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
-        return  # a link, or removed already, or another user's
+        return  # a link, already removed, or of another user
     try:
         found = os.fstat(handle)
         if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
@@ -653,7 +653,7 @@ def _remove_if_stale(path: str) -> None:
 
 
 def _take_permissions(handle: int, temporary: Path, before: os.stat_result) -> None:
-    """Give a file the owner, group and mode of the one that it replaces, as far as this user may."""
+    """Give a file the owner, group and mode of the file that it replaces, as far as the system allows."""
     mode = stat.S_IMODE(before.st_mode)
     if not hasattr(os, "fchown"):
         temporary.chmod(mode)
@@ -663,7 +663,7 @@ def _take_permissions(handle: int, temporary: Path, before: os.stat_result) -> N
         try:
             os.fchown(handle, before.st_uid if os.geteuid() == 0 else -1, before.st_gid)
         except OSError:
-            mode &= 0o0707  # what the old group may do is not what this group may do
+            mode &= 0o0707  # the permissions of the old group do not apply to this group
     os.fchmod(handle, mode)
 
 
@@ -675,9 +675,9 @@ def remove_unfinished() -> None:
 
 @contextmanager
 def interrupts_deferred() -> Iterator[None]:
-    """Run the block without interrupts: a signal with a handler in Python is handled at the end of the block.
+    """Run the block without interrupts: Python's signal handlers run at the end of the block.
 
-    Signals are handled in the main thread; in another thread there is nothing to defer.
+    Signals are handled in the main thread; in another thread this does nothing.
     """
     arrived: list[tuple[int, FrameType | None]] = []
     handlers: dict[int, Any] = {}
@@ -703,16 +703,16 @@ def interrupts_deferred() -> Iterator[None]:
 
 
 def cannot_read(path: Path, error: OSError) -> FileError:
-    """The error for what the operating system says about a file that is read."""
+    """Return the error for an `OSError` of a file that is read."""
     if isinstance(error, FileNotFoundError):
-        msg = f"{path} does not exist\ngive the path of a file that does"
+        msg = f"{path} does not exist\ngive the path of an existing file"
         return FileError(msg, code="F001")
-    msg = f"{path} cannot be read: {_reason(error)}\ngive the path of a file that can"
+    msg = f"{path} cannot be read: {_reason(error)}\ngive the path of a readable file"
     return FileError(msg, code="F007")
 
 
 def cannot_write(path: Path, error: OSError) -> FileError:
-    """The error for what the operating system says about a file that is written."""
+    """Return the error for an `OSError` of a file that is written."""
     msg = f"{path} cannot be written: {_reason(error)}\nnothing has been written there"
     return FileError(msg, code="F008")
 

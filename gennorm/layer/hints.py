@@ -1,7 +1,7 @@
-"""Names that other libraries use, and what to write here instead.
+"""Names of other libraries, and what to write in gennorm instead.
 
-One table for arguments, one for attributes of a layer, one for names of the package. An unknown name is looked up in
-its table first; then the nearest known name is suggested.
+There is one table for arguments, one for attributes of a layer, and one for names of the package. An unknown name is
+looked up in its table first; then the most similar known name is suggested.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ ATTRIBUTES = {
     **dict.fromkeys(("running_mean", "running_var", "moving_mean", "moving_variance", "mean", "variance"), STATE),
     **dict.fromkeys(("mean_", "var_", "scale_", "n_samples_seen_", "num_batches_tracked"), STATE),
     **dict.fromkeys(("train", "eval", "training"), MODES),
-    **dict.fromkeys(("fit", "partial_fit"), "write layer.adapt(data); reset=False goes on with the moments so far"),
+    **dict.fromkeys(("fit", "partial_fit"), "write layer.adapt(data); reset=False adds to the held moments"),
     **dict.fromkeys(("transform", "forward", "predict", "normalize"), "call the layer: layer(x)"),
     "call": "call the layer: layer(x)",
     "fit_transform": "write layer.adapt(x)(x)",
@@ -105,7 +105,7 @@ PACKAGE = {
 
 
 def foreign_argument(name: object) -> str | None:
-    """What to write for an argument of another library; None for a name that no library has.
+    """Return what to write for an argument of another library; None for an unknown name.
 
     Examples
     --------
@@ -116,7 +116,7 @@ def foreign_argument(name: object) -> str | None:
 
 
 def foreign_attribute(name: str) -> str | None:
-    """What to write for an attribute of another library's layer.
+    """Return what to write for an attribute of another library's layer.
 
     Examples
     --------
@@ -127,7 +127,7 @@ def foreign_attribute(name: str) -> str | None:
 
 
 def foreign_name(name: str) -> str | None:
-    """What to write for a name of another library's package.
+    """Return what to write for a name of another library's package.
 
     Examples
     --------
@@ -138,7 +138,7 @@ def foreign_name(name: str) -> str | None:
 
 
 def unknown_argument(what: str, name: object, known: Iterable[str]) -> ConfigError:
-    """The error for a keyword that a constructor does not take."""
+    """Return the error for a keyword that a constructor does not have."""
     known = [*known]
     hint = foreign_argument(name)
     nearest = "" if hint else suggest(name, known)
@@ -155,7 +155,7 @@ def unknown_attribute(name: str, known: Iterable[str]) -> UnknownNameError:
 
 
 def unknown_name(name: str, known: Iterable[str]) -> UnknownNameError:
-    """The error for a name that the package does not have."""
+    """Return the error for a name that the package does not have."""
     known = [*known]
     hint = foreign_name(name)
     nearest = "" if hint else suggest(name, known)
@@ -164,7 +164,7 @@ def unknown_name(name: str, known: Iterable[str]) -> UnknownNameError:
 
 
 def list_advice(value: list[Any] | tuple[Any, ...]) -> str:
-    """What to pass instead of a list of numbers.
+    """Return what to pass instead of a list of numbers.
 
     Examples
     --------
@@ -181,9 +181,9 @@ def list_advice(value: list[Any] | tuple[Any, ...]) -> str:
 
 
 def checked_arguments(what: str) -> Callable[[F], F]:
-    """A decorator for a constructor: wrong arguments are a ConfigError that says what to write.
+    """Decorate a constructor so that wrong arguments raise a ConfigError that says what to write.
 
-    The signature and the documentation stay those of the constructor.
+    The decorated function has the signature and the documentation of the constructor.
 
     Parameters
     ----------
@@ -231,7 +231,7 @@ def checked_arguments(what: str) -> Callable[[F], F]:
 
 
 def _is_data(value: object) -> bool:
-    """Whether a value is an array of data; an array of a few integers may be sizes or levels."""
+    """Return whether a value is an array of data; a one-dimensional array of integers may be sizes or levels."""
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if not isinstance(shape, tuple) or not shape or dtype is None:
         return False
@@ -255,7 +255,7 @@ def _given_data(what: str, value: Any) -> ConfigError:
 
 
 def _refuse(what: str, keywords: dict[str, Any], known: list[str], wrong: TypeError, *, open_ended: bool) -> NoReturn:
-    """Raise for arguments that the signature does not take."""
+    """Raise the error for arguments that do not fit the signature."""
     for name in keywords:
         if name not in known and (not open_ended or foreign_argument(name)):
             raise unknown_argument(what, name, known) from None

@@ -1,7 +1,7 @@
 """The layer: its settings, its parameters, and the calls that normalize arrays.
 
-Here are the public methods and their documentation. The work is done elsewhere: `request` checks a call and runs it,
-`state` is what a layer is at one moment, `derivatives` has pullbacks, `statistics` the held moments, `files` saves.
+This module has the public methods and their documentation. Other modules do the work: `request` checks a call and runs
+it, `state` has the contents of a layer, `derivatives` has pullbacks, `statistics` the held moments, `files` saves.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from gennorm.layer.arrays import (
     shape_of,
     writable,
 )
-from gennorm.layer.derivatives import Kept, Merge, Pullback, directions_of, push_forward
+from gennorm.layer.derivatives import Merge, Pullback, Residuals, directions_of, push_forward
 from gennorm.layer.hints import checked_arguments, unknown_attribute
 from gennorm.layer.parameters import NAMES, Parameters
-from gennorm.layer.request import Request, given_rows, laid, parameters_of, request, run
+from gennorm.layer.request import Request, check_call, given_rows, laid, parameters_of, run
 from gennorm.layer.state import State
 from gennorm.layer.statistics import (
     checked,
@@ -74,7 +74,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def with_fallback(method: Method) -> Method:
-    """Let a method of the layer compute by the definition if a kernel that it needs cannot be compiled."""
+    """Make a method of the layer use the definition if a kernel cannot be compiled."""
 
     @functools.wraps(method)
     def attempt(self: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -103,40 +103,40 @@ class NormalizationLayer:
     aggregation_levels : int, str or sequence, default "2;;All"
         A level, a span such as ``"2;;All"`` or ``"0;;-2"``, several of them, or the text ``"{1, 3;;4}"``.
     scaling_levels : int, str or sequence, default "Complement"
-        The same, or ``"Same"``, or ``"Complement"``: every level of an example that is not aggregated. ``()`` is one
-        scalar parameter.
+        Level specs like the aggregation levels, or ``"Same"``, or ``"Complement"``: every level of an example that is
+        not aggregated. ``()`` is one scalar parameter.
     group_number : int, sequence or mapping, optional
-        Into how many groups an aggregated level is split, each normalized by itself: an int where one level is
-        aggregated, one int for each aggregation level, or ``{level: groups}``.
+        The number of groups that an aggregated level is split into, which are normalized separately: an int if one
+        level is aggregated, one int for each aggregation level, or ``{level: groups}``.
     method : {"Standardize", "RMS"}
-        Whether the mean is subtracted and the deviation divided by, or the root mean square.
+        Subtract the mean and divide by the standard deviation, or divide by the root mean square.
     unbiased : bool, default False
         Divide the sum of squared deviations by the number of elements minus one.
     epsilon : float, default 1e-3
-        Keeps the divisor away from 0.
+        A small number that keeps the divisor away from 0.
     scaling, biases : "Automatic", None or array_like
-        Ones and zeros once their shape is known, absent, or these values.
+        Ones or zeros, once their shape is known; absent; or these values.
     input_shape : tuple, optional
         Shape of one example: sizes, None for one that varies, one ``...`` for any number of levels.
     batched : bool, optional
-        Whether arrays are batches of examples, where their rank does not say it. One example if not given.
+        Whether arrays are batches of examples, if the rank does not determine it. By default they are one example.
     dtype : {"float32", "float64", "float16", "bfloat16"}
         Type of the parameters.
     statistics : {"input", "moving", "dataset"}
-        Where mean and variance come from.
+        The source of mean and variance.
     momentum : float, default 0.99
-        What the moving moments keep of themselves in an update.
+        The weight of the old moving moments in an update.
     trainable : bool, default True
-        Whether anything of the layer may change in training.
+        Whether training may change the layer.
     epsilon_placement : {"inside", "floor", "outside"}
         :math:`\sqrt{v + \epsilon}`, :math:`\max(\sqrt{v}, \epsilon)` or :math:`\sqrt{v} + \epsilon`.
     learning_rate_multipliers : float or mapping, optional
-        For optimizers that ask; kept and reported.
+        Stored for optimizers; the layer does not use it.
 
     Raises
     ------
     GennormError
-        Anything about the arguments is wrong; the message says what, and what is allowed.
+        An argument is wrong; the message says which, and what is allowed.
 
     See Also
     --------
@@ -211,7 +211,7 @@ class NormalizationLayer:
                 parameters = parameters._replace(**{name: checked_parameter(config, parameters, name, value)})
         self._state = State(config, filled(config, parameters), initial(config, configs.kept_shape(config)))
 
-    # Calling it ------------------------------------------------------------------------------------------------------
+    # Calls -----------------------------------------------------------------------------------------------------------
 
     def __call__(
         self,
@@ -224,41 +224,41 @@ class NormalizationLayer:
         moments: Moments | tuple[Array | None, Array] | None = None,
         out: Array | None = None,
     ) -> Any:
-        """Normalize an example, or every example of a batch as if it were alone.
+        """Normalize an example, or every example of a batch separately.
 
         Parameters
         ----------
         x : ndarray, or list of ndarray
-            An array of the layer's `input_shape`, or with one axis more, a batch. A list is answered by a list.
+            An array of the layer's `input_shape`, or a batch with one more axis. A list of arrays returns a list.
         training : bool, default False
-            Whether moving moments are set aside for the input's, and learn from them.
+            Whether a layer with moving moments uses the statistics of the input and updates the moving ones.
         mask : ndarray of bool, optional
-            Broadcasts to the input; what is True counts in the statistics. Everything is normalized.
+            Broadcasts to the input; True elements count in the statistics. All elements are normalized.
         scaling, biases : array_like, optional
-            For this call instead of the layer's own: of the shape of the parameters, or with an axis for the examples
-            of the batch before it.
+            Parameters for this call instead of those of the layer. They have the shape of the parameters, or a leading
+            axis for the examples of the batch.
         moments : Moments, or tuple of ndarray, optional
-            What to normalize by instead of anything else, as in `apply`; groups of the batch have no part in them. A
-            mean, None with method RMS, and a variance are used as they are.
+            The moments to normalize by, as in `apply`; they have no axis for groups of the batch. A tuple is a mean
+            (None with method RMS) and a variance, which are used without change.
         out : ndarray, optional
-            Where to write the output; `x` itself will do. It has the shape and the dtype of the output.
+            Array for the output, with its shape and dtype; `x` itself is allowed.
 
         Returns
         -------
         ndarray
-            Of the shape and the memory order of `x`. Floating input gives its own dtype, booleans and integers of up
-            to 16 bits give float32, wider ones float64.
+            The output, with the shape and the memory order of `x`. It has the dtype of floating input; for booleans and
+            integers of up to 16 bits it is float32, for wider integers float64.
 
         Raises
         ------
         InitializationError
-            The shape of a parameter is not known yet.
+            The shape of a parameter is not known yet. Every method that takes an array raises these errors.
         ShapeError, ParameterError
             The array fits neither `input_shape` nor the parameters, or the mask does not fit the array.
         InputError, DtypeError
             The input is not a NumPy array of real numbers.
         OutputError
-            `out` cannot take the output; it has not been touched.
+            The output cannot be written to `out`, which is unchanged.
 
         Examples
         --------
@@ -290,23 +290,28 @@ class NormalizationLayer:
                     msg = "out, mask, scaling, biases and moments cannot be given for a list of arrays\n"
                     msg += "call the layer on one array at a time"
                     raise OutputError(msg, code="O001")
-                # All arrays are checked before the first is normalized.
-                return [self._answer(asked) for asked in [request(self._state, array, training) for array in x]]
-            y = self._answer(request(self._state, x, training, mask, scaling, biases, moments, out))
+                # All arrays are checked before the first is normalized, and normalized before the layer learns.
+                requests = [check_call(self._state, array, training) for array in x]
+                found = [run(request) for request in requests]
+                for request, rows in zip(requests, found, strict=True):
+                    if request.learns:
+                        self._learn(request, rows)
+                return [request.y[0] if request.single else request.y for request in requests]
+            y = self._answer(check_call(self._state, x, training, mask, scaling, biases, moments, out))
         except CompilationError as error:
             self._fall_back(error)
             return self(x, training=training, mask=mask, scaling=scaling, biases=biases, moments=moments, out=out)
         return y if out is None else out
 
-    def _answer(self, asked: Request) -> Array:
-        """Compute the output of a request, and learn from the input if that was requested."""
-        rows = run(asked)
-        if asked.learns:
-            self._learn(asked, rows)
-        return asked.y[0] if asked.single else asked.y
+    def _answer(self, request: Request) -> Array:
+        """Compute the output of a request, and update the moving moments if the request says so."""
+        rows = run(request)
+        if request.learns:
+            self._learn(request, rows)
+        return request.y[0] if request.single else request.y
 
     def _fall_back(self, error: CompilationError) -> None:
-        """Compute by the definition from now on."""
+        """Use the definition for all calls from now on."""
         use_definition(error)
         with changing:
             state = self._state
@@ -324,7 +329,7 @@ class NormalizationLayer:
         moments: Moments | None = None,
         shared: bool = False,
     ) -> tuple[Array, Pullback]:
-        """Return the output, and a function from its gradient to those of the input and the parameters.
+        """Return the output, and the function that maps its gradient to the gradients of input and parameters.
 
         Parameters
         ----------
@@ -333,23 +338,18 @@ class NormalizationLayer:
         training, mask, scaling, biases
             As in a call.
         moments : Moments, optional
-            What to normalize by instead of anything else, as in `apply`; groups of the batch have no part in them.
+            The moments to normalize by, as in `apply`; they have no axis for groups of the batch.
         shared : bool, default False
-            Whether `moments` are those of `x` and of other arrays together, so that the derivative goes through them;
-            they are constants otherwise. The pullback is then told how to `merge` its sums with those of the others.
+            Whether `moments` are those of `x` merged with those of other arrays, so that the derivative goes through
+            them; otherwise they are constants. The pullback then needs `merge`, which adds the sums of the others.
 
         Returns
         -------
         y : ndarray
             The output.
         pullback : Pullback
-            Called with the gradient of the output it returns `Gradients`: through the input's statistics where they
-            are used, not through moments that the layer holds.
-
-        Raises
-        ------
-        GennormError
-            As in a call.
+            A function from the gradient of the output to `Gradients`. They go through the statistics of the input, if
+            the call used these, and not through held moments.
 
         Examples
         --------
@@ -361,17 +361,14 @@ class NormalizationLayer:
         >>> gradients.biases
         array([1., 0., 0., 0.], dtype=float32)
         """
-        asked = request(self._state, x, training, mask, scaling, biases, moments, shared=shared)
-        y, kept = self._keep(asked)
-        return y, Pullback(kept, y.shape, y.dtype, moments)
-
-    def _keep(self, asked: Request) -> tuple[Array, Kept]:
-        """Compute the output of a request, and keep what its derivatives need."""
-        rows = run(asked, keep=True)
+        request = check_call(self._state, x, training, mask, scaling, biases, moments, shared=shared)
+        rows = run(request, keep=True)
         assert rows is not None
-        if asked.learns:
-            self._learn(asked, rows)
-        return asked.y[0] if asked.single else asked.y, Kept.of(asked, rows)
+        residuals = Residuals.of(request, rows)
+        if request.learns:
+            self._learn(request, rows)
+        y = request.y[0] if request.single else request.y
+        return y, Pullback(residuals, y.shape, y.dtype, moments)
 
     @with_fallback
     def jvp(
@@ -394,7 +391,7 @@ class NormalizationLayer:
         Parameters
         ----------
         x, dx : ndarray
-            An example or a batch, and a direction of its shape; None for one that stays what it is.
+            An example or a batch, and a direction of its shape; None for a constant input.
         training, mask, scaling, biases
             As in a call.
         dscaling, dbiases : array_like, optional
@@ -408,11 +405,6 @@ class NormalizationLayer:
         -------
         y, dy : ndarray
 
-        Raises
-        ------
-        GennormError
-            As in a call.
-
         Examples
         --------
         >>> import numpy as np
@@ -422,37 +414,35 @@ class NormalizationLayer:
         >>> bool(abs(dy).max() < 1e-12)  # scaling the input does not change the output
         True
         """
-        asked = request(self._state, x, training, mask, scaling, biases, moments, shared=shared)
-        shape, dtype = asked.y.shape[asked.single :], asked.y.dtype
+        state = self._state
+        request = check_call(state, x, training, mask, scaling, biases, moments, shared=shared)
+        shape, dtype = request.y.shape[request.single :], request.y.dtype
         if dx is not None:
             dx = like_output(dx, "the direction", shape, dtype)
-            dx = dx[None] if asked.single else dx
-        directions = directions_of(self._state, asked.x, asked.rows is not None, dscaling, dbiases)
-        y, kept = self._keep(asked)
-        dy = push_forward(self._state, kept, dx, directions, merge)
-        return y, dy[0] if asked.single else dy
+            dx = dx[None] if request.single else dx
+        directions = directions_of(state, request.x, request.rows is not None, dscaling, dbiases)
+        rows = run(request, keep=True)
+        assert rows is not None
+        dy = push_forward(state, Residuals.of(request, rows), dx, directions, merge)
+        if request.learns:  # after everything that can fail
+            self._learn(request, rows)
+        return request.y[0] if request.single else request.y, dy[0] if request.single else dy
 
-    @with_fallback
     def measure(self, x: Any, mask: Array | None = None) -> Moments:
-        """Return the moments of the slices of an array: what the layer would normalize it by.
+        """Return the moments of the slices of an array.
 
         Parameters
         ----------
         x : ndarray
             An example or a batch.
         mask : ndarray of bool, optional
-            Broadcasts to the input; what is True counts.
+            Broadcasts to the input; True elements count.
 
         Returns
         -------
         Moments
             One axis for each level that is kept, the batch included; a grouped level counts its groups. With method
             "RMS" the mean is None.
-
-        Raises
-        ------
-        GennormError
-            As in a call.
 
         Examples
         --------
@@ -462,13 +452,17 @@ class NormalizationLayer:
         Moments(count=[2., 2.], mean=[2., 2.], m2=[2., 0.])
         """
         x = real(x, "the input")
-        call = self._state.calls.find(x, False)
-        x = x[None] if call.single else x
-        return measured(call, call.measure(x, None if mask is None else mask_for(mask, x)))
+        try:
+            call = self._state.calls.find(x, False)
+            whole = x[None] if call.single else x
+            return measured(call, call.measure(whole, None if mask is None else mask_for(mask, whole)))
+        except CompilationError as error:
+            self._fall_back(error)
+            return self.measure(x, mask)
 
     @with_fallback
     def apply(self, x: Any, moments: Moments, *, out: Array | None = None) -> Any:
-        """Normalize an array by moments that are given instead of its own.
+        """Normalize an array by given moments.
 
         Parameters
         ----------
@@ -477,7 +471,7 @@ class NormalizationLayer:
         moments : Moments
             One mean and variance for each slice of `x`, or fewer that broadcast to that shape.
         out : ndarray, optional
-            Where to write the output; `x` itself will do.
+            Array for the output; `x` itself is allowed.
 
         Returns
         -------
@@ -487,8 +481,6 @@ class NormalizationLayer:
         ------
         ParameterError
             The moments do not fit the slices of `x`.
-        GennormError
-            As in a call.
 
         Examples
         --------
@@ -498,13 +490,13 @@ class NormalizationLayer:
         >>> layer.apply(np.array([1.0, 2.0, 3.0]), gn.Moments.from_variance(1.0, 4.0))
         array([0. , 0.5, 1. ])
         """
-        asked = request(self._state, x, moments=moments, out=out, grouped=True)
-        run(asked)
-        return out if out is not None else asked.y[0] if asked.single else asked.y
+        request = check_call(self._state, x, moments=moments, out=out, grouped=True)
+        run(request)
+        return out if out is not None else request.y[0] if request.single else request.y
 
     @with_fallback
     def inverse(self, y: Any, moments: Moments | None = None, *, out: Array | None = None) -> Any:
-        r"""Return the input whose normalization an array is.
+        r"""Return the input that has this output.
 
         .. math:: x = \frac{y - b}{s} \sqrt{\sigma^2 + \epsilon} + \mu
 
@@ -513,21 +505,19 @@ class NormalizationLayer:
         y : ndarray
             An output of the layer.
         moments : Moments, optional
-            What the input was normalized by; those that the layer holds, if not given.
+            The moments that the input was normalized by; by default the held ones.
         out : ndarray, optional
-            Where to write it; `y` itself will do.
+            Array for the input; `y` itself is allowed.
 
         Returns
         -------
         ndarray
-            Where the divisor is 0, the mean: the output knew no more of the input.
+            The input. Where the divisor is 0, it is the mean.
 
         Raises
         ------
         ParameterError
             A scaling is 0; there are no moments, or they do not fit the slices of `y`.
-        GennormError
-            As in a call.
 
         Examples
         --------
@@ -541,28 +531,28 @@ class NormalizationLayer:
         y = real(y, "the output to invert")
         require_inverse(state.config, moments, state.parameters.scaling)
         call = state.calls.find(y, moments is None)
-        single = call.single
+        single, target = call.single, out
         if single:
-            y, out = y[None], out[None] if isinstance(out, np.ndarray) else out
+            y, target = y[None], out[None] if isinstance(out, np.ndarray) else out
         parameters = parameters_of(state, call, None, None)
         if out is None:
             x = call.output(y)
         else:
-            x = writable(out, y, *state.parameters)
+            x = writable(target, y, *state.parameters)
             if x.strides != call.strides:
                 call = state.calls.find(y, moments is None, out=x.strides)
         call.invert(y, x, given_rows(state, moments, call), *laid(call, parameters, False))
-        return x[0] if single else x if out is None else out
+        return out if out is not None else x[0] if single else x
 
     def plan(self, shape_or_array: Any, dtype: Any = None) -> Plan:
-        """Return what the engine will do for arrays of one shape, dtype and layout. Print it.
+        """Return the plan for arrays of one shape, dtype and layout; it can be printed.
 
         Parameters
         ----------
         shape_or_array : tuple of int or ndarray
-            A shape, taken in C order, or an array, whose layout and dtype count.
+            A shape, for arrays in C order, or an array with its layout and dtype.
         dtype : dtype, optional
-            For a shape, and only for one: an array has its own. float32 if not given.
+            The dtype for a shape, float32 by default. It is not allowed with an array.
 
         Returns
         -------
@@ -571,9 +561,9 @@ class NormalizationLayer:
         Raises
         ------
         DtypeError
-            No such dtype, or one that is not normalized.
+            The dtype does not exist or is not supported.
         ConfigError
-            A dtype besides an array.
+            A dtype was passed with an array.
         GennormError
             The shape does not fit the layer.
 
@@ -613,7 +603,7 @@ class NormalizationLayer:
     def scaling(self) -> Any:
         """Return the scaling: an array, None where it is absent, "Automatic" where its shape is not known yet.
 
-        The array is the layer's own: what is written into it counts in the next call.
+        This is the array that the layer uses: the next call uses what is written into it.
 
         Examples
         --------
@@ -636,7 +626,7 @@ class NormalizationLayer:
     def biases(self) -> Any:
         """Return the biases: an array, None where they are absent, "Automatic" where their shape is not known yet.
 
-        The array is the layer's own: what is written into it counts in the next call.
+        This is the array that the layer uses: the next call uses what is written into it.
 
         Examples
         --------
@@ -654,7 +644,7 @@ class NormalizationLayer:
 
     @property
     def epsilon(self) -> float:
-        """Return what keeps the divisor away from 0.
+        """Return the number that keeps the divisor away from 0.
 
         Examples
         --------
@@ -666,7 +656,7 @@ class NormalizationLayer:
 
     @property
     def initialized(self) -> bool:
-        """Return whether every parameter is there or absent, so that the layer can be called.
+        """Return whether the layer can be called: the shape of every parameter is known.
 
         Examples
         --------
@@ -682,22 +672,22 @@ class NormalizationLayer:
         )
 
     def initialize(self, input_shape_or_array: Any) -> NormalizationLayer:
-        """Make the automatic parameters, now that a shape is known: scaling of ones, biases of zeros.
+        """Create automatic parameters for a shape: ones for scaling, zeros for biases.
 
         Parameters
         ----------
         input_shape_or_array : tuple of int or ndarray
-            The shape of what the layer will be called on, or such an array.
+            The shape of an input, or an input.
 
         Returns
         -------
         NormalizationLayer
-            The layer itself. Parameters that it already has are left alone.
+            The layer itself. Existing parameters do not change.
 
         Raises
         ------
         GennormError
-            The shape does not fit the layer, or parameters it already has.
+            The shape does not fit the layer or its parameters.
 
         Examples
         --------
@@ -739,14 +729,14 @@ class NormalizationLayer:
                 parameters = filled(config, parameters)
             self._state = State(config, parameters, state.moments)
 
-    # Moments that the layer holds ------------------------------------------------------------------------------------
+    # Held moments --------------------------------------------------------------------------------------------------
 
     @property
     def moments(self) -> Moments | None:
-        """Return the moments that the layer holds: moving ones, or those of a data set. None where it holds none.
+        """Return the held moments: moving ones, or those of a data set; None if there are none.
 
-        They have one axis for each level of an example that is kept, and the groups of one that is not. Moving moments
-        begin with mean 0 and variance 1, and their count is 1. Any `Moments` that fit can be set, as a whole.
+        They have one axis for each kept level of an example and for the groups of a grouped level. Moving moments start
+        with mean 0 and variance 1, and their count is 1. `Moments` of this shape can be assigned.
 
         Examples
         --------
@@ -767,7 +757,7 @@ class NormalizationLayer:
             self._state = self._state.holding(checked(value, config, configs.kept_shape(config)))
 
     def reset_moments(self) -> NormalizationLayer:
-        """Let the layer hold what it held before it saw anything: mean 0 and variance 1, or nothing.
+        """Reset the held moments to mean 0 and variance 1, or to None for those of a data set.
 
         Returns
         -------
@@ -788,7 +778,7 @@ class NormalizationLayer:
 
     @property
     def trainable(self) -> bool:
-        """Return whether the layer learns: with moving moments, False means inference and no update.
+        """Return whether training changes the layer: with moving moments, False means inference and no update.
 
         Examples
         --------
@@ -813,30 +803,30 @@ class NormalizationLayer:
         nan: str = "propagate",
         progress: bool | None = None,
     ) -> NormalizationLayer:
-        """Take the moments of a data set, in one pass and in chunks of a few MB.
+        """Compute and store the moments of a data set, in one pass and in chunks of a few MB.
 
-        Chunks are measured and merged in float64, whatever the type of the data and the size of the chunks, and are
-        as exact as NumPy in one piece: `Moments` says how exact. If anything fails, or is interrupted, the layer keeps
-        the moments it had.
+        Chunks are measured and merged in float64, for every dtype and size of chunks; the result is as exact as NumPy
+        for the whole array: see `Moments`. If the computation fails or is interrupted, the moments of the layer do not
+        change.
 
         Parameters
         ----------
         data : ndarray, or iterable of ndarray
-            All examples as one batch, which may be mapped from a file (``np.load(path, mmap_mode="r")``), or batches
-            of any sizes, from a list or a generator.
+            All examples in one batch, which may be mapped from a file (``np.load(path, mmap_mode="r")``), or batches
+            of any sizes, in a list or from a generator.
         mask : ndarray of bool, or iterable of them, optional
-            True counts. One mask for the data, or for every batch, or an iterable with one for each batch. Its axes
-            are the last ones of the data; where it has fewer axes and fits the first axes too, it is an error: write
-            ``mask[:, None]`` for ``(N,)`` beside ``(N, F)``.
+            True elements count. One mask for the data or for all batches, or an iterable with one for each batch. Its
+            axes are the last axes of the data. A mask with fewer axes that also fits the first axes is an error: for a
+            mask of shape ``(N,)`` and data of shape ``(N, F)``, write ``mask[:, None]``.
         weights : array_like, or iterable of them, optional
-            How much an element counts, finite and at least 0; broadcast like `mask`.
+            Weights of the elements, finite and at least 0; broadcast like `mask`.
         reset : bool, default True
             False adds the data to the moments that the layer holds.
         nan : {"propagate", "omit", "raise"}
-            What NaN in the data does. By default, as in NumPy and Keras, the moments of its slice are NaN; a warning
-            says so. "omit" leaves it out, as a mask would. "raise" is an error that says where it is.
+            How NaN in the data is handled. By default, as in NumPy and Keras, the moments of its slice are NaN, with a
+            warning. "omit" ignores NaN, as a mask would. "raise" raises an error with its position.
         progress : bool, optional
-            Whether to show a bar on standard error; by default on a terminal, after a second.
+            Whether to show a progress bar on standard error; by default on a terminal, after a second.
 
         Returns
         -------
@@ -860,10 +850,10 @@ class NormalizationLayer:
         ShapeError
             A batch has slices of another shape than the ones before; a mask or weights do not fit.
         InitializationError
-            There was nothing in the data.
+            The data have no element that counts.
         ParameterError
-            There are more or fewer masks or weights than batches; a weight is negative or not finite; NaN where `nan`
-            is "raise"; with ``reset=False``, the layer holds moments of another shape.
+            There are more or fewer masks or weights than batches; a weight is negative or not finite; there is NaN and
+            `nan` is "raise"; with ``reset=False``, the held moments have another shape.
 
         Examples
         --------
@@ -881,11 +871,12 @@ class NormalizationLayer:
         state = self._state
         require_dataset(state.config)
         if not reset and mask is None and weights is None and nan in NAN and not progress:
-            with changing:
-                found = extended(self._state.moments, data, state.config)
-                if found is not None:
-                    self._state = self._state.holding(found)
-                    return self
+            while (found := extended(state.moments, data, state.config)) is not None:
+                with changing:
+                    if self._state is state:
+                        object.__setattr__(self, "_state", state.holding(found))
+                        return self
+                    state = self._state  # another thread has changed the layer: once more
         found = moments_of(
             data,
             state.config,
@@ -904,24 +895,24 @@ class NormalizationLayer:
         return self
 
     def _measure_all(self, x: Array, weights: Array | None) -> Moments:
-        """Return the moments of an array as the layer holds them: those of all examples together."""
+        """Return the moments of all examples of an array together, in the shape of held moments."""
         call = self._state.calls.find(x, True)
         with np.errstate(all="ignore"):
             moments = measured(call, call.measure(x, weights))
         return moments if moments.shape == held_shape(call.plan.resolved) else moments.pooled()
 
-    def _learn(self, asked: Request, rows: Array | None) -> None:
-        """Fold the moments of an array into the moving ones: one assignment of a new state, or no change at all."""
+    def _learn(self, request: Request, rows: Array | None) -> None:
+        """Update the moving moments by those of an array, in one assignment of a new state."""
         assert rows is not None
         with changing:
             state = self._state
-            moments = folded_rows(required(state.moments), rows, asked.new, state.config)
+            moments = folded_rows(required(state.moments), rows, request.new, state.config)
             object.__setattr__(self, "_state", state.holding(moments))
 
-    # Telling about it ------------------------------------------------------------------------------------------------
+    # Information ---------------------------------------------------------------------------------------------------
 
     def information(self, name: str | None = None) -> Any:
-        """Return what is known about the layer: a report that prints as a table, or one of its entries.
+        """Return the settings and properties of the layer: a table that can be printed, or one entry of it.
 
         Parameters
         ----------
@@ -935,7 +926,7 @@ class NormalizationLayer:
         Raises
         ------
         ConfigError
-            There is no such property.
+            The property does not exist.
 
         Examples
         --------
@@ -983,17 +974,17 @@ class NormalizationLayer:
             return found
         if name not in found:
             msg = f"a layer has no property {shown(name)}{suggest(name, found)}\n"
-            msg += "information() without a name tells all of them"
+            msg += "information() without a name returns all of them"
             raise ConfigError(msg, code="C102")
         return found[name]
 
     def to_config(self) -> dict[str, Any]:
-        """Return every setting of the layer and no array, as values that JSON can hold.
+        """Return all settings of the layer, without arrays, as values that JSON can represent.
 
         Returns
         -------
         dict
-            What `from_config` takes; ``spec/layer.schema.json`` describes it.
+            The argument of `from_config`; ``spec/layer.schema.json`` describes it.
 
         Examples
         --------
@@ -1012,9 +1003,9 @@ class NormalizationLayer:
         Parameters
         ----------
         config : mapping
-            Every setting; a missing or unknown key is an error.
+            All settings; a missing or unknown key is an error.
         scaling, biases : array_like
-            The arrays of a layer whose config says "explicit": a config holds none.
+            The arrays of a layer whose config has "explicit" parameters: a config contains no arrays.
 
         Returns
         -------
@@ -1023,7 +1014,7 @@ class NormalizationLayer:
         Raises
         ------
         GennormError
-            The config is not one, or an array that it speaks of is not given.
+            The config is not valid, or an array of an "explicit" parameter is missing.
 
         Examples
         --------
@@ -1038,7 +1029,7 @@ class NormalizationLayer:
             if parameter_mode(name, given[name]) == "explicit":
                 settings = with_mode(settings, name, "explicit")
             elif getattr(settings, name) == "explicit":
-                msg = f"the config says that {name} was given as an array, and holds no arrays\n"
+                msg = f"the config says that {name} was given as an array, and a config contains no arrays\n"
                 msg += f"pass it: from_config(config, {name}=array)"
                 raise ParameterError(msg, code="P012")
         layer = cls.__new__(cls)
@@ -1048,14 +1039,14 @@ class NormalizationLayer:
     def save(self, path: files.Target) -> None:
         """Write the layer to a file: its settings, its parameters and its moments, bit for bit.
 
-        The file is complete or not there. It replaces an existing file, whose permissions it takes over. Ctrl-C is
+        The file is written completely or not at all. It replaces an existing file and gets its permissions. Ctrl-C is
         handled when the file is complete.
 
         Parameters
         ----------
         path : str, path-like or binary file object
-            A path ends in ``.npz`` or ``.safetensors``. A file object is written as ``.npz``, unless its name ends in
-            ``.safetensors``.
+            A path that ends in ``.npz`` or ``.safetensors``, or a file object, which is written as ``.npz`` unless its
+            name ends in ``.safetensors``.
 
         Raises
         ------
@@ -1082,7 +1073,7 @@ class NormalizationLayer:
     if not TYPE_CHECKING:  # to a type checker, every name would be an attribute
 
         def __getattr__(self, name: str) -> Any:
-            if name.startswith("_"):  # protocols look for such names, also before the layer has its own
+            if name.startswith("_"):  # Python's protocols look up such names, also before __init__
                 return object.__getattribute__(self, name)
             if name in DEFAULTS:
                 return self._state.config.arguments()[name]
@@ -1115,7 +1106,7 @@ class NormalizationLayer:
         return {"config": state.config, "parameters": state.parameters._asdict(), "moments": state.moments}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # A copy, shallow or deep, has its own parameters.
+        # A copy, shallow or deep, has copies of the parameters.
         own = (None if array is None else copied(array, array.dtype) for array in state["parameters"].values())
         self._state = State(state["config"], Parameters(*own), state["moments"])
 
@@ -1128,7 +1119,7 @@ def load(path: files.Source) -> NormalizationLayer:
     Parameters
     ----------
     path : str, path-like or binary file object
-        A path ends in ``.npz`` or ``.safetensors``. A file object is read from its position to its end.
+        A path that ends in ``.npz`` or ``.safetensors``, or a file object, which is read from its position to its end.
 
     Returns
     -------
@@ -1156,7 +1147,7 @@ def load(path: files.Source) -> NormalizationLayer:
 
 
 def parameter_mode(name: str, value: Any) -> Any:
-    """Return the setting that stands for a parameter that was passed as this value."""
+    """Return the setting for a parameter that was passed as this value."""
     if (isinstance(value, str) and value != "Automatic") or isinstance(value, (bool, np.bool_)):
         msg = f'{name} cannot be {shown(value)}{suggest(value, ["Automatic"])}\nwrite "Automatic", None or an array'
         raise ConfigError(msg, code="C004")
@@ -1188,7 +1179,7 @@ def known_shape(config: LayerConfig, parameters: Parameters) -> tuple[int, ...]:
 
 
 def checked_parameter(config: LayerConfig, parameters: Parameters, name: str, value: Any) -> Array:
-    """Return the layer's own copy of a parameter, once its shape is known to be right."""
+    """Check a parameter and return a copy of it."""
     given = in_range(name, parameter_values(name, value), dtype_named(config.dtype))
     expected = None
     with suppress(InitializationError):

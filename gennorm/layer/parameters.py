@@ -1,9 +1,8 @@
-"""Scaling and biases: a layer's own, and those of one call."""
+"""Scaling and biases: those of a layer, and those of one call."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,9 +21,8 @@ Array = npt.NDArray[Any]
 NAMES = ("scaling", "biases")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Parameter:
-    """A parameter of one call: an array or None, perhaps with an axis for the examples of the batch.
+class Parameter(NamedTuple):
+    """A parameter of one call: an array, which may have an axis for the examples of the batch, or None.
 
     Attributes
     ----------
@@ -51,7 +49,7 @@ class Parameter:
         if batch is not None and array.shape == batch:
             return cls(array, True)
         msg = f"{name} has the shape {array.shape}, and an input of shape {resolved.shape} needs {shape}"
-        msg += "" if batch is None else f", or {batch} for one set an example"
+        msg += "" if batch is None else f", or {batch} for one set for each example"
         msg += "\nits axes are the scaling levels"
         if batch is None:
             msg += "; a layer with batched=True takes one set for each example"
@@ -64,7 +62,7 @@ class Parameter:
         return np.broadcast_to(self.array, (size, *self.array.shape))
 
     def gradient(self, found: Array | None) -> Array | None:
-        """Return a gradient that the engine found in the shape and dtype of the parameter."""
+        """Convert a gradient of the engine to the shape and dtype of the parameter."""
         if found is None or self.array is None:
             return None
         summed = found.sum(0) if found.ndim > self.array.ndim else found
@@ -73,7 +71,7 @@ class Parameter:
 
 
 class Parameters(NamedTuple):
-    """The layer's own parameters; None where one is absent or its shape is not known yet.
+    """The parameters of a layer; None for one that is absent or whose shape is not known yet.
 
     Examples
     --------
@@ -86,7 +84,7 @@ class Parameters(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...] | None:
-        """The shape of both; None where there is no array."""
+        """The shape of both; None if there is no array."""
         return next((array.shape for array in self if array is not None), None)
 
     def require_initialized(self, config: LayerConfig, names: Iterable[str] = NAMES) -> None:

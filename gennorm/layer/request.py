@@ -1,8 +1,8 @@
-"""A request: one call of a layer, checked. `run` makes the kernels answer it.
+"""Requests: calls of a layer that have been checked.
 
-Every call of a layer takes this road: `request` checks what was passed, decides by which moments the array is
-normalized, and finds the prepared call; `run` computes; what follows (an answer, a pullback, an update of moving
-moments) is made of the request and the rows that `run` returns. All checks come before anything is written or changed.
+Every call of a layer uses these functions: `check_call` checks the arguments, decides which moments normalize the
+array, and finds the prepared call; `run` computes the output. Pullbacks and updates of moving moments are made from the
+request and the rows that `run` returns. All checks come before anything is written or changed.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from gennorm.moments import Moments
 from gennorm.spec import config as configs
 
 if TYPE_CHECKING:
-    from gennorm.engine.call import PreparedCall
+    from gennorm.engine.interface import PreparedCall
 
 __all__ = [
     "Request",
+    "check_call",
     "given_rows",
     "laid",
     "parameters_of",
-    "request",
     "require_learnable",
     "run",
     "shared_rows",
@@ -42,25 +42,26 @@ class Request(NamedTuple):
     Attributes
     ----------
     x, y : ndarray
-        The input and where the output is written; both with an axis for the batch where `single` is True.
+        The input and the array for the output; both have an axis for the batch if `single` is True.
     call : PreparedCall
-        From `x` to `y`.
+        The prepared call for `x` and `y`.
     new : PreparedCall
-        From `x` to a new output: weights and gradients are laid out like one. It is `call` unless `out` was passed.
+        The prepared call for `x` and a new output, whose layout weights and gradients have. It is `call` unless `out`
+        was passed.
     parameters : tuple of Parameter
         Scaling and biases.
     gains, shifts : ndarray or None
-        The same as `call` takes them.
+        The parameters as arguments of `call`.
     weights : ndarray or None
         The mask, broadcast to `x`.
     rows : ndarray or None
-        Mean and variance in the order of `call`, where the moments are not those of `x`.
+        Mean and variance in the order of `call`, if the moments are not those of `x`.
     moments : Moments or None
-        Those that were passed.
+        The given moments.
     shared : bool
-        Whether these are the moments of `x` and of other arrays together, so that gradients go through them.
+        Whether the given moments include those of `x`, so that gradients go through them.
     learns : bool
-        Whether the moments of `x` are folded into the held ones.
+        Whether the moments of `x` update the held ones.
     single : bool
         Whether `x` was passed as one example to a layer that holds the moments of batches.
     """
@@ -85,7 +86,7 @@ class Request(NamedTuple):
         return self.rows is None or self.shared
 
 
-def request(
+def check_call(
     state: State,
     x: Any,
     training: bool = False,
@@ -106,7 +107,7 @@ def request(
     Raises
     ------
     GennormError
-        Anything about the arguments is wrong; nothing has been changed.
+        An argument is wrong; nothing was changed.
     """
     x = real(x, "the input")
     learns = bool(training) and state.learnable and moments is None
@@ -141,7 +142,7 @@ def request(
 
 
 def require_learnable(state: State, call: PreparedCall) -> None:
-    """Refuse an array whose moments cannot be folded into the held ones."""
+    """Refuse an array whose moments cannot update the held ones."""
     moments = required(state.moments)
     if moments.shape != call.held_shape:
         require_held(moments, call.plan.resolved)
@@ -150,16 +151,15 @@ def require_learnable(state: State, call: PreparedCall) -> None:
 
 
 def parameters_of(state: State, call: PreparedCall, scaling: Any, biases: Any) -> tuple[Parameter, Parameter]:
-    """Return the parameters that were passed to a call, and the layer's own for those that were not."""
+    """Return the parameters that were passed to a call, and those of the layer for the others."""
+    own, resolved = state.parameters, call.plan.resolved
     if scaling is None or biases is None:
         missing = [name for name, value in zip(NAMES, (scaling, biases), strict=True) if value is None]
-        state.parameters.require_initialized(state.config, missing)
-    resolved = call.plan.resolved
-    found = [
-        Parameter(own, False) if value is None else Parameter.checked(name, value, resolved)
-        for name, own, value in zip(NAMES, state.parameters, (scaling, biases), strict=True)
-    ]
-    return found[0], found[1]
+        own.require_initialized(state.config, missing)
+    return (
+        state.own[0] if scaling is None else Parameter.checked("scaling", scaling, resolved),
+        state.own[1] if biases is None else Parameter.checked("biases", biases, resolved),
+    )
 
 
 def laid(
@@ -173,7 +173,7 @@ def laid(
 
 
 def given_rows(state: State, moments: Any, call: PreparedCall) -> Array:
-    """Return mean and variance of every slice, in the order of a call: those that were passed, else the held ones."""
+    """Return mean and variance of every slice, in the order of a call, from the given moments or the held ones."""
     resolved = call.plan.resolved
     if moments is None:
         own = required(state.moments)
@@ -186,16 +186,16 @@ def given_rows(state: State, moments: Any, call: PreparedCall) -> Array:
     return call.remember(moments, False, rows) if type(moments) is Moments else rows
 
 
-def run(asked: Request, *, keep: bool = False) -> Array | None:
+def run(request: Request, *, keep: bool = False) -> Array | None:
     """Write the output of a request.
 
     Returns
     -------
     ndarray or None
-        What gradients and moving moments need, where that is to be kept: the rows of the moments in the order of
-        `Request.new`. Mean and second moment, with a mask the count too; mean and variance where these were given.
+        With `keep`, or if the request updates moving moments: the rows of the moments, in the order of `Request.new`.
+        They are mean and second moment, with a mask also the count; or mean and variance, if these were given.
     """
-    x, y, call, new, _, gains, shifts, weights, rows, moments, shared, learns, _ = asked
+    x, y, call, new, _, gains, shifts, weights, rows, moments, shared, learns, _ = request
     if rows is not None:
         call.apply(x, y, rows, gains, shifts)
         if not keep:
@@ -207,8 +207,7 @@ def run(asked: Request, *, keep: bool = False) -> Array | None:
         rows = call.normalize(x, y, gains, shifts, keep=keep or learns)
         return rows if rows is None or call is new else new.ordered(call.shaped(rows))
     rows = new.measure(x, weights)
-    with np.errstate(all="ignore"):
-        statistics = new.statistics(rows)
+    statistics = new.statistics(rows)
     call.apply(x, y, statistics if call is new else call.ordered(new.shaped(statistics)), gains, shifts)
     return rows
 

@@ -1,7 +1,8 @@
-"""What a layer is at one moment: its config, its parameters, the moments it holds, and the calls prepared for them.
+"""The state of a layer: its config, its parameters, its held moments, and the cache of prepared calls.
 
-A state never changes: a layer that changes gets another one, in a single assignment. A call reads the state once, so it
-never sees half of a change; and a prepared call is stored with the state that it was made for, so none is ever stale.
+A state is immutable: a change of the layer replaces the state in one assignment. A call reads the state once, so it
+sees a change completely or not at all. A prepared call is stored in the state that it was made for, so it is never
+stale.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The moments that a layer holds, moving ones or those of a data set: their shape, their use, their next value."""
+"""Held moments of a layer, moving ones or those of a data set: their shape, their use, their update."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gennorm.spec import levels
 from gennorm.spec.config import GroupMapping, LayerConfig, Resolved, resolve_config
 
 if TYPE_CHECKING:
-    from gennorm.engine.call import PreparedCall
+    from gennorm.engine.interface import PreparedCall
 
 __all__ = [
     "Given",
@@ -48,7 +48,7 @@ Array = npt.NDArray[Any]
 
 
 def initial(config: LayerConfig, shape: tuple[int, ...] | None) -> Moments | None:
-    """What a layer holds before it has seen anything: mean 0 and variance 1 where they move, else nothing."""
+    """Return the initial held moments: mean 0 and variance 1 for moving ones, otherwise None."""
     if config.statistics != "moving":
         return None
     mean = None if config.method == "RMS" else np.zeros(shape or ())
@@ -56,7 +56,7 @@ def initial(config: LayerConfig, shape: tuple[int, ...] | None) -> Moments | Non
 
 
 def held_shape(resolved: Resolved) -> tuple[int, ...]:
-    """The shape of the moments that a layer holds: those of an array, the batch and its groups left out.
+    """Return the shape of held moments: that of the moments of an array, without the batch and its groups.
 
     Examples
     --------
@@ -68,12 +68,12 @@ def held_shape(resolved: Resolved) -> tuple[int, ...]:
 
 
 def _keeps_batch(resolved: Resolved) -> bool:
-    """Whether the first axis of an array's moments is the batch, or its groups."""
+    """Return whether the first axis of an array's moments is the batch, or its groups."""
     return resolved.batched and (0 not in resolved.aggregation or resolved.groups[0] > 1)
 
 
 def ungrouped(config: LayerConfig, shape: tuple[int, ...]) -> LayerConfig:
-    """The config without groups of the batch, which have no part in moments that a layer holds.
+    """Return the config without groups of the batch, which held moments do not have.
 
     Examples
     --------
@@ -95,9 +95,9 @@ def ungrouped(config: LayerConfig, shape: tuple[int, ...]) -> LayerConfig:
 
 
 def is_one_example(config: LayerConfig, shape: tuple[int, ...]) -> bool:
-    """Whether level 0 is aggregated, and an array is no batch but one example.
+    """Return whether level 0 is aggregated and an array is not a batch but one example.
 
-    That is nothing to a layer that holds its moments: the example is a batch of one.
+    A layer with held moments treats such an example as a batch of one.
 
     Examples
     --------
@@ -110,7 +110,7 @@ def is_one_example(config: LayerConfig, shape: tuple[int, ...]) -> bool:
     try:
         resolve_config(ungrouped(config, shape), shape)
     except (LevelRangeError, ShapeError) as error:
-        if error.code == "S010":  # a size that is not the declared one
+        if error.code == "S010":  # a size differs from the declared one
             return False
     else:
         return False
@@ -121,33 +121,33 @@ def is_one_example(config: LayerConfig, shape: tuple[int, ...]) -> bool:
     return True
 
 
-# --------------------------------------------------------------------------------------------------------- their use
+# --------------------------------------------------------------------------------------------------------- the use
 
 
 def measured(call: PreparedCall, rows: Array) -> Moments:
-    """Return moments that take over rows in the order of a call: mean, second moment and perhaps count."""
+    """Make moments of rows in the order of a call (mean, second moment and perhaps count); they share the memory."""
     rows.setflags(write=False)
     shaped = call.shaped(rows)
-    shaped.setflags(write=False)
-    count = shaped[2, ...] if len(rows) == 3 else np.full(shaped.shape[1:], float(call.plan.resolved.count))
-    count.setflags(write=False)
+    if shaped.flags.writeable:  # a copy in another order
+        shaped.setflags(write=False)
+    count = shaped[2, ...] if len(rows) == 3 else filled(shaped.shape[1:], call.plan.resolved.count)
     return Moments.of_read_only(count, shaped[0, ...] if call.center else None, shaped[1, ...])
 
 
 def applicable(moments: Any, resolved: Resolved, config: LayerConfig) -> Array:
-    """Mean and variance of given moments, one value for each slice of an array."""
+    """Return mean and variance of given moments, one value for each slice of an array."""
     mean, variance = used(moments, config)
     try:
         return _over_slices(mean, variance, resolved.moments_shape)
     except ValueError:
         msg = f"the moments have the shape {variance.shape}, and an input of shape {resolved.shape} needs "
         msg += f"{resolved.moments_shape}, or fewer that broadcast to it\n"
-        msg += "their axes are the levels that are kept, the batch included, and the groups of those that are split"
+        msg += "their axes are the kept levels, including the batch, and the groups of grouped levels"
         raise ParameterError(msg, code="P022") from None
 
 
 class Given(NamedTuple):
-    """A mean and a variance that are used as they are: arrays of floats, without a mean for the method RMS.
+    """A mean and a variance that are used without change: arrays of floats; the mean is None for the method RMS.
 
     Examples
     --------
@@ -160,13 +160,13 @@ class Given(NamedTuple):
 
 
 def used(moments: Any, config: LayerConfig) -> tuple[Array | None, Array]:
-    """Return the mean and the variance that moments stand for; no mean for the method RMS."""
+    """Return mean and variance of moments; the mean is None for the method RMS."""
     center = config.method == "Standardize"
     if type(moments) is Given:
         return moments if center else (None, moments.variance)
     if type(moments) is tuple:
         if len(moments) != 2:
-            msg = f"moments are a tuple of {len(moments)}, and a pair of mean and variance is one of 2\n"
+            msg = f"moments are a tuple of {len(moments)} values, and a pair of mean and variance has 2\n"
             msg += "pass (mean, variance), what measure(x) returned, or gn.Moments"
             raise ParameterError(msg, code="P025")
         mean, variance = moments
@@ -178,14 +178,14 @@ def used(moments: Any, config: LayerConfig) -> tuple[Array | None, Array]:
 
 
 def held(moments: Moments | None, resolved: Resolved) -> Array:
-    """Mean and variance that a layer holds, one value for each slice of an array. The variance is used as it is.
+    """Return held mean and variance, one value for each slice of an array. The variance is used without change.
 
     Raises
     ------
     InitializationError
-        The layer holds none yet.
+        The layer has no moments yet.
     ParameterError
-        Those it holds are of other slices.
+        The held moments do not fit the slices.
     """
     moments = required(moments)
     require_held(moments, resolved)
@@ -194,16 +194,16 @@ def held(moments: Moments | None, resolved: Resolved) -> Array:
 
 
 def required(moments: Moments | None) -> Moments:
-    """The moments of a data set, which a layer has only once it has seen one."""
+    """Return held moments; refuse a layer that was not adapted yet."""
     if moments is None:
-        msg = 'the layer has no moments yet: with statistics="dataset" they are those of the data it is for\n'
+        msg = 'the layer has no moments yet: with statistics="dataset" they come from adapt\n'
         msg += "call adapt(data), or set layer.moments"
         raise InitializationError(msg, code="I010")
     return moments
 
 
 def require_held(moments: Moments | Array, resolved: Resolved) -> None:
-    """Refuse an array whose slices have other sizes than the moments that the layer holds, or their variance."""
+    """Refuse an array whose slices do not fit the held moments."""
     expected = held_shape(resolved)
     if moments.shape == expected or _broadcasts(moments.shape, expected):
         return
@@ -215,15 +215,15 @@ def require_held(moments: Moments | Array, resolved: Resolved) -> None:
         place = levels.name(resolved.level(kept[wrong]), batched=resolved.batched)
         size = expected[wrong]
         has = f"{size} groups" if kept[wrong] in resolved.aggregation else f"size {size}"
-        msg = f"{place} of the input has {has}, and the moments of the layer {moments.shape[wrong]}\n"
+        msg = f"{place} of the input has {has}, and the moments of the layer have {moments.shape[wrong]} there\n"
     else:
-        msg = f"the input has {len(expected)} levels that are kept, and the moments of the layer {len(moments.shape)}\n"
+        msg = f"the input has {len(expected)} kept levels, and the moments of the layer have {len(moments.shape)}\n"
     msg += f"an input of shape {resolved.shape} needs moments of shape {expected}; the layer's have {moments.shape}"
     raise ParameterError(msg, code="P023")
 
 
 def require_dataset(config: LayerConfig) -> None:
-    """Refuse a data set where a layer's moments are those of something else."""
+    """Refuse `adapt` for a layer that does not take its moments from a data set."""
     if config.statistics != "dataset":
         msg = f'the layer takes no moments from a data set: it was made with statistics="{config.statistics}"\n'
         msg += 'make it with statistics="dataset", or with gn.feature_norm'
@@ -231,30 +231,30 @@ def require_dataset(config: LayerConfig) -> None:
 
 
 def require_inverse(config: LayerConfig, moments: Moments | None, scaling: Array | None) -> None:
-    """Refuse to invert what cannot be: an output whose moments nobody knows, or one that was multiplied by 0."""
+    """Refuse to invert an output without known moments, or one that was multiplied by 0."""
     if moments is None and config.statistics == "input":
         msg = 'inverse needs moments: with statistics="input" the layer holds none\n'
         msg += "pass those that the input was normalized by: inverse(y, layer.measure(x))"
         raise ParameterError(msg, code="P030")
     if scaling is not None and not np.all(scaling):
         at = np.argwhere(scaling == 0)[0].tolist()
-        msg = f"scaling is 0 at {at}, and what was multiplied by 0 does not come back\n"
+        msg = f"scaling is 0 at {at}, and the input of a product with 0 cannot be computed\n"
         msg += "set a scaling without zeros, or scaling=None"
         raise ParameterError(msg, code="P031")
 
 
 def checked(value: Any, config: LayerConfig, shape: tuple[int, ...] | None) -> Moments:
-    """Moments that a layer is to hold, of its method and, where that is known, of the shape of its slices.
+    """Check moments that are assigned to a layer: their method and, if it is known, their shape.
 
     Raises
     ------
     ConfigError
-        The layer takes its moments from its input and holds none.
+        The layer takes its moments from its input.
     ParameterError
-        They are no moments, or those of another method or shape.
+        The value is not a `Moments`, or has another method or shape.
     """
     if config.statistics == "input":
-        msg = 'the layer holds no moments: with statistics="input" they are those of what it is called on\n'
+        msg = 'the layer holds no moments: with statistics="input" it uses those of the input\n'
         msg += 'call apply(x, moments), or make the layer with statistics="dataset" or "moving"'
         raise ConfigError(msg, code="C110")
     _require_kind(value, config)
@@ -265,7 +265,7 @@ def checked(value: Any, config: LayerConfig, shape: tuple[int, ...] | None) -> M
         return moments
     if not _broadcasts(moments.shape, shape):
         msg = f"the moments have the shape {moments.shape}, and those of the layer {shape}\n"
-        msg += "their axes are the levels of an example that are kept, and the groups of those that are split"
+        msg += "their axes are the kept levels of an example, and the groups of grouped levels"
         raise ParameterError(msg, code="P024")
     mean = None if moments.mean is None else np.broadcast_to(moments.mean, shape)
     return Moments(moments.count, mean, np.broadcast_to(moments.m2, shape))
@@ -290,31 +290,39 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 
 def _over_slices(mean: Array | None, variance: Array, shape: tuple[int, ...]) -> Array:
     rows = np.empty((2, *shape))
-    rows[0] = 0.0 if mean is None else np.broadcast_to(mean, shape)
-    rows[1] = np.broadcast_to(variance, shape)
+    if variance.shape == shape:  # broadcasting takes as long as planning a small array
+        rows[0], rows[1] = 0.0 if mean is None else mean, variance
+    else:
+        rows[0] = 0.0 if mean is None else np.broadcast_to(mean, shape)
+        rows[1] = np.broadcast_to(variance, shape)
     return rows
 
 
-# --------------------------------------------------------------------------------------------------- their next value
+# ---------------------------------------------------------------------------------------------------------- the update
 
 
 @functools.lru_cache(64)
+def filled(shape: tuple[int, ...], count: int) -> Array:
+    """Return a read-only array of one number, which takes no memory: the count of slices that are counted in full."""
+    number = np.array(float(count))
+    number.setflags(write=False)
+    return np.broadcast_to(number, shape)
+
+
 def ones(shape: tuple[int, ...]) -> Array:
-    """Return an array of ones that nobody can write to: the count of moving moments."""
-    array = np.ones(shape)
-    array.setflags(write=False)
-    return array
+    """Return the count of moving moments, which is 1 for every slice."""
+    return filled(shape, 1)
 
 
 def folded(
     moving: Moments, batch: Moments, resolved: Resolved, config: LayerConfig, *, unbiased: bool = False
 ) -> Moments:
-    r"""Return the moving moments after the moments of an array were folded in.
+    r"""Return the moving moments after an update by the moments of an array.
 
     .. math:: v \leftarrow \text{momentum} \cdot v + (1 - \text{momentum}) \cdot v_\text{batch}
 
-    The variance is biased, or `unbiased` as PyTorch folds it. Where the batch is kept, or grouped, its slices are
-    averaged first. A slice in which nothing was counted has no effect.
+    The variance of the batch is biased, or `unbiased` as in PyTorch. If the batch is kept or grouped, its slices are
+    averaged first. A slice without counted elements has no effect.
 
     Examples
     --------
@@ -332,26 +340,21 @@ def folded(
 
 def folded_rows(moving: Moments, rows: Array, call: PreparedCall, config: LayerConfig) -> Moments:
     """Return the same as `folded` for the rows that a call measured, in a few microseconds."""
-    resolved, momentum = call.plan.resolved, config.momentum
-    old = moving.m2.base  # the array that this function made in the last step, of mean and variance
-    if old is None or old.shape != (2, *moving.shape) or moving.count is not ones(moving.shape):
-        old = None
-    if old is None or len(rows) > 2 or resolved.count == 0 or not 0 < momentum < 1 or moving.shape != call.held_shape:
-        moments = folded(moving, measured(call, rows.copy()), resolved, config)
-        new = np.stack([np.zeros(moments.shape) if moments.mean is None else moments.mean, moments.m2])
-    else:
-        with np.errstate(all="ignore"):
-            new = call.shaped(rows).copy()
-            new[1] /= resolved.count
-            if new.ndim > old.ndim:  # one axis more: the batch, or its groups
-                if new.shape[1] == 0:
-                    return moving
-                new = new.sum(axis=1)
-                new /= resolved.moments_shape[0]
-            new *= 1 - momentum
-            new += momentum * old
+    shape = moving.shape
+    if (
+        len(rows) > 2
+        or call.plan.resolved.count == 0
+        or not 0 < config.momentum < 1
+        or shape != call.held_shape
+        or moving.count is not ones(shape)
+    ):
+        return folded(moving, measured(call, rows.copy()), call.plan.resolved, config)
+    new = np.empty((2, *shape))
+    new[0] = 0.0 if moving.mean is None else moving.mean
+    new[1] = moving.m2
+    call.fold(rows, new)
     new.setflags(write=False)
-    return Moments.of_read_only(ones(new.shape[1:]), None if moving.mean is None else new[0, ...], new[1, ...])
+    return Moments.of_read_only(ones(shape), None if moving.mean is None else new[0, ...], new[1, ...])
 
 
 def following(
@@ -363,7 +366,7 @@ def following(
     *,
     unbiased: bool = False,
 ) -> tuple[Array | None, Array]:
-    """The same for a moving mean and variance as arrays of float64, which are new ones afterwards."""
+    """Do the same as `folded` for arrays of float64; return new arrays."""
     with np.errstate(all="ignore"):
         olds = [variance] if mean is None else [variance, mean]
         news = [batch.mean_square()] if batch.mean is None else [batch.variance(unbiased), batch.mean]
@@ -380,7 +383,7 @@ def following(
 
 
 def _step(old: Array, new: Array, momentum: float) -> Array:
-    # A weight of 0 is no weight, for NaN and infinities too.
+    # With weight 0 even NaN and infinities have no effect.
     if momentum == 1:
         return old + np.zeros_like(new)
     return new + np.zeros_like(old) if momentum == 0 else momentum * old + (1 - momentum) * new

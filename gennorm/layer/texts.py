@@ -1,4 +1,4 @@
-"""A layer as text: the Python that makes it, and a table of what is known about it."""
+"""A layer as text: the Python expression that makes it, and a table of its settings and properties."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INITIAL = {"scaling": 1, "biases": 0}  # values of parameters that are "Automati
 
 
 class Information(dict[str, Any]):
-    """What is known about a layer, by name; prints as a table."""
+    """Settings and properties of a layer, by name; printed as a table."""
 
     def __str__(self) -> str:
         width = max(map(len, self)) + 2
@@ -53,7 +53,7 @@ def is_constant(array: Array, value: Any) -> bool:
 
 
 def write(value: Any) -> str:
-    """Return Python for a value; an array is written to the last bit, and one that is constant as such."""
+    """Return a Python expression for a value; arrays are exact to the last bit."""
     if isinstance(value, np.ndarray):
         dtype = f"dtype={value.dtype.name!r}"
         if value.size and np.isfinite(value.flat[0]) and is_constant(value, value.flat[0]):

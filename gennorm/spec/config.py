@@ -1,7 +1,8 @@
-"""The settings of a layer, checked as a whole, and what they mean for one array. Integers and text only."""
+"""The settings of a layer: their checks, and their resolution for one array. It uses integers and text only."""
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,7 +46,7 @@ PLACEMENTS = ("inside", "floor", "outside")
 MULTIPLIERS = ("scaling", "biases")
 FORMAT = "gennorm/layer"
 VERSION = 1
-MOST_LEVELS = 64  # NumPy's arrays have no more axes
+MOST_LEVELS = 64  # the largest number of axes of a NumPy array
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +61,9 @@ Groups = int | tuple[int, ...] | GroupMapping | None
 
 @dataclass(frozen=True, slots=True)
 class LayerConfig:
-    """All the settings of a layer; no arrays. Build one with `make`, which checks them.
+    """All settings of a layer, without arrays. `make` checks the settings and makes a config.
 
-    `scaling` and `biases` are the mode: ``"Automatic"``, None (absent) or ``"explicit"`` (the layer holds an array).
+    `scaling` and `biases` are ``"Automatic"``, None (absent) or ``"explicit"`` (the layer has an array).
 
     Examples
     --------
@@ -111,18 +112,18 @@ class LayerConfig:
         epsilon_placement: object = "inside",
         learning_rate_multipliers: object = None,
     ) -> LayerConfig:
-        """Check the arguments of a layer, one by one and against each other.
+        """Check the arguments of a layer, each one and their combination.
 
         Raises
         ------
         LevelSyntaxError, LevelConflictError
-            A level spec cannot be read, or contradicts itself.
+            A level spec is not valid.
         LevelRangeError
             A level does not exist in an array of the declared `input_shape`.
         GroupError
             `group_number` does not fit the aggregation levels or the declared sizes.
         ConfigError
-            Anything else.
+            Another argument is wrong.
         """
         config = cls(
             aggregation_levels=levels.parse(aggregation_levels, argument=AGGREGATION),
@@ -146,7 +147,7 @@ class LayerConfig:
         return config
 
     def arguments(self) -> dict[str, Any]:
-        """The constructor arguments that make this config, in canonical form and in the constructor's order.
+        """Return the constructor arguments of this config, in canonical form and in the constructor's order.
 
         Examples
         --------
@@ -166,7 +167,7 @@ class LayerConfig:
         return values
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as JSON values: ``spec/layer.schema.json``.
+        """Return the config as JSON values; see ``spec/layer.schema.json``.
 
         Examples
         --------
@@ -187,12 +188,12 @@ class LayerConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LayerConfig:
-        """Read what `to_dict` wrote. Every key has to be there, and no other.
+        """Make a config from the result of `to_dict`. All keys are required, and no others are allowed.
 
         Raises
         ------
         ConfigError
-            A key is missing or unknown, or format or version are not those of this gennorm.
+            A key is missing or unknown, or this version of gennorm does not support the format or version.
         GennormError
             As `make`.
         """
@@ -203,7 +204,7 @@ class LayerConfig:
         _known_keys("a layer's config", values, ["format", "version", *settings], "C011")
         missing = [key for key in ("format", "version", *settings) if key not in values]
         if missing:
-            msg = f"a layer's config lacks {_quoted(missing)}\nevery key that to_config() writes has to be there"
+            msg = f"a layer's config lacks {_quoted(missing)}\nall keys of to_config() are required"
             raise ConfigError(msg, code="C012")
         if values["format"] != FORMAT or type(values["version"]) is not int or values["version"] != VERSION:
             found, version = values["format"], values["version"]
@@ -225,13 +226,13 @@ def _spec_argument(spec: LevelSpec) -> int | str | tuple[()]:
 
 
 def _json_level(key: object) -> object:
-    """JSON's keys are text: "-1" is level -1. Anything else is left to the check of group_number."""
+    """Convert a key of JSON, which is text: "-1" is level -1. The check of group_number refuses other keys."""
     if isinstance(key, str) and key.removeprefix("-").isascii() and key.removeprefix("-").isdigit():
         return int(key) if len(key) <= len(str(-levels.LARGEST)) else key
     return key
 
 
-# -------------------------------------------------------------------------------------------- the arguments one by one
+# ---------------------------------------------------------------------------------------- checks of single arguments
 
 
 def _quoted(words: Iterable[object]) -> str:
@@ -256,7 +257,7 @@ def _word(argument: str, value: object, allowed: tuple[str, ...], code: str) -> 
 def _flag(argument: str, value: object, code: str) -> bool:
     if type(value).__name__ in {"bool", "bool_"}:
         return bool(value)
-    none = ", or None where the arrays say it themselves" if argument == "batched" else ""
+    none = ", or None to decide by the rank of the array" if argument == "batched" else ""
     msg = f"{argument} cannot be {shown(value)}\nwrite True or False{none}"
     raise ConfigError(msg, code=code)
 
@@ -280,7 +281,7 @@ def _real(argument: str, value: object, most: float, code: str) -> float:
 
 
 def _dtype_name(value: object) -> object:
-    """The name of a dtype given as text, as `np.float32` or as `np.dtype`."""
+    """Return the name of a dtype that is given as text, as `np.float32` or as `np.dtype`."""
     if isinstance(value, str):
         return value
     if isinstance(value, type):
@@ -290,7 +291,7 @@ def _dtype_name(value: object) -> object:
 
 
 def integer(value: object) -> int | None:
-    """The int that a value stands for; None where it is no integer, or one of 19 digits or more.
+    """Return the int for an integer value; None for other values, and for integers of 19 digits or more.
 
     Examples
     --------
@@ -385,18 +386,18 @@ def _group(value: object, where: str) -> int:
     return number
 
 
-# ---------------------------------------------------------------------------------------- the arguments with each other
+# ------------------------------------------------------------------------------------- checks of several arguments
 
 
 def _check_together(config: LayerConfig) -> None:
     if config.unbiased and config.method == "RMS":
-        msg = 'unbiased=True does not go with method="RMS"\n'
-        msg += "a mean of squares has no mean taken from it and is unbiased over n: leave out unbiased"
+        msg = 'unbiased=True is not possible with method="RMS"\n'
+        msg += "the mean of squares is unbiased when divided by n: leave out unbiased"
         raise ConfigError(msg, code="C040")
     spec = config.aggregation_levels
     place = levels.batch_place(spec)
     if config.batched is False and place is not None:
-        msg = f"{AGGREGATION} has level 0, the batch, and batched=False says that there is none\n"
+        msg = f"{AGGREGATION} has level 0, the batch, and batched=False excludes a batch\n"
         msg += f"{point(levels.format(spec), *place)}\nleave out level 0, or pass batched=True"
         raise ConfigError(msg, code="C041", position=place)
     if config.input_shape is not None and ... not in config.input_shape:
@@ -420,14 +421,14 @@ def _check_together(config: LayerConfig) -> None:
 
 
 def _require_aggregated(config: LayerConfig) -> None:
-    """Refuse groups of a level that is not aggregated in an example of any rank that the declaration allows."""
+    """Refuse groups of a level that is not aggregated for any rank that `input_shape` allows."""
     error: GroupError | None = None
     for rank in _ranks(config, (...,) if config.input_shape is None else config.input_shape):
         try:
             aggregation, _ = _levels(config, rank, batched=_names_batch(config))
             _group_numbers(config.group_number, aggregation, rank)
         except (LevelRangeError, LevelConflictError):
-            continue  # this rank does not have the levels of the layer
+            continue  # an example of this rank does not have the levels
         except GroupError as caught:
             error = caught
         else:
@@ -437,12 +438,12 @@ def _require_aggregated(config: LayerConfig) -> None:
 
 
 def _names_batch(config: LayerConfig) -> bool:
-    """Whether a batch is part of the layer before there is an array: said, or needed by a level 0."""
+    """Return whether the settings alone require a batch: by `batched`, or by level 0."""
     return bool(config.batched) or levels.uses_batch(config.aggregation_levels)
 
 
 def _known_count(spec: LevelSpec) -> int | None:
-    """How many levels a spec names, where that is the same for every array."""
+    """Return the number of levels of a spec, if it is the same for every array; else None."""
     count = 0
     for item in levels.members(spec):
         if isinstance(item, Span):
@@ -456,7 +457,7 @@ def _known_count(spec: LevelSpec) -> int | None:
 
 
 def _written_groups(config: LayerConfig) -> Iterable[tuple[int, int]]:
-    """(level, groups) as far as the settings say, without an array, which levels are split."""
+    """Return (level, groups) pairs, as far as the settings determine them without an array."""
     groups, named = config.group_number, levels.members(config.aggregation_levels)
     if isinstance(groups, GroupMapping):
         return groups.items
@@ -467,7 +468,7 @@ def _written_groups(config: LayerConfig) -> Iterable[tuple[int, int]]:
 
 
 def _declared_size(declared: Shape | None, level: int) -> int | None:
-    """The size of a level, where it lies on the same side of the `...` for every rank."""
+    """Return the declared size of a level, if it is on the same side of the `...` for every rank; else None."""
     if declared is None or level == 0:
         return None
     place = declared.index(...)
@@ -492,7 +493,7 @@ def _require_aligned(groups: Groups, count: int) -> None:
 
 
 def _group_numbers(groups: Groups, aggregation: tuple[int, ...], rank: int) -> dict[int, int]:
-    """Group number by resolved level; a level without one is not split."""
+    """Return the group number of each resolved level; a level without one is not split."""
     _require_aligned(groups, len(aggregation))
     numbers: dict[int, int] = {}
     match groups:
@@ -520,19 +521,19 @@ def _group_numbers(groups: Groups, aggregation: tuple[int, ...], rank: int) -> d
 
 def _require_divides(level: str, size: int, number: int) -> None:
     if size % number:
-        # A large prime has no divisor in reach; nobody waits for one.
+        # The search is bounded: a large prime has no divisor near the number.
         near = next((n for n in range(min(number, size), max(0, number - 1000), -1) if size % n == 0), 1)
         msg = f"{level} of size {size} cannot be split into {number} groups of equal size\n"
         msg += f"group_number has to divide {size}, as {near} does"
         raise GroupError(msg, code="G020")
 
 
-# ------------------------------------------------------------------------------------------------------- for one array
+# ---------------------------------------------------------------------------------------------------------- resolution
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What a config means for one array. Axes are those of the array (0-based).
+    """A config resolved for one array. Axes are 0-based axes of the array.
 
     Attributes
     ----------
@@ -545,11 +546,11 @@ class Resolved:
     aggregation, scaling : tuple of int
         Axes, in the order written.
     groups : tuple of int
-        Group number of every axis; 1 is not split.
+        Group number of every axis; 1 means that it is not split.
     parameter_shape : tuple of int
         Sizes of the scaling levels, in the order written.
     moments_shape : tuple of int
-        One size for each axis that is kept, and the number of groups of each axis that is split, in axis order.
+        The sizes of kept axes and the numbers of groups of grouped axes, in axis order.
     """
 
     rank: int
@@ -564,15 +565,18 @@ class Resolved:
     @property
     def count(self) -> int:
         """Number of elements of one slice."""
-        return math.prod(self.shape[axis] // self.groups[axis] for axis in self.aggregation)
+        count, shape, groups = 1, self.shape, self.groups
+        for axis in self.aggregation:
+            count *= shape[axis] // groups[axis]
+        return count
 
     def level(self, axis: int) -> int:
-        """The level of an axis."""
+        """Return the level of an axis."""
         return axis if self.batched else axis + 1
 
 
 def resolve_config(config: LayerConfig, shape: tuple[int, ...]) -> Resolved:
-    """What a config means for an array of this shape.
+    """Resolve a config for an array of this shape.
 
     Parameters
     ----------
@@ -589,11 +593,11 @@ def resolve_config(config: LayerConfig, shape: tuple[int, ...]) -> Resolved:
     ShapeError
         The array differs from `input_shape`, in rank or in a size.
     LevelRangeError, LevelConflictError
-        A level does not exist in this array, or two are the same in it.
+        A level does not exist in this array, or two levels are the same.
     GroupError
-        A level that is split has a size that its group number does not divide.
+        A group number does not divide the size of its level.
     ConfigError
-        ``unbiased`` over one element, where the statistics are the input's.
+        ``unbiased`` over one element, for the statistics of the input.
 
     Examples
     --------
@@ -605,31 +609,38 @@ def resolve_config(config: LayerConfig, shape: tuple[int, ...]) -> Resolved:
     batched = _decide_batched(config, shape)
     rank = len(shape) - batched
     _check_sizes(config, shape, batched)
-    aggregation, scaling = _levels(config, rank, batched=batched)
-    numbers = _group_numbers(config.group_number, aggregation, rank)
-    first = 0 if batched else 1  # the level of axis 0
-    for level, number in numbers.items():
-        _require_divides(levels.name(level, batched=batched), shape[level - first], number)
-    groups = tuple(numbers.get(axis + first, 1) for axis in range(len(shape)))
-    axes = tuple(level - first for level in aggregation)
-    kept = (
-        groups[axis] if axis in axes else size
-        for axis, size in enumerate(shape)
-        if axis not in axes or groups[axis] > 1
+    aggregation, scaling, groups = _axes_of(
+        config.aggregation_levels, config.scaling_levels, config.group_number, rank, batched
     )
-    resolved = Resolved(
-        rank=rank,
-        batched=batched,
-        shape=shape,
-        aggregation=axes,
-        scaling=tuple(level - first for level in scaling),
-        groups=groups,
-        parameter_shape=tuple(shape[level - first] for level in scaling),
-        moments_shape=tuple(kept),
-    )
+    kept = []
+    for axis, (size, number) in enumerate(zip(shape, groups, strict=True)):
+        if number > 1:
+            if size % number:
+                _require_divides(levels.name(axis if batched else axis + 1, batched=batched), size, number)
+            kept.append(number)
+        elif axis not in aggregation:
+            kept.append(size)
+    parameter_shape = tuple([shape[axis] for axis in scaling])
+    resolved = Resolved(rank, batched, shape, aggregation, scaling, groups, parameter_shape, tuple(kept))
     if config.unbiased and config.statistics == "input":
         require_unbiased(resolved)
     return resolved
+
+
+@functools.lru_cache(1024)
+def _axes_of(
+    aggregation_levels: LevelSpec, scaling_levels: LevelSpec, group_number: Groups, rank: int, batched: bool
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Return the aggregated axes, the scaling axes and the group number of every axis, for any sizes of this rank.
+
+    The result is cached, because resolving the levels takes longer than the rest of `resolve_config`.
+    """
+    aggregation = levels.resolve(aggregation_levels, rank, batched=batched, argument=AGGREGATION)
+    scaling = levels.resolve_scaling(scaling_levels, aggregation, rank, batched=batched)
+    numbers = _group_numbers(group_number, aggregation, rank)
+    first = 0 if batched else 1  # the level of axis 0
+    groups = tuple(numbers.get(axis + first, 1) for axis in range(rank + batched))
+    return tuple(level - first for level in aggregation), tuple(level - first for level in scaling), groups
 
 
 def require_unbiased(resolved: Resolved) -> None:
@@ -638,7 +649,7 @@ def require_unbiased(resolved: Resolved) -> None:
     Raises
     ------
     ConfigError
-        Naming the levels, their axes and sizes.
+        The message names the levels, their axes and sizes.
     """
     if resolved.count != 1:
         return
@@ -687,9 +698,10 @@ def _decide_batched(config: LayerConfig, shape: tuple[int, ...]) -> bool:
             msg = f"an array of shape {_written(shape)} is {found}, and the layer has batched={config.batched}\n"
             msg += f"pass {'a batch' if config.batched else 'one example'}, of {_axes(allowed[config.batched])}"
             raise ShapeError(msg, code="S003")
-    place = levels.batch_place(config.aggregation_levels)
-    if not batched and place is not None:
-        raise _no_batch(config, shape, place)
+    if not batched:
+        place = levels.batch_place(config.aggregation_levels)
+        if place is not None:
+            raise _no_batch(config, shape, place)
     return batched
 
 
@@ -700,7 +712,7 @@ def _axes(number: int) -> str:
 def _no_batch(config: LayerConfig, shape: tuple[int, ...], place: tuple[int, int]) -> LevelRangeError:
     text, declared = levels.format(config.aggregation_levels), config.input_shape
     if declared is None or ... in declared:
-        why = f"nothing says that the first axis of an array of shape {_written(shape)} is one"
+        why = f"the first axis of an array of shape {_written(shape)} is not declared as the batch"
         write = "pass batched=True, or declare the input_shape of one example"
     else:
         why = f"an array of shape {_written(shape)} is one example"
@@ -725,7 +737,7 @@ def _check_sizes(config: LayerConfig, shape: tuple[int, ...], batched: bool) -> 
 
 
 def _filled(declared: Shape, rank: int) -> Iterable[tuple[int, int | None]]:
-    """Levels of an example of this rank, each with its declared size; `...` stands for unknown ones."""
+    """Return the levels of an example of this rank with their declared sizes; None for sizes that are not declared."""
     sizes: list[int | None] = []
     for size in declared:
         if size is ...:
@@ -736,14 +748,14 @@ def _filled(declared: Shape, rank: int) -> Iterable[tuple[int, int | None]]:
 
 
 def parameter_shape(config: LayerConfig) -> tuple[int, ...]:
-    """The shape of the parameters, from `input_shape` alone.
+    """Return the shape of the parameters, from `input_shape` alone.
 
-    Where the rank is open, every rank that the level specs allow has to agree.
+    If the rank is open, the shape must be the same for every rank that the level specs allow.
 
     Raises
     ------
     InitializationError
-        Naming the level whose size is not known.
+        The message names the level whose size is not known.
 
     Examples
     --------
@@ -781,7 +793,7 @@ def parameter_shape(config: LayerConfig) -> tuple[int, ...]:
 
 
 def kept_shape(config: LayerConfig) -> tuple[int, ...] | None:
-    """The shape of the moments of one example, from `input_shape` alone; None where that leaves it open.
+    """Return the shape of the moments of one example, from `input_shape` alone; None if it does not determine it.
 
     Examples
     --------
@@ -808,14 +820,14 @@ def kept_shape(config: LayerConfig) -> tuple[int, ...] | None:
 
 
 def _ranks(config: LayerConfig, declared: Shape) -> range:
-    """The ranks of an example that this declaration allows, as far as they differ."""
+    """Return the ranks of an example that `input_shape` allows, up to a rank after which nothing changes."""
     if ... not in declared:
         return range(len(declared), len(declared) + 1)
     return range(len(declared) - 1, min(MOST_LEVELS, len(declared) + _reach(config)) + 1)
 
 
 def _reach(config: LayerConfig) -> int:
-    """A rank beyond which a level spec behaves alike for every rank."""
+    """Return a rank after which the level specs resolve alike for every rank."""
     numbers = [
         abs(number)
         for spec in (config.aggregation_levels, config.scaling_levels)
@@ -828,7 +840,7 @@ def _reach(config: LayerConfig) -> int:
 
 
 def _unknown(config: LayerConfig, level: int) -> InitializationError:
-    declared = "" if config.input_shape is None else f": input_shape {_written(config.input_shape)} leaves it open"
+    declared = "" if config.input_shape is None else f": input_shape {_written(config.input_shape)} does not declare it"
     msg = f"the size of level {level}, a scaling level, is not known{declared}\n"
     msg += "declare input_shape, call initialize(...) with a shape or an array, or pass arrays as scaling and biases"
     return InitializationError(msg, code="I001")

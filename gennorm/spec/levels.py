@@ -1,6 +1,6 @@
-"""Level specs: text and Python values in, levels out. Integers and text only.
+"""Reads level specs, from text or Python values, and resolves them to levels. It uses integers and text only.
 
-A level spec says which levels (1-based dimensions of one example; 0 is the batch) are meant: ``2``, ``"2;;All"``,
+A level spec selects levels (1-based dimensions of one example; 0 is the batch): ``2``, ``"2;;All"``,
 ``";;-2"``, ``"{1, 3;;4}"``, ``[1, "3;;4"]``, and for scaling also ``"Same"``, ``"Complement"`` and ``()``. The grammar
 is ``spec/levels.abnf``, the meaning ``spec/levels.md``.
 """
@@ -65,7 +65,7 @@ class Listing:
 
 
 class Word(Enum):
-    """The words that stand for the scaling levels."""
+    """Words that can replace the scaling levels."""
 
     SAME = "Same"
     COMPLEMENT = "Complement"
@@ -88,7 +88,7 @@ def parse(value: object, *, argument: str = AGGREGATION) -> LevelSpec:
     value : int, str, sequence of int and str, or LevelSpec
         The spec as a user writes it.
     argument : {"aggregation_levels", "scaling_levels"}
-        Its place, which decides about ``"Same"``, ``"Complement"``, ``()`` and level 0, and is named by the errors.
+        The argument of the layer; it determines whether ``"Same"``, ``"Complement"``, ``()`` and level 0 are allowed.
 
     Returns
     -------
@@ -97,9 +97,9 @@ def parse(value: object, *, argument: str = AGGREGATION) -> LevelSpec:
     Raises
     ------
     LevelSyntaxError
-        Where `value` is not a level spec.
+        `value` is not a level spec.
     LevelConflictError
-        Where it is one that no array can satisfy, or that this argument does not take.
+        No array has these levels, or they are not allowed for this argument.
 
     Examples
     --------
@@ -136,7 +136,7 @@ def _read_value(value: object, argument: str) -> LevelSpec:
 
 
 def _read_item(value: object, argument: str) -> Level | Span:
-    """One member of a sequence, or a whole spec that is not one."""
+    """Read one item of a sequence, or a spec that is not a sequence."""
     if isinstance(value, str):
         return _Reader(value, argument).only_item()
     if isinstance(value, Level):
@@ -225,14 +225,14 @@ _INSTEAD = {
     "+": 'levels have no plus sign: write "2", or "-1" for the last level',
     "−": 'a negative level is written with a hyphen: "-1"',
     "–": 'a negative level is written with a hyphen: "-1"',
-    "-": 'a hyphen belongs to the number behind it: "-1" is the last level',
+    "-": 'a hyphen belongs to the number after it: "-1" is the last level',
     ".": 'levels are integers; "2;;All" means every level from 2 on',
     "…": '"2;;All" means every level from 2 on',
 }
 
 
 class _Reader:
-    """Recursive descent over one text; every error points at its characters."""
+    """A recursive-descent parser of one text; errors mark the wrong characters."""
 
     def __init__(self, text: str, argument: str) -> None:
         self.text = text
@@ -289,7 +289,7 @@ class _Reader:
         return self.tokens[self.next - 1]
 
     def spec(self) -> tuple[LevelSpec, list[tuple[int, int]]]:
-        """The whole text as a spec, and where its items lie."""
+        """Read the whole text as a spec; return it and the places of its items."""
         if self.token.kind == "end":
             what = f"{self.argument} is an empty text"
             raise self.fail(what, self.token, _ALLOWED[self.argument], "L001")
@@ -306,7 +306,7 @@ class _Reader:
         return spec, places
 
     def only_item(self) -> Level | Span:
-        """The whole text as one member of a sequence."""
+        """Read the whole text as one item of a sequence."""
         item, _ = self.item()
         self.expect_end()
         return item
@@ -345,7 +345,7 @@ class _Reader:
         return item, (begin.start, self.tokens[self.next - 1].stop)
 
     def end_of_span(self) -> _Token | None:
-        """A number or "All"; None where neither is written."""
+        """Read a number or "All"; return None if there is neither."""
         if self.token.kind == "{":
             what = f"{self.argument} has a list inside a list or span"
             raise self.fail(what, self.token, 'levels are not nested: write one flat list, "{1, 3;;4}"', "L015")
@@ -357,7 +357,7 @@ class _Reader:
     def step(self) -> int:
         token = self.take("number")
         if token is None:
-            what = f"a span in {self.argument} has no step behind its second ;;"
+            what = f"a span in {self.argument} has no step after its second ;;"
             raise self.fail(what, self.token, 'write a step, "1;;All;;2", or leave out the second ;;', "L011")
         if int(token.text) < 1:
             what = f"the step of a span in {self.argument} is {token.text}"
@@ -383,7 +383,7 @@ def _end(token: _Token | None) -> int | None:
 
 
 def format(spec: LevelSpec) -> str:
-    """The canonical text of a spec: ``parse(format(spec)) == spec``.
+    """Return the canonical text of a spec: ``parse(format(spec)) == spec``.
 
     Examples
     --------
@@ -409,7 +409,7 @@ def format(spec: LevelSpec) -> str:
 
 
 def members(spec: LevelSpec) -> tuple[Level | Span, ...]:
-    """The levels and spans of a spec in the order written; a word has none."""
+    """Return the levels and spans of a spec in the order written; a word has none."""
     match spec:
         case Level() | Span():
             return (spec,)
@@ -422,7 +422,7 @@ def members(spec: LevelSpec) -> tuple[Level | Span, ...]:
 
 
 def _places(spec: LevelSpec) -> list[tuple[int, int]]:
-    """Where the items lie in ``format(spec)``."""
+    """Return the places of the items in ``format(spec)``."""
     at = 1 if isinstance(spec, Listing) else 0
     places = []
     for item in members(spec):
@@ -431,11 +431,11 @@ def _places(spec: LevelSpec) -> list[tuple[int, int]]:
     return places or [(0, len(format(spec)))]
 
 
-# ------------------------------------------------------------------------------------------- what no array can satisfy
+# ----------------------------------------------------------------------------------------- conflicts without an array
 
 
 def _check(spec: LevelSpec, text: str, places: list[tuple[int, int]], argument: str) -> None:
-    """Conflicts that are known without an array."""
+    """Refuse specs that no array has, or that are not allowed for the argument."""
     items = members(spec)
     if argument == AGGREGATION and isinstance(spec, Word):
         what = f'{AGGREGATION} cannot be "{spec.value}"'
@@ -481,7 +481,7 @@ def _conflict(what: str, text: str, place: tuple[int, int], hint: str, code: str
 
 
 def resolve(spec: LevelSpec, rank: int, *, batched: bool, argument: str = AGGREGATION) -> tuple[int, ...]:
-    """The levels that a spec means in an array.
+    """Return the levels of an array that a spec selects.
 
     Parameters
     ----------
@@ -492,7 +492,7 @@ def resolve(spec: LevelSpec, rank: int, *, batched: bool, argument: str = AGGREG
     batched : bool
         Whether the array has a batch, level 0.
     argument : {"aggregation_levels", "scaling_levels"}
-        Named by the errors.
+        Name of the argument in errors.
 
     Returns
     -------
@@ -524,7 +524,7 @@ def resolve(spec: LevelSpec, rank: int, *, batched: bool, argument: str = AGGREG
 
 @dataclass(frozen=True, slots=True)
 class _Resolution:
-    """One spec against one array; errors point into the canonical text."""
+    """Resolves one spec for one array; errors mark characters of the canonical text."""
 
     spec: LevelSpec
     text: str
@@ -549,11 +549,11 @@ class _Resolution:
                     raise _conflict(what, self.text, place, f"{same}: write every level once", "L202")
                 found.append(level)
         if placed and not found:
-            self.of(*placed[0])  # nothing beside it: the first that reaches nothing is an error
+            self.of(*placed[0])  # no item selects a level: raise the error of the first one
         return tuple(found)
 
     def reaches_nothing(self, span: Span) -> bool:
-        """Whether a span begins just behind its end, as in "{0, 2;;All}" at rank 1: fine beside other levels."""
+        """Return whether a span starts just after its end, as in "{0, 2;;All}" at rank 1, which a list may contain."""
         first, last = 1 if span.first is None else span.first, -1 if span.last is None else span.last
         first, last = (end if end >= 0 else self.rank + 1 + end for end in (first, last))
         return 0 < first == last + 1
@@ -573,13 +573,13 @@ class _Resolution:
         return range(first, last + 1, item.step)
 
     def existing(self, level: int, place: tuple[int, int], start: int) -> int:
-        """The level counted from the front; `start` is where its number is written in the text."""
+        """Return a level counted from the front; `start` is the place of its number in the text."""
         if level == 0 and self.batched:
             return 0
         if 1 <= abs(level) <= self.rank:
             return level % (self.rank + 1)
         if self.text.startswith(str(level), start):
-            place = start, start + len(str(level))  # else it is the first level of "All" or ";;2", which nobody wrote
+            place = start, start + len(str(level))  # not for the implicit first level of "All" or ";;2"
         if level == 0:
             what = f"level 0 of {self.argument} is the batch, and {self.array} has none"
             hint = "pass batched=True if the first axis is the batch; the levels of one example start at 1"
@@ -595,7 +595,7 @@ class _Resolution:
 
 
 def uses_batch(spec: LevelSpec) -> bool:
-    """Whether a spec names level 0, the batch.
+    """Return whether a spec selects level 0, the batch.
 
     Examples
     --------
@@ -606,7 +606,7 @@ def uses_batch(spec: LevelSpec) -> bool:
 
 
 def batch_place(spec: LevelSpec) -> tuple[int, int] | None:
-    """Where level 0, the batch, is written in ``format(spec)``."""
+    """Return the place of level 0, the batch, in ``format(spec)``."""
     for item, (start, _) in zip(members(spec), _places(spec), strict=False):
         if (item.number if isinstance(item, Level) else item.first) == 0:
             return start, start + 1
@@ -616,7 +616,7 @@ def batch_place(spec: LevelSpec) -> tuple[int, int] | None:
 def resolve_scaling(
     spec: LevelSpec, aggregation: tuple[int, ...], rank: int, *, batched: bool = False
 ) -> tuple[int, ...]:
-    """The scaling levels: `resolve`, and the words.
+    """Resolve the scaling levels, which may be "Same" or "Complement".
 
     Parameters
     ----------
@@ -637,7 +637,7 @@ def resolve_scaling(
     Raises
     ------
     LevelRangeError, LevelConflictError
-        As `resolve`; and where "Same" would put level 0, the batch, among the scaling levels.
+        As `resolve`; or "Same" would include level 0, the batch.
 
     Examples
     --------
@@ -658,7 +658,7 @@ def resolve_scaling(
 
 
 def name(level: int, *, batched: bool) -> str:
-    """How errors name a resolved level of an array.
+    """Return the name of a resolved level of an array, for errors.
 
     Examples
     --------

@@ -9,10 +9,12 @@ torch.Size([2, 3, 8, 8])
 The modules, from the inside out: `tensors` has arrays over the memory of tensors, and checks; `computation` normalizes
 tensors by a kernel or by `gennorm.definition`; `distributed` merges moments over processes; `moments` has moments as
 tensors; `module` has the base class of every module and `NormalizationLayer`; `layers` has torch's own layers;
-`folding` puts a norm into the layer before it; `accelerating` changes models.
+`crossover` decides where these call torch's operators; `folding` puts a norm into the layer before it; `accelerating`
+changes models.
 """
 
 from gennorm.torch.accelerating import accelerate, restore
+from gennorm.torch.crossover import get_batch_invariant, set_batch_invariant
 from gennorm.torch.folding import fold
 from gennorm.torch.layers import (
     BatchNorm1d,
@@ -42,5 +44,7 @@ __all__ = [
     "RMSNorm",
     "accelerate",
     "fold",
+    "get_batch_invariant",
     "restore",
+    "set_batch_invariant",
 ]

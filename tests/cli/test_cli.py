@@ -129,7 +129,7 @@ def test_a_broken_extra_is_not_a_missing_one():
     assert "pip install" not in result.stderr
 
 
-def test_the_door_is_light():
+def test_importing_the_package_is_light():
     script = (
         "import sys, gennorm.cli; print(*[name for name in ('typer', 'rich', 'PIL', 'numba') if name in sys.modules])"
     )
@@ -273,8 +273,8 @@ def test_errors_of_the_layer_are_shown_whole():
         'a level spec is a level (2), a span ("2;;All"), a list ("{1, 3;;4}") or "All"'
     )
     assert failure("explain", "--shape", "3,4", "--aggregate", "{1, 0}") == (
-        "aggregation_levels has level 0, the batch, and nothing says that the first axis of an array of shape (3, 4) "
-        "is one\n"
+        "aggregation_levels has level 0, the batch, and the first axis of an array of shape (3, 4) is not declared as "
+        "the batch\n"
         '    "{1, 0}"\n'
         "         ^\n"
         "pass batched=True, or declare the input_shape of one example\n"
@@ -290,29 +290,29 @@ def test_errors_of_the_layer_are_shown_whole():
     [
         (["--preset", "group_norm"], "'--groups': group_norm takes one group number: --groups 32"),
         (["--preset", "group_norm", "--groups", "1=2"], "'--groups': group_norm takes one group number: --groups 32"),
-        (["--groups", "many"], """'--groups': "many" is no group number; write 32, or 8,8, or 1=8,2=8"""),
-        (["--groups", "1=2=3"], """'--groups': "1=2=3" is no group number; write 32, or 8,8, or 1=8,2=8"""),
+        (["--groups", "many"], """'--groups': "many" is not a group number; write 32, or 8,8, or 1=8,2=8"""),
+        (["--groups", "1=2=3"], """'--groups': "1=2=3" is not a group number; write 32, or 8,8, or 1=8,2=8"""),
         (["--groups", "1=2,1=3"], """'--groups': "1=2,1=3" has a level twice"""),
-        (["--trailing", "2"], "'--trailing': it goes with a --preset only, and none is given"),
+        (["--trailing", "2"], "'--trailing': it is for a --preset only, and none is given"),
         (
             ["--preset", "layer_norm", "--aggregate", "1"],
-            "'--aggregate': it does not go with --preset layer_norm, which does not take it",
+            "'--aggregate': it cannot be combined with --preset layer_norm, which does not take it",
         ),
         (
             ["--preset", "layer_norm", "--channel-level", "1"],
-            "'--channel-level': it does not go with --preset layer_norm, which does not take it",
+            "'--channel-level': it cannot be combined with --preset layer_norm, which does not take it",
         ),
         (
             ["--preset", "batch_norm", "--trailing", "1"],
-            "'--trailing': it does not go with --preset batch_norm, which does not take it",
+            "'--trailing': it cannot be combined with --preset batch_norm, which does not take it",
         ),
         (
             ["--preset", "batch_norm", "--groups", "1"],
-            "'--groups': it does not go with --preset batch_norm, which does not take it",
+            "'--groups': it cannot be combined with --preset batch_norm, which does not take it",
         ),
         (
             ["--config", "layer.json", "--example"],
-            "'--batched/--example': it does not go with --config, which has every setting",
+            "'--batched/--example': it cannot be combined with --config, which has every setting",
         ),
         (
             ["--preset", "rms_norm", "--trailing", "3"],
@@ -322,7 +322,7 @@ def test_errors_of_the_layer_are_shown_whole():
             ["--preset", "batch_norm", "--channel-level", "0"],
             "'--channel-level': level 0 is the batch; channels are on 1 to the last level, or -1 and below",
         ),
-        (["--dtype", "flot32"], """'--dtype': "flot32" is no dtype that can be normalized; did you mean "float32"?"""),
+        (["--dtype", "flot32"], """'--dtype': "flot32" is not a supported dtype; did you mean "float32"?"""),
     ],
 )
 def test_misuse(arguments, text):
@@ -331,9 +331,8 @@ def test_misuse(arguments, text):
 
 @pytest.mark.parametrize("shape", ["", "3x4", "3,,4", "-1", "3,4.0", "²"])
 def test_misuse_of_shape(shape):
-    expected = (
-        f"Invalid value for '--shape': \"{shape}\" is no shape; write the sizes with commas between them: 32,256,14,14"
-    )
+    expected = f"Invalid value for '--shape': \"{shape}\" is not a shape; "
+    expected += "write the sizes with commas between them: 32,256,14,14"
     assert misuse("explain", f"--shape={shape}") == expected
 
 
@@ -696,12 +695,12 @@ def test_space_that_cannot_be_reserved_is_written(folder, monkeypatch):
     np.testing.assert_array_equal(np.load("y.npy"), np.zeros((7, 61)), strict=True)
 
 
-def test_an_input_that_cannot_be_opened_is_said_before_anything(folder):
+def test_an_unreadable_input_is_reported_first(folder):
     text = failure("apply", "x.npy", "y.npy")
-    assert text == "x.npy does not exist\ngive the path of a file that does"
+    assert text == "x.npy does not exist\ngive the path of an existing file"
     Path("x.npy").mkdir()
     assert failure("apply", "x.npy", "y.npy") == (
-        "x.npy cannot be read: Is a directory\ngive the path of a file that can"
+        "x.npy cannot be read: Is a directory\ngive the path of a readable file"
     )
     assert [path.name for path in folder.iterdir()] == ["x.npy"]
 
@@ -718,10 +717,10 @@ def test_unknown_suffixes(names, folder):
 
 def test_kinds_do_not_mix(folder):
     assert failure("apply", "x.npy", "y.PNG") == (
-        "x.npy is an array, and y.PNG would be a picture\nwrite the kind of file that is read"
+        "x.npy is an array, and y.PNG would be a picture\nuse the same kind of file for both"
     )
     assert failure("apply", "x.npz", "y.npy") == (
-        "x.npz is an archive of arrays, and y.npy would be an array\nwrite the kind of file that is read"
+        "x.npz is an archive of arrays, and y.npy would be an array\nuse the same kind of file for both"
     )
 
 
@@ -733,10 +732,10 @@ def npy(shape="(3, 4)", descr="'<f4'", more=""):
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"", "x.npy is no .npy file: it is empty\nnumpy.save writes such files"),
+        (b"", "x.npy is not a .npy file: it is empty\nnumpy.save writes such files"),
         (
             b"PK\x03\x04 and more",
-            "x.npy is no .npy file: it begins with b'PK\\x03\\x04 a', and an array with b'\\x93NUMPY'\n"
+            "x.npy is not a .npy file: it starts with b'PK\\x03\\x04 a', and an array with b'\\x93NUMPY'\n"
             "numpy.save writes such files",
         ),
         (
@@ -760,7 +759,7 @@ def npy(shape="(3, 4)", descr="'<f4'", more=""):
         ),
         (
             npy(descr="'|O'") + bytes(100),
-            "x.npy holds Python objects (dtype object), and they are never unpickled\n"
+            "x.npy contains Python objects (dtype object), which are never unpickled\n"
             "save an array of numbers: numpy.save(path, array.astype(float))",
         ),
         (
@@ -816,14 +815,14 @@ def test_config_files(folder):
     np.save("x.npy", random((3, 4)))
     path = Path("layer.json")
     arguments = ("apply", "x.npy", "y.npy", "--config", path)
-    assert failure(*arguments) == "layer.json does not exist\ngive the path of a file that does"
+    assert failure(*arguments) == "layer.json does not exist\ngive the path of an existing file"
     path.write_text('{"format": ')
     assert failure(*arguments) == (
-        "layer.json is no JSON: line 1, column 12: Expecting value\nwrite it with json.dump(layer.to_config(), file)"
+        "layer.json is not JSON: line 1, column 12: Expecting value\nwrite it with json.dump(layer.to_config(), file)"
     )
     path.write_bytes(b"\xff\xff")
     assert failure(*arguments) == (
-        "layer.json is no JSON: it is not text, or too deeply nested\nwrite it with json.dump(layer.to_config(), file)"
+        "layer.json is not JSON: it is not text, or too deeply nested\nwrite it with json.dump(layer.to_config(), file)"
     )
     config = gn.NormalizationLayer(-1, "Same").to_config()
     path.write_text(json.dumps({**config, "colour": 1}))
@@ -910,14 +909,14 @@ def test_adapt_failures(folder):
     before = sorted(directory(folder))
     assert failure("adapt", "x.npy", "y.npy") == (
         'y.npy cannot be the file of a layer; did you mean ".npz"?\n'
-        "the last name is where the layer goes: a .npz or .safetensors file"
+        "the last name is the file of the layer: .npz or .safetensors"
     )
-    assert failure("adapt", "x.txt", "layer.npz").startswith("x.txt is no file of arrays")
+    assert failure("adapt", "x.txt", "layer.npz").startswith("x.txt is not a file of arrays")
     assert failure("adapt", "missing.npy", "layer.npz").startswith("missing.npy does not exist")
     assert failure("adapt", "x.npy", "w.npy", "layer.npz").startswith("w.npy: batch 2 of the data has slices of shape")
     assert failure("apply", "x.npy", "z.npy", "--layer", "layer.npz").startswith("layer.npz does not exist")
     assert "names no levels" in misuse("adapt", "x.npy", "layer.npz", "--level", "first")
-    assert "does not go with --preset" in misuse(
+    assert "cannot be combined with --preset" in misuse(
         "adapt", "x.npy", "layer.npz", "--level", "1", "--preset", "layer_norm"
     )
     assert "it undoes the normalization of a saved layer" in misuse("apply", "x.npy", "z.npy", "--inverse")
@@ -969,32 +968,32 @@ def test_npz_that_fails(folder):
 
 def test_npz_that_is_none(folder):
     arguments = ("apply", "x.npz", "y.npz", "--preset", "layer_norm")
-    assert failure(*arguments) == "x.npz does not exist\ngive the path of a file that does"
+    assert failure(*arguments) == "x.npz does not exist\ngive the path of an existing file"
     Path("x.npz").write_bytes(b"no archive")
     assert failure(*arguments) == (
-        "x.npz is no .npz file: it is no archive, or a damaged one\nwrite or copy the file again"
+        "x.npz is not a .npz file: it is not an archive, or it is damaged\nwrite or copy the file again"
     )
     content = io.BytesIO()
     np.savez(content, a=random((30, 4)))
     Path("x.npz").write_bytes(content.getvalue()[:-30])
     assert failure(*arguments) == (
-        "x.npz is no .npz file: it is no archive, or a damaged one\nwrite or copy the file again"
+        "x.npz is not a .npz file: it is not an archive, or it is damaged\nwrite or copy the file again"
     )
     damaged = bytearray(content.getvalue())
     damaged[300] ^= 255
     Path("x.npz").write_bytes(damaged)
     assert failure(*arguments) == (
-        "\"a.npy\" in x.npz is no array that can be read: Bad CRC-32 for file 'a.npy'\nnumpy.savez writes such archives"
+        "\"a.npy\" in x.npz cannot be read as an array: Bad CRC-32 for file 'a.npy'\nnumpy.savez writes such archives"
     )
     np.savez("x.npz", a=np.array([{}]))
     assert failure(*arguments) == (
-        '"a.npy" in x.npz is no array that can be read: it holds Python objects (dtype object), '
-        "and they are never unpickled\n"
+        '"a.npy" in x.npz cannot be read as an array: it contains Python objects (dtype object), '
+        "which are never unpickled\n"
         "numpy.savez writes such archives"
     )
     with zipfile.ZipFile("x.npz", "w") as archive:
         archive.writestr("notes.txt", "hello")
-    assert failure(*arguments).startswith('"notes.txt" in x.npz is no array that can be read: ')
+    assert failure(*arguments).startswith('"notes.txt" in x.npz cannot be read as an array: ')
     assert [path.name for path in folder.iterdir()] == ["x.npz"]
 
 
@@ -1080,16 +1079,14 @@ def test_pictures_are_the_right_way_up(folder):
 
 def test_pictures_that_cannot_be(folder):
     arguments = ("apply", "x.png", "y.png", "--preset", "layer_norm")
-    assert failure(*arguments) == "x.png does not exist\ngive the path of a file that does"
+    assert failure(*arguments) == "x.png does not exist\ngive the path of an existing file"
     Path("x.png").write_bytes(b"no picture")
     again = "write or copy the file again"
-    assert failure(*arguments) == f"x.png is no picture that can be read: it is neither PNG nor JPEG\n{again}"
+    assert failure(*arguments) == f"x.png cannot be read as a picture: it is neither PNG nor JPEG\n{again}"
     content = io.BytesIO()
     save(content, random((200, 160, 3), "uint8"), format="PNG")
     Path("x.png").write_bytes(content.getvalue()[:1000])
-    assert re.fullmatch(
-        rf"x\.png is no picture that can be read: image file is truncated.*\n{again}", failure(*arguments)
-    )
+    assert re.fullmatch(rf"x\.png cannot be read as a picture: image file is truncated.*\n{again}", failure(*arguments))
     save("x.png", random((20, 16, 4), "uint8"))
     assert failure("apply", "x.png", "y.jpg", "--preset", "layer_norm") == (
         "x.png has transparency, and a .jpg file has none\nwrite a .png file"
@@ -1207,8 +1204,8 @@ def test_adapt_does_not_write_over_data(folder):
     Path("link.npz").symlink_to("a.npz")
     os.link("a.npz", "hard.npz")
     before = directory(folder)
-    is_input = "is an input, and the last name is where the layer goes"
-    exists = "exists and is not the file of a layer, and the last name is where the layer goes"
+    is_input = "is an input, and the last name is the file of the layer"
+    exists = "exists and is not the file of a layer, and the last name is the file of the layer"
     for arguments, why in (
         (["a.npz", "b.npz"], exists),
         (["x.npy", "a.npz"], exists),
@@ -1219,7 +1216,7 @@ def test_adapt_does_not_write_over_data(folder):
         (["a.npz", "hard.npz"], is_input),
     ):
         text = failure("adapt", *arguments)
-        assert text.startswith(f"{arguments[-1]} {why}\ngive the layer a name of its own")
+        assert text.startswith(f"{arguments[-1]} {why}\ngive the layer another name")
         assert directory(folder) == before
     run("adapt", "x.npy", "layer.npz")
     run("adapt", "x.npy", "layer.npz")  # a layer is replaced
@@ -1497,7 +1494,7 @@ def test_a_picture_of_too_many_pixels(pixels, folder, monkeypatch):
         (["explain", "--shape", "32,256,14,14", "--batched", "--epsilon", "0.1"], "axis 0 is the batch"),
     ],
 )
-def test_a_layer_that_is_not_described_is_said(arguments, axis, folder):
+def test_a_default_layer_is_reported(arguments, axis, folder):
     np.save("x.npy", random((6, 3, 4)))
     np.savez("x.npz", random((6, 3, 4)))
     save("x.png", random((6, 5, 3), "uint8"))

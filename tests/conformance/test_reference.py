@@ -248,7 +248,7 @@ def test_level_specs(spec: Any, rank: int, expected: list[int]) -> None:
 
 
 @pytest.mark.parametrize("spec", ["3;;2", "{1, 3;;2}", "{2;;All}", "{0, 3;;All}", 2, -2, "-2;;1", "0;;2", "1;;All;;0"])
-def test_what_is_no_level_spec_of_rank_1(spec: Any) -> None:
+def test_values_that_are_not_level_specs_of_rank_1(spec: Any) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         reference.levels(spec, 1)
 
@@ -274,7 +274,7 @@ def test_what_is_no_level_spec_of_rank_1(spec: Any) -> None:
         (sample(3, 4), {"epsilon_placement": "Inside"}),
     ],
 )
-def test_what_is_not_a_layer_is_an_error(x: Array, settings: dict[str, Any]) -> None:
+def test_values_that_are_not_layers_are_refused(x: Array, settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         reference.normalize(x, **settings)
 
@@ -284,7 +284,7 @@ def test_same_is_the_aggregated_levels_upwards() -> None:
     close(reference.normalize(x, (3, 2), "Same", scaling=scaling), reference.normalize(x, (2, 3)) * scaling)
 
 
-def test_a_mask_is_the_removal_of_what_does_not_count() -> None:
+def test_a_mask_equals_the_removal_of_elements() -> None:
     x, keep = sample(2, 6), np.array([True, True, False, True, False, True])
     y = reference.normalize(x, mask=keep)
     close(y[:, keep], reference.normalize(x[:, keep]))
@@ -336,7 +336,7 @@ def test_one_counted_element_of_an_unbiased_slice_has_no_variance() -> None:
     close(reference.normalize(x, unbiased=True, mask=mask), (x - 5) / np.sqrt(1e-3))
 
 
-def test_what_is_not_finite_stays_in_its_slice() -> None:
+def test_non_finite_numbers_stay_in_their_slice() -> None:
     x = sample(4, 3)
     x[0, 1], x[1, 1], x[2, 0] = np.nan, np.inf, -np.inf
     for method in ("Standardize", "RMS"):

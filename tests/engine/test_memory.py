@@ -42,7 +42,7 @@ def at(offset: int, shape=SHAPE) -> np.ndarray:
     return array
 
 
-def test_memory_that_nobody_holds_is_used_again():
+def test_memory_without_references_is_reused():
     layer, x = gn.layer_norm(1024), example()
     where = address(layer(x))
     assert address(layer(x)) == where
@@ -77,7 +77,7 @@ def test_an_output_and_a_gradient_have_the_memory_of_those_before():
         lambda y: y.__array_interface__ and y.data,
     ],
 )
-def test_memory_that_somebody_holds_is_not(hold):
+def test_memory_with_references_is_not_reused(hold):
     layer, x = gn.layer_norm(1024), example()
     y = layer(x)
     expected, where, held = y.copy(), address(y), hold(y)
@@ -128,7 +128,7 @@ def test_parameters_begin_where_large_arrays_do():
     assert {address(array) % 64 for array in (layer.scaling, layer.biases)} == {16}
 
 
-def test_no_more_is_kept_than_the_limit():
+def test_the_pool_stays_below_its_limit():
     layer = gn.layer_norm(1024)
     gn.set_reserve(1 << 20)  # three outputs and what they leave over
     held = [layer(example(seed)) for seed in range(8)]
@@ -148,7 +148,7 @@ def test_other_sizes_make_room():
     assert address(layer(x)) == where
 
 
-def test_nothing_is_kept_where_the_limit_is_none():
+def test_a_limit_of_zero_disables_the_pool():
     gn.set_reserve(0)
     layer = gn.layer_norm(1024)
     held = [layer(example(seed)) for seed in range(3)]
@@ -156,7 +156,7 @@ def test_nothing_is_kept_where_the_limit_is_none():
     del held
 
 
-def test_what_waits_is_given_back():
+def test_idle_buffers_are_released():
     layer = gn.layer_norm(1024)
     held = layer(example())
     layer(example())
@@ -211,7 +211,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_a_cycle_that_holds_an_output_gives_it_back_when_it_is_collected():
+def test_the_garbage_collector_releases_outputs_in_cycles():
     layer, x = gn.layer_norm(1024), example()
     cycle = [layer(x)]
     cycle.append(cycle)

@@ -44,7 +44,7 @@ def test_uninterrupted_work_runs_in_another_thread_and_returns_its_result():
 # --------------------------------------------------------------------------------------------------------------- forks
 
 
-def test_a_fork_holds_every_lock_and_releases_it(monkeypatch):
+def test_a_fork_acquires_and_releases_every_lock(monkeypatch):
     locks = [threading.RLock(), threading.RLock()]
     monkeypatch.setattr(forks, "_locks", locks)
     for _ in ("earlier hook", "later hook"):  # both run in a fork, and one of them acquires
@@ -242,7 +242,7 @@ print(gn.get_reserve())
 
 
 @pytest.mark.parametrize("missing", ["sysconf", "sched_getaffinity"])
-def test_a_system_that_tells_less(missing, monkeypatch):
+def test_a_system_with_less_information(missing, monkeypatch):
     monkeypatch.delattr(os, missing, raising=False)
     monkeypatch.setitem(sys.modules, "resource", None)  # importing it fails, as on Windows
     assert limits._address_space() is None

@@ -52,7 +52,7 @@ def same(layer, other):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_bit_comes_back(path, dtype):
+def test_files_are_exact_to_the_bit(path, dtype):
     scaling = np.array([np.nan, -0.0, 1 / 3, np.inf]).astype(number(dtype))
     layer = gn.batch_norm(4, scaling=scaling, dtype=dtype, learning_rate_multipliers={"scaling": 0.5}, epsilon=1 / 3)
     layer.moments = gn.Moments.from_variance([1 / 3, -0.0, np.inf, np.nan], [1 / 7, 0.0, np.inf, np.nan])
@@ -78,12 +78,12 @@ def test_every_bit_comes_back(path, dtype):
     ],
     ids=repr,
 )
-def test_every_kind_comes_back(path, layer):
+def test_every_kind_of_layer_survives_a_file(path, layer):
     layer.save(str(path))
     same(layer, gn.load(os.fspath(path)))
 
 
-def test_what_was_learned_comes_back(path):
+def test_moving_moments_survive_a_file(path):
     x = np.random.default_rng(0).normal(3, 2, (8, 4, 5)).astype(np.float32)
     layer = gn.batch_norm(4)
     layer.scaling -= 0.5
@@ -227,12 +227,12 @@ def rewritten(path, change):
         (lambda header, _: header.update(format="x"), "is not the file of a layer"),
         (lambda header, _: header.pop("config"), "is not the file of a layer"),
         (lambda header, _: header.update(arrays=5), "is not the file of a layer"),
-        (lambda header, _: header["config"].update(version=2), "settings that make no layer: a config of format"),
-        (lambda header, _: header["config"].pop("epsilon"), 'settings that make no layer: .* lacks "epsilon"'),
-        (lambda header, _: header["config"].update(epsilon=-1), "settings that make no layer: epsilon cannot be"),
+        (lambda header, _: header["config"].update(version=2), "invalid settings: a config of format"),
+        (lambda header, _: header["config"].pop("epsilon"), 'invalid settings: .* lacks "epsilon"'),
+        (lambda header, _: header["config"].update(epsilon=-1), "invalid settings: epsilon cannot be"),
         (lambda _, arrays: arrays.pop("scaling"), "lacks the array scaling"),
         (lambda _, arrays: arrays.pop("moments.m2"), "lacks the array moments.m2"),
-        (lambda _, arrays: arrays.update(x=np.ones(2)), "has an entry 'x.npy' that belongs to no layer"),
+        (lambda _, arrays: arrays.update(x=np.ones(2)), "has an entry 'x.npy' that layers do not have"),
         (lambda _, arrays: arrays.update(scaling=np.ones(2)), "an array scaling that does not fit"),
         (lambda _, arrays: arrays.update(scaling=np.ones(3, np.float32)), "that does not fit"),
         (
@@ -356,7 +356,7 @@ def test_a_large_foreign_file_is_not_read(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("shape", ["(1000000000000,)", "(-1,)", "(3, 3, 3)", "()"])
-def test_a_header_of_an_array_that_promises_more_than_there_is(tmp_path, shape):
+def test_an_array_header_with_a_wrong_size_is_refused(tmp_path, shape):
     path = tmp_path / "layer.npz"
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}\n".encode()
     with zipfile.ZipFile(path, "w") as archive:
@@ -402,7 +402,7 @@ def test_file_objects(name, tmp_path):
 
 
 @pytest.mark.parametrize("data", [b"", b"P", b"PK", b"PK\x03\x04", bytes(8), bytes(100), b"\xff" * 20])
-def test_file_objects_that_are_no_layers(data):
+def test_file_objects_that_are_not_layers(data):
     with pytest.raises(gn.errors.FileError):
         gn.load(io.BytesIO(data))
 
@@ -492,7 +492,7 @@ def test_a_replaced_file_keeps_its_owner_and_group(path):
     assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (12345, 54321, 0o640)
 
 
-def test_a_group_that_cannot_be_kept_loses_its_permissions(path, monkeypatch):
+def test_a_group_that_cannot_be_set_loses_its_permissions(path, monkeypatch):
     gn.layer_norm(3).save(path)
     path.chmod(0o664)
     found = list(path.stat())
@@ -587,7 +587,7 @@ with files.replacing(Path(sys.argv[1])) as part:
 
 
 @pytest.mark.skipif(files.fcntl is None, reason="Windows removes no open file")
-def test_what_a_killed_process_leaves_is_removed_by_the_next_write(path, tmp_path):
+def test_the_next_write_removes_files_of_killed_processes(path, tmp_path):
     def begun():
         command = [sys.executable, "-c", WRITER, str(tmp_path / "other.npz")]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -213,7 +213,7 @@ def test_any_case(case, seed):
 
 
 @each_setting
-def test_a_mask_of_ones_is_no_mask(settings):
+def test_a_mask_of_ones_equals_no_mask(settings):
     layer, x = layer_for(settings), sample(SHAPE, "float64")
     np.testing.assert_allclose(layer(x, mask=np.ones(SHAPE, bool)), layer(x), rtol=1e-12, atol=1e-13)
 
@@ -247,7 +247,7 @@ def test_a_mask_is_as_good_as_taking_the_elements_out(method, unbiased):
 @pytest.mark.parametrize("spoil", [np.nan, np.inf, -np.inf, 3e38])
 @pytest.mark.parametrize("cut", [False, True])
 @pytest.mark.parametrize("name", SPLIT)
-def test_what_does_not_count_is_not_looked_at(name, cut, spoil, monkeypatch):
+def test_masked_elements_have_no_effect(name, cut, spoil, monkeypatch):
     """The moments are the same to the bit, and so is every output but those that do not count."""
     if cut:
         cut_small(monkeypatch)
@@ -294,7 +294,7 @@ def test_nothing_counts(settings, epsilon):
     np.testing.assert_allclose(y, x / divisor if epsilon else 0 * x, rtol=1e-14)
 
 
-def test_examples_are_computed_as_if_alone():
+def test_examples_do_not_depend_on_their_batch():
     layer = gn.NormalizationLayer("2;;All", input_shape=(6, None, None))
     x, mask = sample((4, 6, 8, 9)), some((4, 6, 8, 9))
     whole = layer(x, mask=mask)

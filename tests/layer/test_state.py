@@ -77,7 +77,7 @@ def test_b5_defaults():
     ]  # fmt: skip
 
 
-def test_b6_what_a_mask_leaves_out_is_not_learned():
+def test_b6_masked_elements_do_not_change_moving_moments():
     layer = gn.batch_norm(4, momentum=0)
     mask = np.ones((6, 1, 5), bool)
     mask[2:, :, 3:] = False
@@ -89,7 +89,7 @@ def test_b6_what_a_mask_leaves_out_is_not_learned():
     np.testing.assert_array_equal(np.isnan(y), np.broadcast_to(~mask, X.shape))
 
 
-def test_b7_what_is_not_trainable_infers_and_learns_nothing():
+def test_b7_an_untrainable_layer_infers_and_does_not_change():
     layer = gn.batch_norm(4, trainable=False)
     np.testing.assert_array_equal(layer(X, training=True), layer(X))
     assert held(layer)[0].tolist() == [0] * 4
@@ -186,7 +186,7 @@ def test_steps_are_those_of_the_reference(settings, ghosts, seed):
     assert layer.moments.count.tolist() == np.ones(layer.moments.shape).tolist()
 
 
-def test_unbiased_is_for_the_output_and_not_for_what_is_kept():
+def test_unbiased_does_not_change_moving_moments():
     x = np.array([[0.0], [4.0]])
     layer = gn.batch_norm(1, unbiased=True, momentum=0, epsilon=0)
     np.testing.assert_allclose(layer(x, training=True).ravel(), [-np.sqrt(0.5), np.sqrt(0.5)])
@@ -216,13 +216,13 @@ def test_sizes_are_known_from_the_declaration_or_from_the_first_use():
     layer(X, training=True)
     assert layer.moments.shape == (4,)
     with pytest.raises(
-        gn.GennormError, match=r"level 1 \(axis 1\) of the input has size 3, and the moments of the layer 4"
+        gn.GennormError, match=r"level 1 \(axis 1\) of the input has size 3, and the moments of the layer have 4 there"
     ):
         layer(X[:, :3])
     assert gn.batch_norm(None).initialize(X.shape).moments.shape == (4,)
 
 
-def test_what_was_never_counted_changes_nothing():
+def test_empty_moments_change_nothing():
     layer = gn.batch_norm(2, momentum=0.5)
     x = np.array([[1.0, 5.0], [3.0, 7.0]])
     layer(x, training=True, mask=np.array([[True, False]]))
@@ -233,7 +233,7 @@ def test_what_was_never_counted_changes_nothing():
     assert layer.moments == before
 
 
-def test_a_momentum_of_one_or_zero_has_no_part_of_the_other():
+def test_a_momentum_of_one_or_zero_ignores_the_other_moments():
     spoiled = np.full((2, 1), np.nan)
     layer = gn.batch_norm(1, momentum=1)
     layer(spoiled, training=True)
@@ -302,7 +302,7 @@ def test_inference_sees_what_is_adapted():
                 np.testing.assert_allclose(layer(batch), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_training_is_nothing_to_other_statistics():
+def test_training_has_no_effect_on_other_statistics():
     for layer in (gn.batch_norm(4, statistics="input"), gn.feature_norm(1, mean=1, variance=2)):
         np.testing.assert_array_equal(layer(X, training=True), layer(X))
 
@@ -318,7 +318,7 @@ def test_in_place_and_a_list():
 
 
 @pytest.mark.parametrize("twin", [copy.copy, copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
-def test_copies_keep_the_moments_and_go_their_own_way(twin):
+def test_copies_have_the_moments_and_are_independent(twin):
     layer = gn.batch_norm(4)
     layer(X, training=True)
     other = twin(layer)

@@ -338,7 +338,7 @@ def test_parameters_known_beforehand_are_those_of_every_array(case):
 
 
 @given(settings_and_shape())
-def test_one_group_is_none(case):
+def test_one_group_equals_no_groups(case):
     config, shape = case
     arguments = config.arguments() | {"group_number": None}
     plain = make(**arguments)

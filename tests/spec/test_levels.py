@@ -92,7 +92,7 @@ def test_invalid(case):
     assert hint
 
 
-def test_vectors_are_what_the_clauses_give():
+def test_vectors_follow_the_clauses():
     for file, text in level_vectors.documents().items():
         assert (SPEC / "vectors" / "levels" / file).read_text(encoding="utf-8") == text
 
@@ -288,7 +288,7 @@ def test_small_things():
         (slice(10**10, None), "2;;All"),
     ],
 )
-def test_what_to_write_instead_of_a_slice(value, write):
+def test_the_alternative_to_a_slice(value, write):
     with pytest.raises(LevelSyntaxError) as caught:
         parse(value)
     assert caught.value.code == "L023"

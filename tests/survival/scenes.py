@@ -1,6 +1,6 @@
-"""What may happen to a process that uses the library. Each function is a program: ``python -m ... NAME``.
+"""Scenes of processes that use the library. Each function is a program: ``python -m tests.survival.scenes NAME``.
 
-A scene compares every result with the definition and prints how many arrays it has compared. The test that runs it
+A scene compares every result with the reference and prints how many arrays it has compared. The test that runs it
 fails if it raises, prints to standard error, or does not end. A scene imports Numba only where it says so.
 """
 
@@ -35,7 +35,7 @@ KINDS = {
     "columns": ({"aggregation_levels": 0, "scaling_levels": 1, "batched": True}, (30, 33)),
 }
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int8", "int16", "int64", "bool")
-LARGE = ({"aggregation_levels": -1, "scaling_levels": "Same"}, (1280, 1024))  # worth sharing
+LARGE = ({"aggregation_levels": -1, "scaling_levels": "Same"}, (640, 1024))  # large enough to wake up the thread pool
 
 SOON = 120  # seconds after which a wait fails
 
@@ -90,7 +90,7 @@ def differentiate(kind="layer"):
 
 
 def train(times=1):
-    """Calls of a layer that learns; its moments are those of so many updates."""
+    """Calls in training; the moving moments are those after this many updates."""
     layer, x = gn.batch_norm(3, momentum=0.5), sample((8, 3))
     for _ in range(times):
         layer(x, training=True)
@@ -100,7 +100,7 @@ def train(times=1):
 
 
 def compiled():
-    """The kernels that this process has compiled, and not read."""
+    """Return the kernels that this process has compiled, not loaded."""
     from gennorm.engine.compiler import jit
 
     return [one for one in jit.built if one.compiled]
@@ -166,17 +166,17 @@ def many_threads():
 
 
 def executor():
-    """Calls from the threads of an executor, large enough to be shared once more."""
+    """Calls from the threads of an executor, large enough to be shared by the thread pool."""
     gn.set_num_threads(3)
     with ThreadPoolExecutor(8) as pool:
-        for done in [pool.submit(call, "large", seed=number) for number in range(24)]:
+        for done in [pool.submit(call, "large", seed=number) for number in range(12)]:
             done.result(SOON)
         for done in [pool.submit(differentiate, kind) for kind in KINDS]:
             done.result(SOON)
 
 
-def input_is_written_meanwhile():
-    """Another thread writes into the input: nothing is promised of the output but its shape."""
+def input_is_written_during_calls():
+    """Another thread writes into the input: only the shape of the output is guaranteed."""
     settings, shape = LARGE
     layer, x = layer_of(settings, shape), sample(shape)
     end, written = threading.Event(), []
@@ -192,7 +192,7 @@ def input_is_written_meanwhile():
     wait_until(lambda: written)
     before = len(written)
     with np.errstate(all="ignore"):
-        for _ in range(60):
+        for _ in range(20):
             y, pullback = layer.vjp(x)
             assert layer(x).shape == y.shape == pullback(x).input.shape == shape
     assert len(written) > before
@@ -203,7 +203,7 @@ def input_is_written_meanwhile():
 
 
 def at_exit(first):
-    """Calls from `atexit` and, with ``first``, the process's first calls of all."""
+    """Calls from `atexit`; with ``first``, they are the first calls of the process."""
     if not first:
         call("large")
     atexit.register(tell)
@@ -212,7 +212,7 @@ def at_exit(first):
 
 
 def outlives_main(first):
-    """A thread that goes on after the main thread has ended."""
+    """A thread that runs after the end of the main thread."""
     if not first:
         call("large")
 
@@ -295,7 +295,7 @@ def fork_during(what):
         "computing": lambda: (call("large"), shared()),
         "changing": lambda: (layer(x, training=True), train()),
     }
-    for _ in range({"computing": 20, "changing": 100}.get(what, 6)):
+    for _ in range({"computing": 8, "changing": 40}.get(what, 4)):
         child(lives[what])
     end.set()
     join(thread)
@@ -318,8 +318,8 @@ def multiprocess(method):
     """Pools of processes, with layers that are made in them and layers that are sent to them."""
     layer = call("large")
     with multiprocessing.get_context(method).Pool(2) as processes:
-        assert processes.map_async(pooled, range(6), chunksize=1).get(SOON) == [2] * 6
-        answers = processes.starmap_async(applied, [(layer, seed) for seed in range(6)], chunksize=1).get(SOON)
+        assert processes.map_async(pooled, range(4), chunksize=1).get(SOON) == [2] * 4
+        answers = processes.starmap_async(applied, [(layer, seed) for seed in range(4)], chunksize=1).get(SOON)
     assert os.getpid() not in {process for _, process in answers}
     for seed, (y, _) in enumerate(answers):
         right(y, sample(LARGE[1], seed=seed), LARGE[0], layer)
@@ -412,7 +412,7 @@ def interrupt_the_first(after):
     call("layer", "float64")
 
 
-# -------------------------------------------------------------------------------------------------- what there is not
+# ------------------------------------------------------------------------------------------------- missing resources
 
 
 def no_memory():
@@ -451,7 +451,7 @@ def no_memory():
 
 
 def no_cache():
-    """Nowhere to write: kernels are compiled, in this process and the next."""
+    """No writable directory: kernels are compiled, in this process and the next."""
     call()
     assert len(compiled()) == 1
 

@@ -1,4 +1,4 @@
-"""What may happen to a process that uses the library. Each scene of `scenes` runs in a process of its own."""
+"""Events in processes that use the library: threads, forks, signals, full disks. Each scene runs in a new process."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def begin(name, *arguments, before=(), **environment):
 
 
 def end(process, timeout=LONG):
-    """How many arrays a scene has judged and what else it printed; fail where it raised, warned or hangs."""
+    """Return the number of arrays that a scene compared and its other output; fail if it raised, warned or hung."""
     try:
         out, errors = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -53,7 +53,10 @@ def play(name, *arguments, **environment):
 
 @pytest.fixture(params=["idle", "busy"])
 def machine(request):
-    """A machine as it is, or one whose processors all do other work as well."""
+    """The machine as it is, or with other work on all of its processors.
+
+    A busy machine changes the order in which threads run. Scenes in which that does not matter run on one of the two.
+    """
     number = (os.cpu_count() or 1) if request.param == "busy" else 0
     code = f"import time\nend = time.monotonic() + {2 * LONG}\nwhile time.monotonic() < end: pass"
     others = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(number)]
@@ -77,11 +80,11 @@ def test_thirty_two_threads_cold_and_warm(machine, tmp_path):
 
 
 def test_from_the_threads_of_an_executor(machine):
-    assert play("executor")[0] == 24 + 2 * 4
+    assert play("executor")[0] == 12 + 2 * 4
 
 
 def test_the_input_is_written_by_another_thread(machine):
-    assert play("input_is_written_meanwhile")[0] == 1
+    assert play("input_is_written_during_calls")[0] == 1
 
 
 @pytest.mark.parametrize("first", ["", "first"])
@@ -110,13 +113,13 @@ def test_fork_while_another_thread_is(what, machine, tmp_path):
 
 
 @FORKS
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize(("method", "machine"), [("fork", "busy"), ("spawn", "idle")], indirect=["machine"])
 def test_multiprocessing(method, machine):
-    assert play("multiprocess", method)[0] == 7
+    assert play("multiprocess", method)[0] == 5
 
 
 @FORKS
-def test_torch_data_loader(machine):
+def test_torch_data_loader():
     pytest.importorskip("torch")
     assert play("data_loader")[0] == 2 * (4 + 1)
 
@@ -130,14 +133,18 @@ def test_a_long_call_is_interrupted():
 
 
 @TIMERS
-@pytest.mark.parametrize("after", [0.05, 0.15, 0.4, 0.8])
+@pytest.mark.parametrize(
+    ("after", "machine"),
+    [(0.05, "idle"), (0.15, "idle"), (0.4, "idle"), (0.8, "idle"), (0.4, "busy"), (1.2, "busy")],
+    indirect=["machine"],
+)
 def test_the_first_call_is_interrupted(after, machine, tmp_path):
     judged, (how,) = play("interrupt_the_first", str(after), GENNORM_CACHE_DIR=str(tmp_path))
     assert judged == (2 if how == "stopped" else 3)
     assert how == "stopped" or after > 0.1  # to import Numba alone takes longer
 
 
-# -------------------------------------------------------------------------------------------------- what there is not
+# ------------------------------------------------------------------------------------------------- missing resources
 
 
 @LINUX
@@ -173,13 +180,13 @@ def test_numba_switched_off():
     assert play("without_numba", NUMBA_DISABLE_JIT="1")[0] == 4 * 3 + 1
 
 
-def test_one_thread_is_asked_for():
+def test_the_environment_sets_one_thread():
     assert play("one_core", "environment", OMP_NUM_THREADS="1")[0] == 2
     assert play("one_core", "environment", OMP_NUM_THREADS="1,4")[0] == 2
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system does not bind processes to cores")
-def test_one_core_is_all_there_is():
+def test_one_available_core():
     environment = {} if "OMP_NUM_THREADS" not in os.environ else {"OMP_NUM_THREADS": ""}
     assert play("one_core", "affinity", **environment)[0] == 2
 
@@ -278,8 +285,9 @@ def test_a_full_disk(tmp_path):
 
 
 @FORKS
-def test_eight_processes_at_once_fifty_times(tmp_path):
-    assert end(begin("race", "50", str(tmp_path)), 3 * LONG)[0] == 8 * 50
+def test_eight_processes_at_once_many_times(tmp_path):
+    """Sixteen rounds: two with each kind of damage to the cache."""
+    assert end(begin("race", "16", str(tmp_path)), 3 * LONG)[0] == 8 * 16
 
 
 def test_eight_interpreters_at_once(tmp_path):

@@ -269,9 +269,9 @@ def test_report():
 
 
 def test_threads_are_torch_s(monkeypatch):
-    seen, gather = [], sharing.ThreadPool.request
+    seen, gather = [], sharing.Executor.request
     monkeypatch.setattr(
-        sharing.ThreadPool, "request", lambda team, threads, parts: seen.append(threads) or gather(team, threads, parts)
+        sharing.Executor, "request", lambda team, threads, parts: seen.append(threads) or gather(team, threads, parts)
     )
     net, x = nn.Sequential(nn.LayerNorm(1024)), sample(1024, 1024)
     gt.accelerate(net)

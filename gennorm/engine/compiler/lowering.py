@@ -452,7 +452,7 @@ def total(typing: Any, vector: Any) -> Any:
 
 
 @intrinsic
-def misaligned(typing: Any, array: Any, start: Any) -> Any:
+def to_alignment(typing: Any, array: Any, start: Any) -> Any:
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         itemsize = array.dtype.bitwidth // 8
         address = builder.ptrtoint(_address(context, builder, sig.args[0], args[0], args[1]), INT64)
@@ -463,7 +463,7 @@ def misaligned(typing: Any, array: Any, start: Any) -> Any:
 
 
 @intrinsic
-def even(typing: Any, array: Any, start: Any, step: Any) -> Any:
+def is_aligned(typing: Any, array: Any, start: Any, step: Any) -> Any:
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         itemsize = ir.Constant(INT64, array.dtype.bitwidth // 8)
         address = builder.ptrtoint(_address(context, builder, sig.args[0], args[0], args[1]), INT64)
@@ -578,10 +578,10 @@ def vector_operations(storage: str, result: str, compute: str) -> dict[str, Any]
         "muladd": muladd,
         "first_lanes": first_lanes,
         "total": total,
-        "misaligned": misaligned,
+        "to_alignment": to_alignment,
         "stream": _streamer(result),
-        "even": even,
-        "stream_even": _streamer(result, 16),
+        "is_aligned": is_aligned,
+        "stream_aligned": _streamer(result, 16),
         "fence": fence,
         "prefetch": prefetch,
     }

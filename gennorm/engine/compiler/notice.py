@@ -14,7 +14,7 @@ _announced = False
 def announce_compilation(cache: Callable[[], object]) -> None:
     """Say once, on standard error, that kernels are compiled and where they are stored.
 
-    Nothing is written where standard error is no terminal, or where ``GENNORM_QUIET`` is set to anything but 0.
+    Nothing is written if standard error is not a terminal, or if ``GENNORM_QUIET`` is set and not 0.
 
     Parameters
     ----------

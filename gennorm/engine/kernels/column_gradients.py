@@ -1,8 +1,8 @@
 """Columns, backward pass: from the gradient of the output to those of the input and of the parameters.
 
-``row_gradients`` does the same for one slice; here it is done for a tile of neighbouring slices. The scratch ``work``
-has eight numbers a lane in float64. ``lanes`` has five in the type of the arithmetic and, behind them, TERMS more: for
-each of the lines that are taken together a vector of terms of its scaling, and one of terms of its biases.
+``row_gradients`` explains the formulas for one slice; these kernels apply them to a tile of neighbouring slices. The
+scratch array ``work`` has eight numbers for each lane in float64. ``lanes`` has five for each lane in the type of the
+arithmetic and then TERMS more: for each of TOGETHER lines, one vector of terms for its scaling and one for its biases.
 """
 
 from __future__ import annotations
@@ -11,37 +11,29 @@ import numpy as np
 
 from .columns import (
     FOLD,
-    KEPT,
-    LENGTH,
-    OUTER,
     P_LANE,
     P_LINE,
-    PIECE,
-    PIECES,
-    PORTION,
-    ROWS,
     RUNS,
-    SLICES,
     TILE,
     TILES,
     TOGETHER,
-    UNITS,
     WIDTH,
     X_LINE,
     Y_LINE,
-    along,
-    share,
+    fold_lanes,
+    lane_parameters,
 )
+from .rows import slice_fields
 from .steps import MEAN, PER_COUNT, PER_DEGREE, VARIANCE, contribution, offsets, part_at, slopes
 from .vector import (
     LANES,
     Array,
     Vector,
     choose,
-    even,
     exceeds,
     fence,
     first_lanes,
+    is_aligned,
     load,
     load_part,
     muladd,
@@ -50,21 +42,21 @@ from .vector import (
     splat,
     store,
     store_part,
-    stream_even,
+    stream_aligned,
     total,
     widen,
 )
 
-SUMS = 1  # take the sums of a slice and the gradients of the parameters from the arrays; otherwise read the sums
+SUMS = 1  # compute the sums of slices and the gradients of parameters; otherwise read the sums
 APPLY = 1  # write the input's gradient; otherwise write the sums
-SCALING = 0  # 0: absent, 1: constant along a lane, 2: varies from lane to lane and line to line, 3: one a line
+SCALING = 0  # 0: absent, 1: constant along a lane, 2: varies over lanes and lines, 3: one number for each line
 BIASES = 0
-TANGENT = 0  # a directional derivative: the scaling multiplies what comes out instead of what goes in
-WEIGHTED = 0  # the weights are a mask; 1: it chooses what the statistics contribute to, 2: what the sums are of
-STREAM = 0  # write past the caches, where lines are whole vectors and begin at even places
+TANGENT = 0  # a directional derivative: the scaling multiplies the result instead of ``dy``
+WEIGHTED = 0  # 1: the mask selects where statistics contribute to the gradient, 2: the terms of the sums
+STREAM = 0  # use non-temporal stores where lines are whole vectors at addresses that are multiples of 16
 real = np.float32
 
-RECENT = 32  # vectors of terms of a line's own parameter that are added up before they are added in float64
+PRODUCT_VECTORS = 32  # vectors of lanes whose terms are added up before they are added to the gradients in float64
 TERMS = 2 * TOGETHER * LANES
 
 
@@ -86,15 +78,13 @@ def backward(
     often: int,
     lo: int,
     hi: int,
-    team: int,
+    request: int,
 ) -> None:
     """Take the sums of tiles of slices, and write their gradient while they are still in the cache.
 
-    SUMS and APPLY are what they are in ``row_gradients.backward``.
+    SUMS and APPLY have the meaning that they have in ``row_gradients.backward``.
     """
-    length, piece, pieces, rows = geometry[LENGTH], geometry[PIECE], geometry[PIECES], geometry[ROWS]
-    portion, units, slices = geometry[PORTION], geometry[UNITS], geometry[SLICES]
-    kept, outer = geometry[KEPT], geometry[OUTER]
+    length, piece, pieces, rows, portion, units, slices, kept, outer = slice_fields(geometry)
     tile, tiles, fold, p_lane = geometry[TILE], geometry[TILES], geometry[FOLD], geometry[P_LANE]
     x_line, y_line, p_line = geometry[X_LINE], geometry[Y_LINE], geometry[P_LINE]
     outer_runs = RUNS + 4 * kept
@@ -150,15 +140,16 @@ def backward(
             for part in range(first, last):
                 row, start, size = part_at(part, length, piece, pieces)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
-                # Down lines of one vector its sums stay in registers; parameters of a line have room for a few lines.
+                # If lines are one vector wide, its sums stay in registers for all lines. ``lanes`` has room for the
+                # terms of TOGETHER lines.
                 step = size if width <= LANES and max(SCALING, BIASES) < 3 else TOGETHER
                 for line in range(start, start + size, step):
                     p_at = p_row + line * p_line
-                    for lane in range(0, width, RECENT * LANES):
+                    for lane in range(0, width, PRODUCT_VECTORS * LANES):
                         products(
                             x, x_tile + x_row + line * x_line, x_line,
                             dy, weights, y_tile + y_row + line * y_line, y_line, min(step, start + size - line),
-                            lane, min(lane + RECENT * LANES, width), lanes, tile, work,
+                            lane, min(lane + PRODUCT_VECTORS * LANES, width), lanes, tile, work,
                             scaling, p_tile + p_at, p_line, left, gradients, to_scaling + p_at, to_biases + p_at,
                         )  # fmt: skip
             for lane in range(0, width, LANES):
@@ -167,18 +158,20 @@ def backward(
                 rest = widen(load(lanes, lane)) - load(work, mean_at + lane)
                 two = load(work, squared_at + lane) + rest * one
                 if SCALING == 1 and not TANGENT:
-                    gather(gradients, to_scaling, p_lane, left + lane, count, two * load(work, inverse_at + lane))
+                    add_gradients(
+                        gradients, to_scaling, p_lane, left + lane, count, two * load(work, inverse_at + lane)
+                    )
                 if BIASES == 1:
-                    gather(gradients, to_biases, p_lane, left + lane, count, one)
+                    add_gradients(gradients, to_biases, p_lane, left + lane, count, one)
                 if SCALING == 1 and not TANGENT:
-                    scale = widen(along(scaling, p_tile, p_lane, left + lane, count))
+                    scale = widen(lane_parameters(scaling, p_tile, p_lane, left + lane, count))
                     one = one * scale
                     two = two * scale
                 store(work, lane, one)
                 store(work, squared_at + lane, two)
             if fold > 1:
-                share(work, width, fold)
-                share(work[squared_at:], width, fold)
+                fold_lanes(work, width, fold)
+                fold_lanes(work[squared_at:], width, fold)
             if APPLY and units > 1:
                 for lane in range(0, width, LANES):
                     sum_: Vector = load(work, lane)
@@ -207,7 +200,7 @@ def backward(
 
         if APPLY and (not SUMS or position + 1 == units):
             for lane in range(0, width, LANES):
-                # A term that is not there stays 0 where its sum is NaN.
+                # An absent term is 0 even if its sum is NaN.
                 zero = splat(0.0)
                 slope: Vector = load(work, squared_at + lane) * load(work, by_product_at + lane)
                 slope = choose(widen(load(lanes, 3 * tile + lane)), slope, zero)
@@ -216,7 +209,7 @@ def backward(
                 shift += slope * (widen(load(lanes, lane)) - load(work, mean_at + lane))
                 gain = load(work, inverse_at + lane)
                 if SCALING == 1:
-                    scale = widen(along(scaling, p_tile, p_lane, left + lane, width - lane))
+                    scale = widen(lane_parameters(scaling, p_tile, p_lane, left + lane, width - lane))
                     gain = gain * scale
                     if TANGENT:
                         slope = slope * scale
@@ -227,27 +220,27 @@ def backward(
             for part in range(0 if SUMS else first, last):
                 row, start, size = part_at(part, length, piece, pieces)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
-                # In the order of memory: line by line, or down lines of one vector.
-                past = STREAM == 1 and width % LANES == 0 and even(dx, y_tile + y_row, y_line)
+                # Write in the order of memory: line by line, or all lines if they are one vector wide.
+                streamed = STREAM == 1 and width % LANES == 0 and is_aligned(dx, y_tile + y_row, y_line)
                 if width <= LANES:
                     combine(
                         x, x_tile + x_row + start * x_line, x_line,
                         dy, dx, weights, y_tile + y_row + start * y_line, y_line,
-                        size, width, lanes, tile, scaling, p_tile + p_row + start * p_line, p_line, left, past,
+                        size, width, lanes, tile, scaling, p_tile + p_row + start * p_line, p_line, left, streamed,
                     )  # fmt: skip
                 else:
                     for line in range(start, start + size):
                         combine(
                             x, x_tile + x_row + line * x_line, x_line,
                             dy, dx, weights, y_tile + y_row + line * y_line, y_line,
-                            1, width, lanes, tile, scaling, p_tile + p_row + line * p_line, p_line, left, past,
+                            1, width, lanes, tile, scaling, p_tile + p_row + line * p_line, p_line, left, streamed,
                         )  # fmt: skip
     if STREAM:
         fence()
 
 
-def gather(gradients: Array, start: int, step: int, lane: int, count: int, terms: Vector) -> None:
-    """Add the terms of neighbouring lanes to their parameters' gradients: one each, or all to the same."""
+def add_gradients(gradients: Array, start: int, step: int, lane: int, count: int, terms: Vector) -> None:
+    """Add the terms of neighbouring lanes to the gradients of their parameters: of one each, or all to the same one."""
     if step == 0:
         gradients[start] += total(first_lanes(terms, count))
     else:
@@ -260,7 +253,7 @@ def products(
     stop: int, lanes: Array, tile: int, work: Array, scaling: Array, p_start: int, p_line: int, left: int,
     gradients: Array, to_scaling: int, to_biases: int,
 ) -> None:  # fmt: skip
-    """Add the terms of some lanes of a few lines to the lanes' sums, and to parameters that vary from line to line."""
+    """Add the terms of some lanes of a few lines to the sums of the lanes and to the gradients of parameters."""
     terms_at = 5 * tile
     if SCALING == 3 or BIASES == 3:
         for i in range(0, TERMS, LANES):
@@ -290,7 +283,7 @@ def products_at(
     lane: int, count: int, lanes: Array, tile: int, work: Array, scaling: Array, p_start: int, p_line: int, left: int,
     gradients: Array, to_scaling: int, to_biases: int,
 ) -> None:  # fmt: skip
-    """Add the terms of up to a vector of lanes of some lines; TOGETHER of them are added up before they are widened."""
+    """Do the same for up to a vector of lanes. Terms of TOGETHER lines are added up before they become float64."""
     centre, inverse, rest = load(lanes, lane), load(lanes, tile + lane), load(lanes, 2 * tile + lane)
     sum_ = load(work, lane)
     products_ = load(work, tile + lane)
@@ -333,13 +326,13 @@ def products_at(
 
 def combine(
     x: Array, x_start: int, x_line: int, dy: Array, dx: Array, weights: Array, y_start: int, y_line: int, lines: int,
-    width: int, lanes: Array, tile: int, scaling: Array, p_start: int, p_line: int, left: int, past: bool,
+    width: int, lanes: Array, tile: int, scaling: Array, p_start: int, p_line: int, left: int, streamed: bool,
 ) -> None:  # fmt: skip
-    """Write the gradient of some lines: all of them some lanes after another."""
+    """Write the gradient of some lines, a vector of lanes after another."""
     for lane in range(0, width - LANES + 1, LANES):
         combine_at(
             x, x_start, x_line, dy, dx, weights, y_start, y_line, lines, lane, LANES,
-            lanes, tile, scaling, p_start, p_line, left, past,
+            lanes, tile, scaling, p_start, p_line, left, streamed,
         )  # fmt: skip
     lane = width - width % LANES
     if lane < width:
@@ -351,7 +344,8 @@ def combine(
 
 def combine_at(
     x: Array, x_start: int, x_line: int, dy: Array, dx: Array, weights: Array, y_start: int, y_line: int, lines: int,
-    lane: int, count: int, lanes: Array, tile: int, scaling: Array, p_start: int, p_line: int, left: int, past: bool,
+    lane: int, count: int, lanes: Array, tile: int, scaling: Array, p_start: int, p_line: int, left: int,
+    streamed: bool,
 ) -> None:  # fmt: skip
     """Write the gradient of up to a vector of lanes of some lines."""
     centre, gain = load(lanes, lane), load(lanes, tile + lane)
@@ -373,7 +367,7 @@ def combine_at(
         gradient = muladd(gradient, gain, statistics)
         if SCALING > 1 and TANGENT:
             gradient = gradient * scale
-        if past:
-            stream_even(dx, y_at, gradient)
+        if streamed:
+            stream_aligned(dx, y_at, gradient)
         else:
             store_part(dx, y_at, count, gradient)

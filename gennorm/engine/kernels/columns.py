@@ -1,12 +1,12 @@
-"""Columns: the innermost run is kept, so a tile of neighbouring slices is worked on at once, a lane each.
+"""Columns: the innermost run is kept, so a tile of neighbouring slices is processed at once, one slice in each lane.
 
-Batch normalization over features, batch and instance normalization with channels last, layer normalization over the
-channels of an array with channels first. Group normalization with channels last folds neighbouring lanes into one
-slice when they have been summed.
+This is batch normalization over features, batch and instance normalization with channels last, and layer normalization
+over the channels of an array with channels first. Group normalization with channels last sums each lane, and then folds
+neighbouring lanes into one slice.
 
-The geometry is that of ``rows`` with lines, runs of lanes, in the place of elements: a slice tile is a set of blocks
-of lines, the innermost aggregated run being LENGTH lines long. The scratch ``work`` has 12 numbers a lane in float64,
-and ``lanes`` three in the type of the arithmetic.
+The geometry is that of ``rows``, with lines of lanes instead of elements: the innermost aggregated run has LENGTH
+lines. The scratch array ``work`` has 12 numbers for each lane in float64, and ``lanes`` has three in the type of the
+arithmetic.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from .rows import KEPT, LENGTH, OUTER, PIECE, PIECES, slice_fields
 from .steps import (
     DIVISOR,
     EPSILON,
-    LEAST,
-    NOTHING,
+    LEAST_COUNT,
     PLACEMENT,
+    SQUARES_START,
     cancelled,
     inverse_deviation,
     joined,
@@ -37,11 +38,11 @@ from .vector import (
     Array,
     Vector,
     choose,
-    even,
     exceeds,
     fence,
     first_lanes,
     inverse,
+    is_aligned,
     larger,
     like,
     load,
@@ -54,34 +55,26 @@ from .vector import (
     splat_wide,
     store,
     store_part,
-    stream_even,
+    stream_aligned,
     total,
     widen,
 )
 
 MEASURE = 1  # take the moments from the input; otherwise read them
 KEEP = 0  # write the moments
-WEIGHTED = 0  # the argument of the output holds weights of the elements, and their sums are written too
+WEIGHTED = 0  # ``y`` contains weights of the elements; write their sums too
 APPLY = 1  # write the output
-STREAM = 0  # write past the caches, where lines are whole vectors and begin at even places
-SCALING = 0  # 0: absent, 1: constant along a lane, 2: varies from lane to lane and line to line, 3: one a line
+STREAM = 0  # use non-temporal stores where lines are whole vectors at addresses that are multiples of 16
+SCALING = 0  # 0: absent, 1: constant along a lane, 2: varies over lanes and lines, 3: one number for each line
 BIASES = 0
-INVERT = 0  # from output to input: the scaling is given as its reciprocals
-EXACT = 1  # try one pass about 0 first (2: in float32); if 0, the first pass is about the mean of a sample
+INVERT = 0  # compute the input from the output: ``scaling`` contains reciprocals
+EXACT = 1  # squares are exact: the first pass is about 0 (2: in float32); with 0, about the mean of a sample
 real = np.float32  # the type of the arithmetic; moments are always float64
 
-SAMPLE = 24  # lines in a sample
-DOWN = 16  # lines of float64, float16 or bfloat16 that are summed in registers before the sums in memory
+SAMPLE_LINES = 24  # lines in a sample
+REGISTER_LINES = 16  # lines of float64, float16 or bfloat16 that are summed in registers before the sums in memory
 
-LENGTH = 0  # lines in the innermost aggregated run
-PIECE = 1  # lines in a piece of it; the last piece may be shorter
-PIECES = 2
-ROWS = 3  # how often that run occurs in a slice
-PORTION = 4  # pieces in a unit; the last unit of a slice may have fewer
-UNITS = 5  # units in a tile: 1 unless it has so many elements that threads should share it
-SLICES = 6
-KEPT = 7  # runs in the list of those that tell tiles apart
-OUTER = 8  # runs in the list of the aggregated ones outside the innermost
+# The fields of the geometry after those of ``rows``.
 WIDTH = 9  # lanes in a line
 TILE = 10  # lanes in a tile; the last tile of a line may have fewer
 TILES = 11
@@ -89,12 +82,12 @@ FOLD = 12  # neighbouring lanes that belong to one slice
 X_LINE = 13  # strides from line to line
 Y_LINE = 14
 P_LINE = 15
-P_LANE = 16  # stride of a parameter that is constant along a lane, from lane to lane: 0 or 1
+P_LANE = 16  # stride from lane to lane of a parameter that is constant along a lane: 0 or 1
 RUNS = 17
 
-# Lines of more than WIDE lanes are summed a few at a time, in the order of memory, and the next few are prefetched: the
-# sums in memory are loaded and stored once for all of them. (4096, 512) takes 180 us, 330 line by line, and 100 MB of
-# 256 lanes 3.3 ms and 4.8; all lines at a time would take 13. They are written line by line: nothing is faster.
+# Lines of more than WIDE lanes are summed this many at a time, in the order of memory, and the next are prefetched: the
+# sums in memory are loaded and stored once for all of them. (4096, 512) takes 180 us, and 330 line by line; 100 MB
+# with 256 lanes take 3.3 ms, 4.8 line by line, and 13 with all lines at a time. Output is written line by line.
 TOGETHER = 8
 
 
@@ -111,15 +104,13 @@ def forward(
     lanes: Array,
     lo: int,
     hi: int,
-    team: int,
+    request: int,
 ) -> None:
     """Take the moments of tiles of slices, and write their output while they are still in the cache.
 
-    A task is what it is in ``rows.forward``, with a tile for a slice.
+    Tasks are those of ``rows.forward``, with tiles instead of slices.
     """
-    length, piece, pieces, rows = geometry[LENGTH], geometry[PIECE], geometry[PIECES], geometry[ROWS]
-    portion, units, slices = geometry[PORTION], geometry[UNITS], geometry[SLICES]
-    kept, outer = geometry[KEPT], geometry[OUTER]
+    length, piece, pieces, rows, portion, units, slices, kept, outer = slice_fields(geometry)
     tile, tiles, fold, p_lane = geometry[TILE], geometry[TILES], geometry[FOLD], geometry[P_LANE]
     x_line, y_line, p_line = geometry[X_LINE], geometry[Y_LINE], geometry[P_LINE]
     outer_runs = RUNS + 4 * kept
@@ -191,19 +182,19 @@ def forward(
                 variance = load(work, spread_at + lane) / numbers[DIVISOR]
                 gain = inverse_deviation(variance, numbers[EPSILON], numbers[PLACEMENT])
                 centre = narrow(mean)
-                shift = (widen(centre) - mean) * gain  # what rounding the mean lost
+                shift = (widen(centre) - mean) * gain  # the rounding error of the mean
                 if INVERT:
                     gain = inverse(gain)
                 if SCALING == 1:
-                    scale = widen(along(scaling, p_tile, p_lane, left + lane, width - lane))
+                    scale = widen(lane_parameters(scaling, p_tile, p_lane, left + lane, width - lane))
                     gain *= scale
                     shift *= scale
                 if BIASES == 1 and not INVERT:
-                    shift += widen(along(biases, p_tile, p_lane, left + lane, width - lane))
+                    shift += widen(lane_parameters(biases, p_tile, p_lane, left + lane, width - lane))
                 if INVERT:
                     centre = narrow(splat(0.0))
                     if BIASES == 1:
-                        centre = along(biases, p_tile, p_lane, left + lane, width - lane)
+                        centre = lane_parameters(biases, p_tile, p_lane, left + lane, width - lane)
                     shift = mean
                 store(lanes, lane, centre)
                 store(lanes, gain_at + lane, narrow(gain))
@@ -211,18 +202,20 @@ def forward(
             for part in range(first, last):
                 row, start, size = part_at(part, length, piece, pieces)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
-                # In the order of memory: line by line, or down lines that one step of the loop over lanes covers.
-                past = STREAM == 1 and width % LANES == 0 and even(y, y_tile + y_row, y_line)
+                # Write in the order of memory: line by line, or all lines if they are as narrow as one step over lanes.
+                streamed = STREAM == 1 and width % LANES == 0 and is_aligned(y, y_tile + y_row, y_line)
                 if width == WIDE or width <= LANES:
                     normalize(
                         x, x_tile + x_row + start * x_line, x_line, y, y_tile + y_row + start * y_line, y_line,
-                        size, width, lanes, tile, scaling, biases, p_tile + p_row + start * p_line, p_line, left, past,
+                        size, width, lanes, tile, scaling, biases, p_tile + p_row + start * p_line, p_line, left,
+                        streamed,
                     )  # fmt: skip
                 else:
                     for line in range(start, start + size):
                         normalize(
                             x, x_tile + x_row + line * x_line, x_line, y, y_tile + y_row + line * y_line, y_line,
-                            1, width, lanes, tile, scaling, biases, p_tile + p_row + line * p_line, p_line, left, past,
+                            1, width, lanes, tile, scaling, biases, p_tile + p_row + line * p_line, p_line, left,
+                            streamed,
                         )  # fmt: skip
     if STREAM:
         fence()
@@ -232,7 +225,7 @@ def measure(
     x: Array, y: Array, geometry: Array, x_tile: int, y_tile: int, width: int, first: int, last: int,
     work: Array, lanes: Array,
 ) -> float:  # fmt: skip
-    """Write mean and second moment of the lanes of one unit to the scratch; return how many elements a slice has."""
+    """Write mean and second moment of each lane of one unit to the scratch; return the elements of a slice in it."""
     length, piece, pieces = geometry[LENGTH], geometry[PIECE], geometry[PIECES]
     outer, tile, fold = geometry[OUTER], geometry[TILE], geometry[FOLD]
     x_line, y_line = geometry[X_LINE], geometry[Y_LINE]
@@ -243,11 +236,11 @@ def measure(
     for lane in range(0, width, LANES):
         store(lanes, lane, splat(real(0)))
         store(work, again + lane, splat(1.0))
-    step = 1 if WEIGHTED else min(TOGETHER if width > WIDE else piece if EXACT == 1 else DOWN, piece)
-    # Over a sample or in float32, over everything, and over that again if it is not enough.
+    step = 1 if WEIGHTED else min(TOGETHER if width > WIDE else piece if EXACT == 1 else REGISTER_LINES, piece)
+    # Attempts: 0 over a sample, or in float32; 1 over all lines; 2 again, where 1 was not exact enough.
     for attempt in range(1 if EXACT == 1 else 0, 3):
-        end = last if attempt > 0 or EXACT else min(last, first - -SAMPLE // piece)
-        # Recent sums join those before them so often that there are about as many of these.
+        end = last if attempt > 0 or EXACT else min(last, first - -SAMPLE_LINES // piece)
+        # The number of recent sums that are added up, and the number of times they are flushed, are about the same.
         often = 8 + int(math.sqrt((end - first) * -(-piece // step)))
         turn = 0
         for lane in range(2 * recent):
@@ -256,7 +249,7 @@ def measure(
         for part in range(first, end):
             row, start, size = part_at(part, length, piece, pieces)
             if attempt == 0 and not EXACT:
-                size = min(size, SAMPLE)
+                size = min(size, SAMPLE_LINES)
             x_row, y_row, _ = offsets(geometry, outer_runs, outer, row)
             for line in range(start, start + size, step):
                 if WEIGHTED:
@@ -270,8 +263,8 @@ def measure(
                     if EXACT != 2:
                         sums_about(x, at, x_line, lines, width, lanes, 0.0, work, recent, squares)
                     elif attempt == 0:
-                        sums_about(x, at, x_line, lines, width, lanes, real(LEAST), work, recent, squares)
-                    else:  # seldom, and not worth compiling all of the above once more
+                        sums_about(x, at, x_line, lines, width, lanes, real(SQUARES_START), work, recent, squares)
+                    else:  # rare, so it compiles only the simplest loop
                         for lane in range(0, width, LANES):
                             add_lines(
                                 x, at + lane, x_line, lines, width - lane, 0, lanes, 0.0, work,
@@ -279,19 +272,19 @@ def measure(
                             )  # fmt: skip
                 turn += 1
                 if turn == often:
-                    join(work, recent)
+                    flush(work, recent)
                     turn = 0
             count += size * fold
-        join(work, recent)
+        flush(work, recent)
         if fold > 1:
-            share(work, width, fold)
-            share(work[squares:], width, fold)
+            fold_lanes(work, width, fold)
+            fold_lanes(work[squares:], width, fold)
             if WEIGHTED:
-                share(work[weighed:], width, fold)
+                fold_lanes(work[weighed:], width, fold)
         unfinished = 0.0
         for lane in range(0, width, LANES):
             squared = load(work, squares + lane)
-            counted = larger(load(work, weighed + lane), NOTHING) if WEIGHTED else splat(np.float64(count))
+            counted = larger(load(work, weighed + lane), LEAST_COUNT) if WEIGHTED else splat(np.float64(count))
             mean, spread = moments(load(work, lane), squared, counted, widen(load(lanes, lane)))
             flag = load(work, again + lane)
             mean = choose(flag, mean, load(work, mean_at + lane))
@@ -316,15 +309,15 @@ def finite(numbers: Vector) -> Vector:
     return choose(exceeds(numbers, -math.inf) * exceeds(numbers * -1.0, -math.inf), numbers, splat(0.0))
 
 
-def join(work: Array, recent: int) -> None:
-    """Add the recent sums to those before, and reset them to 0."""
+def flush(work: Array, recent: int) -> None:
+    """Add the recent sums to the older sums, and reset them to 0."""
     for lane in range(0, recent, LANES):
         store(work, lane, load(work, lane) + load(work, recent + lane))
         store(work, recent + lane, splat(0.0))
 
 
-def share(sums: Array, width: int, fold: int) -> None:
-    """Give every lane of a slice the sum over its lanes."""
+def fold_lanes(sums: Array, width: int, fold: int) -> None:
+    """Replace the sum of each lane by the sum over all lanes of its slice."""
     for left in range(0, width, fold):
         sum_ = 0.0
         for lane in range(left, left + fold):
@@ -333,8 +326,8 @@ def share(sums: Array, width: int, fold: int) -> None:
             sums[lane] = sum_
 
 
-def along(parameters: Array, start: int, step: int, lane: int, count: int) -> Vector:
-    """Parameters of neighbouring lanes: one each where the step is 1, the same for all where it is 0."""
+def lane_parameters(parameters: Array, start: int, step: int, lane: int, count: int) -> Vector:
+    """Return the parameters of neighbouring lanes: one for each if the step is 1, the same for all if it is 0."""
     if step == 0:
         return splat(parameters[start])
     return load_part(parameters, start + lane, count)
@@ -344,10 +337,10 @@ def sums_about(
     x: Array, start: int, line: int, lines: int, width: int, pivots: Array, least: Any, work: Array,
     recent: int, squares: int,
 ) -> None:  # fmt: skip
-    """Add each lane's deviations from its pivot, and their squares, to its sums.
+    """Add the deviations of each lane from its pivot, and their squares, to the sums of the lane.
 
-    The sums over these lines are of the type of ``least``, at which those of squares begin. Where ``least`` is not 0,
-    every pivot is 0.
+    Sums over these lines have the type of ``least``, and those of squares start at its value. If it is not 0, every
+    pivot must be 0.
     """
     lane = 0
     while lane + WIDE <= width and lines != TOGETHER:
@@ -376,7 +369,7 @@ def add_lines(
     x: Array, start: int, line: int, lines: int, count: int, ahead: int, pivots: Array, least: Any, work: Array,
     recent: int, squares: int, lane: int,
 ) -> None:  # fmt: skip
-    """Add up to a vector of lanes of some lines; prefetch the elements ``ahead``, if that is not 0."""
+    """Do the same for up to a vector of lanes. If ``ahead`` is not 0, prefetch the elements at that distance."""
     added = splat(least - least)
     squared = splat(least)
     pivot = like(load(pivots, lane), least) if least == 0 else splat(least - least)
@@ -396,7 +389,7 @@ def sums_weighted(
     x: Array, x_start: int, weights: Array, w_start: int, width: int, pivots: Array,
     work: Array, recent: int, squares: int, weighed: int,
 ) -> None:  # fmt: skip
-    """Add one line's weighted deviations, their squares and the weights to the lanes' sums; 0 times NaN counts as 0."""
+    """Add weighted deviations of one line, their squares and the weights to the sums; 0 times NaN counts as 0."""
     zero = splat(0.0)
     for lane in range(0, width, LANES):
         count = width - lane
@@ -410,9 +403,9 @@ def sums_weighted(
 
 def normalize(
     x: Array, x_start: int, x_line: int, y: Array, y_start: int, y_line: int, lines: int, width: int,
-    lanes: Array, tile: int, scaling: Array, biases: Array, p_start: int, p_line: int, left: int, past: bool,
+    lanes: Array, tile: int, scaling: Array, biases: Array, p_start: int, p_line: int, left: int, streamed: bool,
 ) -> None:  # fmt: skip
-    """Write some lines. Numbers of a few lanes stay in registers for all of them; for one line it pays nothing."""
+    """Write some lines. For more than one line, the factors of WIDE lanes stay in registers."""
     lane = 0
     while lines != 1 and lane + WIDE <= width:
         centre = load_wide(lanes, lane)
@@ -430,15 +423,15 @@ def normalize(
             if BIASES == 3:
                 bias = splat_wide(biases[p_at])
             vector = transformed(load_wide(x, x_start + i * x_line + lane), centre, gain, shift, scale, bias)
-            if past:
-                stream_even(y, y_at, vector)
+            if streamed:
+                stream_aligned(y, y_at, vector)
             else:
                 store(y, y_at, vector)
         lane += WIDE
     while lane + LANES <= width:
         normalize_at(
             x, x_start, x_line, y, y_start, y_line, lines, lane, LANES, lanes, tile,
-            scaling, biases, p_start, p_line, left, past,
+            scaling, biases, p_start, p_line, left, streamed,
         )  # fmt: skip
         lane += LANES
     if lane < width:
@@ -450,9 +443,9 @@ def normalize(
 
 def normalize_at(
     x: Array, x_start: int, x_line: int, y: Array, y_start: int, y_line: int, lines: int, lane: int, count: int,
-    lanes: Array, tile: int, scaling: Array, biases: Array, p_start: int, p_line: int, left: int, past: bool,
+    lanes: Array, tile: int, scaling: Array, biases: Array, p_start: int, p_line: int, left: int, streamed: bool,
 ) -> None:  # fmt: skip
-    """Write up to a vector of lanes of some lines. Where the count is LANES, the compiler drops the mask."""
+    """Write up to a vector of lanes of some lines. If the count is the constant LANES, the mask is removed."""
     centre, gain, shift = load(lanes, lane), load(lanes, tile + lane), load(lanes, 2 * tile + lane)
     for i in range(lines):
         p_at, y_at = p_start + i * p_line, y_start + i * y_line + lane
@@ -467,7 +460,7 @@ def normalize_at(
             bias = splat(biases[p_at])
         vector = load_part(x, x_start + i * x_line + lane, count)
         vector = transformed(vector, centre, gain, shift, scale, bias)
-        if past:
-            stream_even(y, y_at, vector)
+        if streamed:
+            stream_aligned(y, y_at, vector)
         else:
             store_part(y, y_at, count, vector)

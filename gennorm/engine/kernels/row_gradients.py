@@ -1,57 +1,55 @@
 """Rows, backward pass: from the gradient of the output to those of the input and of the parameters.
 
-With ``g = scaling * dy`` and the deviations ``d`` of a slice from its mean, the gradient of its elements is ``inverse *
-g + by_sum * sum(g) + by_product * sum(g * d) * d``; see ``slopes``. Four factors of each slice, in this order, are all
-that this needs of the forward pass; ``steps`` lists them.
+Let ``g = scaling * dy``, and let ``d`` be the deviations of a slice from its mean. The gradient of its elements is
+``inverse * g + by_sum * sum(g) + by_product * sum(g * d) * d``; see ``slopes``. From the forward pass this needs four
+factors of each slice, which ``steps`` lists in their order.
 
-The geometry is that of ``rows``. Its strides of the output are also those of the output's gradient, of the input's
-gradient and of the weights, which share one layout. Units are counted slice by slice, or, with ACROSS, position by
-position: the first unit of every slice, then the second.
+The geometry is that of ``rows``. The gradients of output and input and the weights have the layout of the output. Units
+are counted slice by slice, or, with ACROSS, position by position: the first unit of every slice, then the second.
 
-A block of units adds up the gradients of the parameters in an array of its own, those of the scaling before those of
-the biases, so that they do not depend on which thread works on which block. Where the parameters vary along a row, the
-terms of ``often`` parts are added up in the type of the arithmetic before they are added to the array, which is
-float64: this halves what is loaded and stored for each element. ``often`` is so small that no parameter has more than
-32 such terms.
+Each block of units adds the gradients of the parameters to a separate float64 array, first those of the scaling, then
+those of the biases; so the result does not depend on which thread works on which block. If the parameters vary along a
+row, ``recent`` first adds up the terms of ``often`` parts in the type of the arithmetic: this halves the loads and
+stores for each element. ``often`` is chosen so that no parameter has more than 32 recent terms.
 
-With ACROSS and scratch for the parameters of one piece, a unit is a piece, and a block has it of all slices: no two
-blocks share a parameter, and there is one array of gradients for all blocks. Where no parameter has more than 32 terms
-in all, the sums of terms are the gradients, and there is no array of others.
+With ACROSS and room for the parameters of one piece in ``recent``, a unit is a piece, and a block has this piece of all
+slices. No two blocks share a parameter then, and all blocks write to one array. If no parameter has more than 32 terms
+in the whole call, the recent terms are the gradients, and there is no float64 array.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from .rows import KEPT, LENGTH, OUTER, PIECE, PIECES, PORTION, ROWS, RUNS, SLICES, UNITS
+from .rows import RUNS, slice_fields
 from .steps import MEAN, PER_COUNT, PER_DEGREE, VARIANCE, contribution, offsets, part_at, slopes
 from .vector import (
     LANES,
     Array,
     Vector,
     choose,
-    even,
     fence,
+    is_aligned,
     load_part,
-    misaligned,
     muladd,
     prefetch,
     splat,
     store,
     store_part,
     stream,
+    to_alignment,
     total,
     widen,
 )
 
-SUMS = 1  # take the sums of a slice and the gradients of the parameters from the arrays; otherwise read the sums
+SUMS = 1  # compute the sums of slices and the gradients of parameters; otherwise read the sums
 APPLY = 1  # write the input's gradient; otherwise write the sums
 SCALING = 0  # 0: absent, 1: constant along a row, 2: varies along a row
 BIASES = 0
-TANGENT = 0  # a directional derivative: the scaling multiplies what comes out instead of what goes in
-STREAM = 0  # write past the caches, where elements are aligned
-ACROSS = 0  # take the same unit of one slice after another
-WEIGHTED = 0  # the weights are a mask; 1: it chooses what the statistics contribute to, 2: what the sums are of
+TANGENT = 0  # a directional derivative: the scaling multiplies the result instead of ``dy``
+STREAM = 0  # use non-temporal stores where elements are aligned
+ACROSS = 0  # process the first unit of every slice, then the second
+WEIGHTED = 0  # 1: the mask selects where statistics contribute to the gradient, 2: the terms of the sums
 real = np.float32
 
 
@@ -72,24 +70,22 @@ def backward(
     often: int,
     lo: int,
     hi: int,
-    team: int,
+    request: int,
 ) -> None:
     """Take the sums of slices, and write their gradient while they are still in the cache.
 
-    With SUMS and APPLY all units of a slice are in the range, and the gradient of a slice follows the sums of its last
-    unit. Otherwise each unit is worked on by itself, so that threads can share a slice.
+    With SUMS and APPLY, the range contains all units of a slice, and its gradient is written after the sums of its last
+    unit. Otherwise each unit is processed separately, so that threads can share a slice.
     """
-    length, piece, pieces, rows = geometry[LENGTH], geometry[PIECE], geometry[PIECES], geometry[ROWS]
-    portion, units, slices = geometry[PORTION], geometry[UNITS], geometry[SLICES]
-    kept, outer = geometry[KEPT], geometry[OUTER]
+    length, piece, pieces, rows, portion, units, slices, kept, outer = slice_fields(geometry)
     outer_runs = RUNS + 4 * kept
     final = min(hi * block, slices * units)
-    recent_at = misaligned(recent, 0)
-    room = (recent.size - LANES) // 2  # parameters whose recent terms are added up: all of them, or those of a piece
+    recent_at = to_alignment(recent, 0)
+    room = (recent.size - LANES) // 2  # number of parameters in ``recent``: all of them, or those of a piece
     done = 0
-    low = parameters  # the parameters that have recent terms, from the first to the last
+    low = parameters  # first and last parameter that has recent terms
     high = 0
-    fresh = 0  # whether no terms were added to the gradients of a piece yet: their memory is not initialized
+    fresh = 0  # 1 if the gradients of a piece are not initialized: the first terms are stored, not added
     slice_added = 0.0
     slice_squared = 0.0
     for unit in range(lo * block, final):
@@ -109,7 +105,7 @@ def backward(
             by_sum = 0.0
             by_product = 0.0
         centre = real(mean)
-        rest = np.float64(centre) - mean  # what rounding the mean lost
+        rest = np.float64(centre) - mean  # the rounding error of the mean
         to_scaling = 0 if 0 < room < parameters else 2 * parameters * (unit // block)
         to_biases = to_scaling + parameters
         if 0 < room < parameters:
@@ -126,7 +122,7 @@ def backward(
                 row, start, size = part_at(part, length, piece, pieces)
                 x_row, y_row, p_row = offsets(geometry, outer_runs, outer, row)
                 p_row += p_slice
-                window = p_row + start if room < parameters else 0  # the first parameter that there is room for
+                window = p_row + start if room < parameters else 0  # the first parameter in ``recent``
                 one, two = products(
                     x, x_slice + x_row + start, dy, weights, y_slice + y_row + start, size, splat(centre), scaling,
                     p_row + start, splat(real(inverse)), splat(real(rest * inverse)), recent,
@@ -149,8 +145,8 @@ def backward(
                     complete = part + 1 == last and (ends or (ACROSS == 1 and number + 1 == slices))
                     if done == often or complete:
                         at = low - window
-                        settle(gradients, to_scaling + low, recent, recent_at + at, high - low, fresh)
-                        settle(gradients, to_biases + low, recent, recent_at + room + at, high - low, fresh)
+                        flush(gradients, to_scaling + low, recent, recent_at + at, high - low, fresh)
+                        flush(gradients, to_biases + low, recent, recent_at + room + at, high - low, fresh)
                         done = 0
                         low = parameters
                         high = 0
@@ -172,7 +168,7 @@ def backward(
                 added, squared = slice_added, slice_squared
             else:
                 added, squared = sums[number], sums[slices + number]
-            # A term that is not there stays 0 where its sum is NaN.
+            # An absent term is 0 even if its sum is NaN.
             slope = by_product * squared if per_degree != 0.0 else 0.0
             shift = by_sum * added if per_count != 0.0 else 0.0
             shift += slope * rest
@@ -198,7 +194,7 @@ def products(
     x: Array, x_start: int, dy: Array, weights: Array, y_start: int, size: int, centre: Vector,
     scaling: Array, p_start: int, inverse: Vector, rest: Vector, recent: Array, recent_at: int, room: int,
 ) -> tuple[float, float]:  # fmt: skip
-    """Return sums of ``g`` and of ``g`` times the deviation over contiguous elements; add terms of parameters."""
+    """Return sums of ``g`` and of ``g * d`` over contiguous elements; add terms to the gradients of parameters."""
     added = splat(0.0)
     squared = splat(0.0)
     i = 0
@@ -230,7 +226,7 @@ def products_at(
     x: Array, x_start: int, dy: Array, weights: Array, y_start: int, count: int, centre: Vector,
     scaling: Array, p_start: int, inverse: Vector, rest: Vector, recent: Array, recent_at: int, room: int,
 ) -> tuple[Vector, Vector]:  # fmt: skip
-    """Return ``g`` and the deviations of up to a vector of elements."""
+    """Return ``g`` and ``d`` of up to a vector of elements; add terms to the gradients of parameters."""
     gradient = load_part(dy, y_start, count)
     deviation: Vector = load_part(x, x_start, count) - centre
     gradient, deviation = contribution(gradient, deviation, weights, y_start, count)
@@ -245,7 +241,7 @@ def products_at(
     return gradient, deviation
 
 
-def settle(gradients: Array, start: int, recent: Array, recent_at: int, size: int, fresh: int) -> None:
+def flush(gradients: Array, start: int, recent: Array, recent_at: int, size: int, fresh: int) -> None:
     """Add recent terms to the gradients in float64, and reset them to 0."""
     for i in range(0, size, LANES):
         count = size - i
@@ -260,13 +256,13 @@ def combine(
     x: Array, x_start: int, dy: Array, dx: Array, weights: Array, y_start: int, size: int, centre: Vector,
     gain: Vector, slope: Vector, shift: Vector, scaling: Array, p_start: int,
 ) -> None:  # fmt: skip
-    """Write the gradient of contiguous elements; a partial first vector aligns the stores of those that follow."""
-    i = misaligned(dx, y_start) if size >= 4 * LANES else 0
+    """Write the gradient of contiguous elements. A partial first vector aligns the stores of the following ones."""
+    i = to_alignment(dx, y_start) if size >= 4 * LANES else 0
     if i > 0:
         vector = combined(x, x_start, dy, weights, y_start, i, centre, gain, slope, shift, scaling, p_start)
         store_part(dx, y_start, i, vector)
-    # Elements of an unaligned array are never at the start of a vector.
-    aligned = STREAM == 1 and size >= 4 * LANES and even(dx, y_start + i, 0)
+    # Elements of an unaligned array never start at the address of an aligned vector.
+    aligned = STREAM == 1 and size >= 4 * LANES and is_aligned(dx, y_start + i, 0)
     while i + LANES <= size:
         vector = combined(
             x, x_start + i, dy, weights, y_start + i, LANES, centre, gain, slope, shift, scaling, p_start + i

@@ -12,8 +12,8 @@ from .vector import Array, Vector, choose, exceeds, inverse, larger, load_part, 
 CENTER = 1  # Standardize subtracts the mean; RMS does not
 SCALING = 0  # 0: absent, 1: a constant of the loop that normalizes, more: varies inside it
 BIASES = 0
-INVERT = 0  # from output to input
-WEIGHTED = 0  # backwards; the weights are a mask, and 1: it chooses what the statistics contribute to, 2: to the sums
+INVERT = 0  # compute the input from the output
+WEIGHTED = 0  # backward: 1: the mask selects where statistics contribute to the gradient, 2: the terms of the sums
 real = np.float32
 EXACT = 1  # the squares of the input are exact in float64 (2: in float32), or no mean is subtracted
 
@@ -23,28 +23,28 @@ INSIDE, FLOOR, OUTSIDE = 0, 1, 2
 # where that goes, one of the three above.
 DIVISOR, EPSILON, PLACEMENT = 0, 1, 2
 
-# The factors of a slice that a gradient needs: its mean, its variance, and one over the number of elements that the
-# mean and the variance are taken over; 0 where the gradient does not go through them.
+# The factors of a slice that a gradient needs: its mean, its variance, and one over the number of elements that each of
+# the two is divided by, or 0 where the gradient does not go through it.
 MEAN, VARIANCE, PER_COUNT, PER_DEGREE = 0, 1, 2, 3
 
-# One pass loses log2(mean square / variance) bits of 53 to cancellation. Where it would lose more than 10, a second
-# pass is made about the mean of the first; constant slices, whose spread is all cancellation, become exactly 0 by it.
-# Where the squares themselves are rounded it may lose one: deviations are then from the mean of a sample, which as a
-# rule is nearer than that. (Just below 2, so that a constant whose distances have squares that are subnormal is 0 too.)
+# One pass loses log2(mean square / variance) of its 53 bits to cancellation. If it loses more than 10, a second pass
+# takes deviations from the mean of the first; it gives constant slices a variance of exactly 0. Where the squares
+# are rounded (float64), the first pass takes deviations from the mean of a sample and may lose one bit. That limit is a
+# little below 2, so that a constant slice gets 0 even if the squares of its deviations are subnormal.
 CANCELLATION = 1024.0
-NEAR = 1.9
-NOTHING = 1e-300  # divides the sums, which are 0, of a slice in which nothing is counted: its mean is 0
+CANCELLATION_ROUNDED = 1.9
+LEAST_COUNT = 1e-300  # replaces a count of 0, so that the mean of a slice without counted elements is 0 / 1e-300 = 0
 
-# Squares of float16 and bfloat16 are exact in float32, and so few are added up there that it is enough where the mean
-# square is at most 16 variances, and neither infinite nor so small that squares were lost. Those that are not exact,
-# below 2**-133, are negligible against what their sums begin at: whether a product is rounded before it is added makes
-# no difference.
-NEARBY = 16.0
-LEAST, SMALL, LARGE = 2.0**-100, 2.0**-50, 2.0**200
+# Squares of float16 and bfloat16 are exact in float32, and only a few are added in float32. That is exact enough if the
+# mean square is at most 16 variances, finite, and not so small that squares were lost to underflow. Sums of squares
+# start at 2**-100: squares below 2**-133, which are not exact, do not change such a sum, whether or not the processor
+# rounds them before it adds them.
+CANCELLATION_FLOAT32 = 16.0
+SQUARES_START, SQUARES_LEAST, SQUARES_MOST = 2.0**-100, 2.0**-50, 2.0**200
 
 
 def offsets(geometry: Array, first: int, runs: int, number: int) -> tuple[int, int, int]:
-    """Return where item ``number`` of a nest of runs begins, in the input, the output and the parameters."""
+    """Return the offsets of item ``number`` of a list of runs in the input, the output and the parameters."""
     x_offset = 0
     y_offset = 0
     p_offset = 0
@@ -60,7 +60,7 @@ def offsets(geometry: Array, first: int, runs: int, number: int) -> tuple[int, i
 
 
 def part_at(part: int, length: int, piece: int, pieces: int) -> tuple[int, int, int]:
-    """Return the row that a part of a slice is in, where the part begins in it, and how long it is."""
+    """Return the row that contains a part of a slice, the start of the part in the row, and its length."""
     row = part // pieces if pieces > 1 else part
     start = (part - row * pieces) * piece
     return row, start, min(piece, length - start)
@@ -91,20 +91,20 @@ def joined(
 
 
 def cancelled(squared: Any, spread: Any) -> Any:
-    """Return 1 where one pass was not enough, 0 elsewhere."""
+    """Return 1 where cancellation makes another pass necessary, 0 elsewhere."""
     if not CENTER:
         return exceeds(squared, math.inf)
-    return exceeds(squared, spread * (CANCELLATION if EXACT else NEAR))
+    return exceeds(squared, spread * (CANCELLATION if EXACT else CANCELLATION_ROUNDED))
 
 
 def rounded(squared: Any, spread: Any, count: Any) -> Any:
-    """Return 0 where float32 sums of float16 or bfloat16 were exact enough, more elsewhere."""
-    outside = exceeds(squared, LARGE) + exceeds(count * SMALL, squared)
-    return outside + exceeds(squared, spread * NEARBY) if CENTER else outside
+    """Return a positive number where float32 sums of float16 or bfloat16 were not exact enough, 0 elsewhere."""
+    outside = exceeds(squared, SQUARES_MOST) + exceeds(count * SQUARES_LEAST, squared)
+    return outside + exceeds(squared, spread * CANCELLATION_FLOAT32) if CENTER else outside
 
 
 def inverse_deviation(variance: Any, epsilon: float, placement: float) -> Any:
-    """Return what a deviation from the mean is multiplied by: 1 / divisor, and 0 where the divisor is 0."""
+    """Return the factor of deviations from the mean: 1 / divisor, or 0 where the divisor is 0."""
     if placement == INSIDE:
         return inverse(root(variance + epsilon))
     if placement == FLOOR:
@@ -113,14 +113,14 @@ def inverse_deviation(variance: Any, epsilon: float, placement: float) -> Any:
 
 
 def slopes(variance: Any, per_count: Any, per_degree: Any, numbers: Array) -> tuple[Any, Any, Any]:
-    r"""Return the inverse deviation of a slice, and what two sums over it are multiplied by in its gradient.
+    r"""Return the inverse deviation of a slice, and the factors of two sums in its gradient.
 
-    With the deviation :math:`\delta(v)` that is divided by, :math:`r = 1 / \delta`, :math:`n` elements counted and the
-    variance over :math:`n'`, that is :math:`n` or :math:`n - 1`, the derivative of :math:`g \cdot (x - \mu) r` is
+    With the divisor :math:`\delta(v)`, :math:`r = 1 / \delta`, :math:`n` counted elements and a variance over
+    :math:`n'`, which is :math:`n` or :math:`n - 1`, the derivative of :math:`g \cdot (x - \mu) r` is
 
     .. math:: r g_i - \frac{r}{n} \sum g - \frac{2 r^2}{n'} \delta'(v) \left(\sum g (x - \mu)\right) (x_i - \mu)
 
-    where the last two terms come through the statistics, and only then. The method RMS has no middle term.
+    The last two terms are there only if the gradient goes through the statistics. The method RMS has no middle term.
     """
     deviation = root(variance)
     factor = inverse_deviation(variance, numbers[EPSILON], numbers[PLACEMENT])
@@ -133,8 +133,8 @@ def slopes(variance: Any, per_count: Any, per_degree: Any, numbers: Array) -> tu
 
 
 def contribution(gradient: Vector, deviation: Vector, weights: Array, start: int, count: int) -> tuple[Vector, Vector]:
-    """Return what up to a vector of elements contribute to the sums over a slice."""
-    if WEIGHTED == 1:  # padding may be anything: where no gradient comes from, it adds nothing to the sums
+    """Return the gradient and the deviation that up to a vector of elements contribute to the sums of a slice."""
+    if WEIGHTED == 1:  # padding may contain NaN: an element whose gradient is 0 adds 0 to the sums
         deviation = choose(gradient, deviation, splat(real(0)))
     if WEIGHTED == 2:
         weight = load_part(weights, start, count)
@@ -153,7 +153,7 @@ def standardized(vector: Vector, centre: Vector, gain: Vector, shift: Vector) ->
 
 
 def transformed(vector: Vector, centre: Vector, gain: Vector, shift: Vector, scaling: Vector, biases: Vector) -> Vector:
-    """Standardize, then scale and shift by the parameters that vary inside the loop; the other way round to invert."""
+    """Standardize, then apply the parameters that vary inside the loop; with INVERT, in the opposite order."""
     if INVERT:
         if BIASES > 1:
             vector = vector - biases

@@ -17,20 +17,20 @@ import numpy.typing as npt
 
 LANES = 16  # sixteen float32 fill one AVX-512 register; a narrower machine splits the vector in two or four
 COMPUTE = np.float32  # the type of the arithmetic; moments are always float64
-WIDE = 64  # lanes of a column tile that are worked on at once: a block of 256 bytes, four whole cache lines
+WIDE = 64  # lanes in a wide vector, for tiles of columns: 256 bytes of float32, four cache lines
 
 Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.floating]
 
 
 def _computed(elements: Array) -> Vector:
-    """Storage to arithmetic: float32 for everything it holds exactly, float64 for the rest."""
+    """Convert stored elements for the arithmetic: to float32 where that is exact, to float64 otherwise."""
     wide = elements.dtype == np.float64 or (elements.dtype.kind in "iu" and elements.dtype.itemsize > 2)
     return elements.astype(np.float64 if wide else np.float32)
 
 
 def load(array: Array, start: int) -> Vector:
-    """Return the elements from ``start`` on, one a lane, in the type the arithmetic is done in."""
+    """Return the elements from ``start`` on, one in each lane, in the type of the arithmetic."""
     return _computed(array[start : start + LANES])
 
 
@@ -40,7 +40,7 @@ def load_wide(array: Array, start: int) -> Vector:
 
 
 def load_part(array: Array, start: int, count: int) -> Vector:
-    """Return ``count`` elements from ``start`` on and zero in the other lanes; nothing beyond them is read."""
+    """Return ``count`` elements from ``start`` on and zero in the other lanes; no memory behind them is read."""
     elements = _computed(array[start : start + min(count, LANES)])
     return np.concatenate([elements, np.zeros(LANES - elements.size, elements.dtype)])
 
@@ -51,7 +51,7 @@ def store(array: Array, start: int, vector: Vector) -> None:
 
 
 def store_part(array: Array, start: int, count: int, vector: Vector) -> None:
-    """Write the first ``count`` lanes; nothing beyond them is touched."""
+    """Write the first ``count`` lanes; no memory behind them is written."""
     count = min(count, LANES)
     array[start : start + count] = vector[:count].astype(array.dtype)
 
@@ -67,12 +67,12 @@ def splat_wide(value: Any) -> Vector:
 
 
 def widen(vector: Vector) -> Vector:
-    """Return the lanes as float64."""
+    """Convert the lanes to float64."""
     return vector.astype(np.float64)
 
 
 def like(vector: Vector, number: Any) -> Vector:
-    """Return the lanes in the type of a number, which is theirs or a wider one."""
+    """Convert the lanes to the type of ``number``, which is as wide as theirs or wider."""
     return vector.astype(np.asarray(number).dtype)
 
 
@@ -82,75 +82,75 @@ def muladd(one: Vector, two: Vector, three: Vector) -> Vector:
 
 
 def narrow(vector: Vector) -> Vector:
-    """Return float64 lanes in the type of the arithmetic."""
+    """Convert float64 lanes to the type of the arithmetic."""
     return vector.astype(COMPUTE)
 
 
 def root(value: Any) -> Any:
-    """Return the square root, of a number or of each lane; below 0 it is NaN."""
+    """Return the square root of a number or of each lane; that of a negative number is NaN."""
     return np.sqrt(value)
 
 
 def inverse(value: Any) -> Any:
-    """Return one over a number or each lane, and 0 where that is 0."""
-    return np.where(value == 0, 0.0, 1.0 / np.where(value == 0, 1.0, value))[()]  # of a number, a number
+    """Return the reciprocal of a number or of each lane, and 0 for the reciprocal of 0."""
+    return np.where(value == 0, 0.0, 1.0 / np.where(value == 0, 1.0, value))[()]  # [()]: a number gives a number
 
 
 def larger(value: Any, least: Any) -> Any:
-    """Return what is larger, in each lane; a NaN in the first stays."""
+    """Return the larger one of two numbers or in each lane; NaN where ``value`` is NaN."""
     return np.where(value < least, least, value)[()]
 
 
 def exceeds(value: Any, limit: Any) -> Any:
-    """Return 1 where the first is larger and 0 elsewhere, a NaN included."""
+    """Return 1 where ``value > limit`` and 0 elsewhere, also for NaN."""
     return np.where(value > limit, 1.0, 0.0)[()]
 
 
 def choose(flag: Vector, one: Vector, other: Vector) -> Vector:
-    """Return the lanes of the first vector where the flag is not 0, of the second elsewhere."""
+    """Return the lanes of ``one`` where the flag is not 0, and those of ``other`` elsewhere."""
     return np.where(flag != 0, one, other)
 
 
 def first_lanes(vector: Vector, count: int) -> Vector:
     """Return the vector with zero in the lanes from ``count`` on."""
-    kept = vector.copy()
-    kept[max(count, 0) :] = 0
-    return kept
+    result = vector.copy()
+    result[max(count, 0) :] = 0
+    return result
 
 
 def total(vector: Vector) -> Any:
-    """Return the sum of the lanes: halves added to halves, so that the order is the same on every machine."""
+    """Return the sum of the lanes. The upper half is added to the lower half: every machine adds in the same order."""
     while vector.size > 1:
         half = vector.size // 2
         vector = vector[:half] + vector[half:]
     return vector[0]
 
 
-def misaligned(array: Array, start: int) -> int:
-    """Return how many elements, fewer than a vector has, lie before the next place where vectors are aligned."""
+def to_alignment(array: Array, start: int) -> int:
+    """Return how many elements there are from ``start`` to the next address at which a whole vector is aligned."""
     address = array.ctypes.data + start * array.itemsize
     return int(-address % min(64, LANES * array.itemsize)) // array.itemsize
 
 
 def stream(array: Array, start: int, vector: Vector) -> None:
-    """Write a whole vector, past the caches, to a place where vectors are aligned."""
+    """Write a whole vector with a non-temporal store, which bypasses the caches; the address must be aligned to it."""
     store(array, start, vector)
 
 
-def even(array: Array, start: int, step: int) -> bool:
-    """Return whether 16 bytes are aligned at ``start`` and any number of steps behind it."""
+def is_aligned(array: Array, start: int, step: int) -> bool:
+    """Return whether the addresses of ``start`` and of every ``step`` elements after it are multiples of 16."""
     address = array.ctypes.data + start * array.itemsize
     return bool((address | step * array.itemsize) % 16 == 0)
 
 
-def stream_even(array: Array, start: int, vector: Vector) -> None:
-    """Write a whole vector, past the caches and 16 bytes at a time, to a place that is even."""
+def stream_aligned(array: Array, start: int, vector: Vector) -> None:
+    """Write a whole vector with non-temporal stores of 16 bytes; the address must be a multiple of 16."""
     store(array, start, vector)
 
 
 def fence() -> None:
-    """Have everything that was streamed written before anything else is."""
+    """Complete all non-temporal stores before any later store."""
 
 
 def prefetch(array: Array, start: int) -> None:
-    """Have the memory of an element brought into the caches; nothing is read."""
+    """Ask the processor to load the cache line of an element."""

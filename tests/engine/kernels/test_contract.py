@@ -162,7 +162,7 @@ print(compiler.available())
 
 
 @pytest.mark.parametrize("name", OBSTACLES)
-def test_what_stands_in_the_way_is_said(name, tmp_path):
+def test_the_obstacle_is_reported(name, tmp_path):
     obstacle, expected = OBSTACLES[name]
     program = PRELUDE.format(obstacle=obstacle)
     command = [sys.executable, "-W", "error", "-c", program, str(tmp_path)]

@@ -138,7 +138,7 @@ def test_form(name, dtype, engine):
     check(layer, x, form.settings)
 
 
-def test_forms_are_what_they_are_called():
+def test_forms_have_the_plans_of_their_names():
     plans = {name: made(form.settings, form.shape).plan(form.shape) for name, form in FORMS.items()}
     folded = [name for name, of in plans.items() if of.family == "columns" and of.runs[-1].aggregated]
     assert folded == [name for name in FORMS if name.startswith("folded")]
@@ -246,7 +246,7 @@ def test_layout_of_split_form(name, layout, split):
     check(made(form.settings, form.shape), x, form.settings)
 
 
-def test_layouts_are_what_they_are_called():
+def test_layouts_have_the_strides_of_their_names():
     values = sample((3, 4, 5))
     found = {name: of.hold(values) for name, of in named_layouts(3).items()}
     assert found["C"].strides == (80, 20, 4)
@@ -280,9 +280,16 @@ def around(out):
     return memory
 
 
-@forms
-@pytest.mark.parametrize("layout", WRITABLE)
-@pytest.mark.parametrize("source", ["C", "F", "gapped innermost", "repeated innermost"])
+@pytest.mark.parametrize(
+    ("name", "layout", "source"),
+    [(name, layout, "C") for name in FORMS for layout in WRITABLE]
+    + [
+        (name, layout, source)
+        for name in ONE_EACH
+        for layout in WRITABLE
+        for source in ("F", "gapped innermost", "repeated innermost")
+    ],
+)
 def test_out(name, layout, source):
     form, rank = FORMS[name], len(FORMS[name].shape)
     layer, x = made(form.settings, form.shape), named_layouts(rank)[source].hold(sample(form.shape))
@@ -505,8 +512,10 @@ COLUMNS = {name: form for name, form in FORMS.items() if form.family == "columns
 # Each compiles four kernels.
 STREAMS = [
     *((name, "float32") for name in WHOLE),
-    *(slow(name, "float32") for name in COLUMNS),
-    *(slow(name, dtype) for name in WHOLE for dtype in ("float16", "float64")),
+    *(slow(name, "float32") for name in COLUMNS if name in ONE_EACH or "everywhere" in name or "each line" in name),
+    slow("lines of whole vectors", "float64"),
+    slow("whole vectors of channels", "float16"),
+    slow("whole vectors, folded", "float16"),
 ]
 
 

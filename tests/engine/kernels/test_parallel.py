@@ -67,7 +67,7 @@ def test_the_number_of_threads_makes_no_difference(name, method):
 
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if LAYOUTS[name][0][0] in (1, 2, 3)])
-def test_an_example_is_computed_as_if_alone(name):
+def test_an_example_does_not_depend_on_its_batch(name):
     """The cut of a slice does not depend on how many others there are."""
     shape, settings = LAYOUTS[name]
     batch = sample((5, *shape[1:]))
@@ -112,7 +112,7 @@ def test_a_slice_is_shared_where_there_are_few(monkeypatch):
         ((3, 32_767), -1, "3 tasks"),
     ],
 )
-def test_the_plan_says_so(shape, levels, text):
+def test_the_plan_shows_the_units(shape, levels, text):
     layer = gn.NormalizationLayer(levels, (), batched=True)
     assert str(layer.plan(shape)).splitlines()[-1] == f"parallel   {text}"
     assert layer.plan(shape).reads == 1

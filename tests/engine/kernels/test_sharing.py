@@ -1,10 +1,8 @@
-"""Threads that share a call of a kernel, and what is done without them."""
+"""Threads that share a call of a kernel, and calls that one thread makes alone."""
 
 import functools
 import itertools
-import opcode
 import signal
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +11,9 @@ import numpy as np
 import pytest
 
 import gennorm as gn
-from gennorm.engine import sharing
+from gennorm.engine import openmp, sharing
 from gennorm.engine import threads as threads_
-from gennorm.engine.compiler import jit, workers
+from gennorm.engine.compiler import jit
 
 ELEMENTS = 64 * threads_.WORTH_SHARING
 WHOLE = "int64", "int64", "int64"
@@ -25,10 +23,11 @@ WHOLE = "int64", "int64", "int64"
 def as_before(monkeypatch):
     monkeypatch.setattr(threads_, "_threads", None)
     monkeypatch.setattr(sharing, "_pools", [])
+    monkeypatch.setattr(openmp, "runtime", lambda: None)  # another test may have imported torch
 
 
-def count(done, going, numbers, own, lo, hi, team):
-    """A kernel whose tasks take a while: how often each was done, who is at it, and how many each thread did."""
+def count(done, going, numbers, own, lo, hi, request):
+    """A kernel whose tasks take a while. It counts how often each is done and running, and the tasks of each thread."""
     for task in range(lo, hi):
         going[task] += 1
         for turn in range(numbers[0]):
@@ -50,13 +49,13 @@ class Tasks:
         self.tasks, self.apart = tasks, apart
         self.done, self.going = np.zeros(tasks, np.int64), np.zeros(tasks, np.int64)
         self.numbers = np.full(1 + tasks, turns)
-        self.parts, self.teams, self.each = [], [], np.zeros(0, np.int64)
+        self.parts, self.requests, self.each = [], [], np.zeros(0, np.int64)
 
-    def work(self, parts, lo, hi, team):
+    def work(self, parts, lo, hi, request):
         own = np.zeros(parts * 8, np.int64)
         self.parts.append(parts)
-        self.teams.append(team)
-        counting()(self.done, self.going, self.numbers, own, lo, hi, team)
+        self.requests.append(request)
+        counting()(self.done, self.going, self.numbers, own, lo, hi, request)
         self.each = own.reshape(parts, 8)[:, 0]
 
     def run(self, elements=ELEMENTS):
@@ -79,12 +78,11 @@ def eventually(true):
     return found
 
 
-def nobody_is_at_work():
-    for team in sharing._pools:
-        state, left = int(team.control[workers.STATE]), int(team.control[workers.FINISHED])
-        if state % workers.CALL >= workers.OPEN or state % workers.OPEN != left or team.control[workers.BUSY]:
-            return False
-    return True
+def at_rest(tasks):
+    """Whether no thread writes to the arrays of a call after it has returned."""
+    before = [array.tobytes() for array in (tasks.done, tasks.going, tasks.numbers)]
+    time.sleep(0.002)
+    return not tasks.going.any() and before == [array.tobytes() for array in (tasks.done, tasks.going, tasks.numbers)]
 
 
 @pytest.mark.parametrize("number", [2, 3, 7, np.int64(3), np.uint8(2)])
@@ -92,14 +90,15 @@ def test_every_task_is_done_once(number):
     gn.set_num_threads(number)
     for tasks in (1, 2, 5, 15, 16, 64, 1000):
         for _ in range(50):
-            assert Tasks(tasks).run().right()
-            assert nobody_is_at_work()
+            last = Tasks(tasks).run()
+            assert last.right()
+        assert at_rest(last)
     assert len(sharing._pools[0].workers) == number - 1
 
 
 @pytest.mark.parametrize("number", [2, 7])
 def test_every_thread_has_its_part_of_the_workspace(number):
-    """And all of them together what is not in parts."""
+    """And all threads share a workspace that is not divided."""
     gn.set_num_threads(number)
     seen = set()
 
@@ -117,7 +116,7 @@ def test_every_thread_has_its_part_of_the_workspace(number):
 
 
 def test_calls_of_any_number_of_threads_follow_one_another():
-    """Those who sleep, those who look for work, and those who come too late for a call."""
+    """With workers that sleep, that poll, and that join a call too late."""
     for turn in range(600):
         gn.set_num_threads(2 + turn % 6)
         tasks = Tasks(32, turns=turn % 7 * 100)
@@ -125,7 +124,7 @@ def test_calls_of_any_number_of_threads_follow_one_another():
             assert tasks.run().right(calls)
         if turn % 50 == 0:
             time.sleep(0.002)
-    assert nobody_is_at_work()
+    assert at_rest(tasks)
 
 
 def test_threads_sleep_when_there_was_no_call_for_a_while():
@@ -146,7 +145,7 @@ def test_threads_sleep_when_there_was_no_call_for_a_while():
     assert eventually(lambda: (Tasks(turns=long).run(sharing.WAKING).each > 0).sum() > 1)
 
 
-def test_a_team_grows_with_the_number():
+def test_the_pool_grows_with_the_number_of_threads():
     gn.set_num_threads(2)
     Tasks().run()
     first = sharing._pools[0]
@@ -162,7 +161,7 @@ def test_a_team_grows_with_the_number():
 
 @pytest.mark.parametrize("allowed", [0, 1, 2])
 def test_the_system_has_no_more_threads(allowed, monkeypatch):
-    """A thread that cannot be started is done without, and what it was to do is done by others."""
+    """If a thread cannot be started, the others do its tasks."""
     gn.set_num_threads(4)
     started = itertools.count()
     start = threading.Thread.start
@@ -182,42 +181,44 @@ def test_the_system_has_no_more_threads(allowed, monkeypatch):
     assert len(sharing._pools[0].workers) == 3
 
 
-def test_small_calls_and_those_of_one_thread_are_made_alone():
+def test_one_thread_makes_small_calls_alone():
     gn.set_num_threads(3)
     for elements, tasks in ((threads_.SHARED - 1, 64), (ELEMENTS, 1)):
         alone = Tasks(tasks).run(elements)
         assert alone.right()
-        assert alone.teams == [0]
+        assert alone.requests == [0]
     gn.set_num_threads(1)
-    assert Tasks().run().teams == [0]
+    assert Tasks().run().requests == [0]
     assert not sharing._pools
 
 
-def test_a_call_while_the_team_has_a_leader_is_made_alone():
+def test_a_call_while_the_pool_is_busy_is_made_alone():
     gn.set_num_threads(3)
     assert Tasks().run().right()
-    control = sharing._pools[0].control
-    control[workers.BUSY] = 1
-    for _ in range(20):
-        tasks = Tasks(turns=1000).run()
-        assert tasks.right()
-        assert tasks.each[0] == 64
-    assert control[workers.BUSY] == 1
-    control[workers.BUSY] = 0
+    long = Tasks(turns=20_000_000)
+    with ThreadPoolExecutor(1) as executor:
+        running = executor.submit(long.run)
+        assert eventually(long.going.any)
+        for _ in range(20):
+            tasks = Tasks(turns=1000).run()
+            assert tasks.right()
+            assert tasks.each[0] == 64
+        assert not running.done()  # the pool was busy to the end
+        assert running.result().right()
 
 
 def test_threads_that_call_at_once():
-    """One of them has the team, the others work alone."""
+    """One of them uses the pool, the others make their calls alone."""
     gn.set_num_threads(3)
     with ThreadPoolExecutor(8) as executor:
         for tasks in list(executor.map(lambda _: Tasks(turns=1000).run(), range(400))):
             assert tasks.right()
-    assert nobody_is_at_work()
+    assert at_rest(tasks)
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_python_may_look_for_an_interrupt_meanwhile(number):
-    """A very large call is several."""
+def test_python_can_handle_interrupts_in_a_very_large_call(number):
+    """It is several calls of the kernel."""
     gn.set_num_threads(number)
     tasks = Tasks(64).run(elements=4 * sharing.STEP)
     assert tasks.right()
@@ -226,22 +227,25 @@ def test_python_may_look_for_an_interrupt_meanwhile(number):
 
 
 class Interrupted(BaseException):
-    """What no call of ours raises."""
+    """An exception that gennorm does not raise."""
 
 
 def interrupt(*_):
     raise Interrupted
 
 
+@pytest.mark.parametrize(("first", "calls"), [(False, 300), (True, 100)])
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="a system without timers")
-def test_nobody_is_at_work_when_a_call_is_interrupted():
-    """Whenever; and the next call is right."""
+def test_no_thread_works_after_an_interrupt(first, calls):
+    """At any time, with `first` also while the pool is started; and the next call is right."""
     gn.set_num_threads(3)
     Tasks().run()
     stopped = 0
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        for delay in np.linspace(1e-6, 3e-3, 300):
+        for delay in np.linspace(1e-6, 3e-3, calls):
+            if first:
+                sharing._pools.clear()
             tasks = Tasks(turns=400_000)
             try:
                 signal.setitimer(signal.ITIMER_REAL, delay)
@@ -249,60 +253,16 @@ def test_nobody_is_at_work_when_a_call_is_interrupted():
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except Interrupted:
                 stopped += 1
-            assert nobody_is_at_work()
-            assert not tasks.going.any()
+            assert at_rest(tasks)
             assert set(tasks.done) in ({0}, {1})
+            assert not first or Tasks().run().right()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert stopped > 30
-    assert Tasks().run().right()
-
-
-# The instructions after which the interpreter looks whether there was an interrupt.
-WATCHFUL = {name for name in opcode.opmap if name.startswith(("CALL", "RESUME", "JUMP_BACKWARD"))}
-
-
-@pytest.mark.parametrize("first", [False, True])
-def test_an_interrupt_at_any_step_leaves_nobody_at_work(first, monkeypatch):
-    """Of those that the calling thread makes to share work; with ``first``, when there is no team yet."""
-    gn.set_num_threads(3)
-    Tasks().run()
-
-    def stopped(step):
-        """Whether there is a step of that number."""
-        steps, before = itertools.count(), {}
-        if first:
-            sharing._pools.clear()
-
-        def trace(frame, event, argument):
-            if frame.f_code.co_filename != sharing.__file__:
-                return None
-            frame.f_trace_opcodes = True
-            if event == "opcode":
-                last, before[frame] = before.get(frame), opcode.opname[frame.f_code.co_code[frame.f_lasti]]
-                if last in WATCHFUL and next(steps) == step:
-                    raise Interrupted
-            return trace
-
-        outer = sys.gettrace()
-        sys.settrace(trace)
-        try:
-            Tasks().run()
-        except Interrupted:
-            return True
-        finally:
-            sys.settrace(outer)
-        return False
-
-    number = 0
-    while stopped(number):
-        assert nobody_is_at_work(), number
-        shared = Tasks().run()
-        assert shared.right()
-        number += 1
-    assert number > (30 if first else 12)
-    assert shared.teams != [0]
+    assert stopped > calls // 10
+    shared = Tasks().run()
+    assert shared.right()
+    assert shared.requests != [0]
 
 
 def test_without_machine_code_there_is_one_thread(monkeypatch):
