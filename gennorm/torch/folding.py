@@ -71,7 +71,7 @@ def fold(layer: nn.Module, norm: nn.Module) -> nn.Module:
         gain = definition.push_forward(zeros, torch.ones_like(zeros), config, resolved, **options)
     except (GennormError, RuntimeError) as error:
         cause = str(error).partition("\n")[0]
-        msg = f"the norm has no single mean and variance for each of the {channels} channels of the layer: {cause}\n"
+        msg = f"the norm does not fit the {channels} channels of the layer: {cause}\n"
         msg += "fold norms over the batch and everything but the channels, such as batch norm"
         raise ConfigError(msg, code="C123") from None
     gain, shift = gain.reshape(-1), shift.reshape(-1)

@@ -481,7 +481,7 @@ class NormalizationLayer(Normalization):
                 msg = (
                     "the layer holds moments from a state dict without their count, and nothing can be added to them\n"
                 )
-                msg += "assign layer.moments with a count, or call adapt(data) without reset=False"
+                msg += "assign layer.moments, which have a count, or call adapt(data) without reset=False"
                 raise ParameterError(msg, code="T032")
             core.moments = cast("Moments", self.moments).to_core()
         self._hold(core.adapt(_batches(data), mask=_batches(mask), reset=reset).moments)

@@ -9,6 +9,9 @@ pytest.importorskip("array_api_compat")
 
 from tests.device import checks, record, run, vectors  # noqa: E402
 
+# torch warns of what it will not do in later versions, and of what it cannot fuse.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+
 
 def ran(tmp_path, *arguments):
     out = tmp_path / "out.json"

@@ -136,20 +136,15 @@ def test_reversible_instance_norm_in_a_model():
 @pytest.mark.parametrize("road", ["kernels", "definition"])
 @pytest.mark.parametrize("which", [("scaling",), ("biases",), ("scaling", "biases")], ids=str)
 def test_parameters_of_a_call(name, per_example, road, which):
-    _, settings, shape = LAYERS[name]
+    shape = LAYERS[name][2]
     module, core, x = made(name)
-    batched = settings.get("batched", False)
-    if per_example and not batched:
-        with pytest.raises(ParameterError):
-            module(x, scaling=sample(len(x), *module.weight.shape))
-        return
     size = (len(x),) if per_example else ()
     passed = {key: sample(*size, *module.weight.shape, seed=i).requires_grad_() for i, key in enumerate(which)}
     dy = sample(*shape, seed=8)
     y, pullback = core.vjp(x.numpy(), **{key: value.detach().numpy() for key, value in passed.items()})
     expected = pullback(dy.numpy())
     x.requires_grad_()
-    with torch.overrides.TorchFunctionMode() if road == "definition" else torch.enable_grad():
+    with torch.overrides.BaseTorchFunctionMode() if road == "definition" else torch.enable_grad():
         for _ in range(2):
             found = module(x, **passed)
             close(found.detach(), y)
@@ -430,7 +425,7 @@ def test_torch_s_own_fusers():
     torch.testing.assert_close(nn.utils.fusion.fuse_conv_bn_eval(layer, norm)(x), expected)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(NotImplementedError, match="Cannot fuse"):
+        with pytest.raises((NotImplementedError, AssertionError), match="fuse"):
             torch.ao.quantization.fuse_modules(model, ["0", "1"])
         pair = {(nn.Conv2d, gt.BatchNorm2d): torch.ao.quantization.fuse_conv_bn}
         fused = torch.ao.quantization.fuse_modules(
