@@ -163,20 +163,18 @@ class PreparedCall(Layout):
         config, resolved = plan.config, plan.resolved
         self.center = config.method == "Standardize"
         self.dtypes = (plan.dtype, plan.result, plan.compute)
-        epsilon = config.epsilon, PLACEMENTS[config.epsilon_placement]
-        self.numbers = np.array([max(resolved.count - config.unbiased, 1), *epsilon], np.float64)
-        self.given = np.array([1, *epsilon], np.float64)  # for variances instead of second moments
+        count, degrees = resolved.count, resolved.count - config.unbiased
+        self.numbers = np.array((max(degrees, 1), config.epsilon, PLACEMENTS[config.epsilon_placement]), np.float64)
         self.geometry = np.array(plan.geometry, np.int64)
         if plan.family == "columns":
             self.tile = plan.geometry[columns.TILE]
-        self._small = self._in_order and plan.size * ITEMSIZE[plan.result] < WORTH
+        self._small = self._in_order and self.size * ITEMSIZE[plan.result] < WORTH
         self._result = None if plan.result == plan.dtype else np.dtype(plan.result)  # None: the input's dtype
-        self._parameters = math.prod(size for _, _, size in plan.parameter_cells)
-        per_count, per_degree = self._per_counts(resolved.count)
-        self._per = float(per_count), float(per_degree)
+        self._parameters = math.prod([size for _, _, size in plan.parameter_cells])
+        # What `_per_counts` returns where every element counts.
+        self._per = 1 / count if self.center and count > 0 else 0.0, 1 / degrees if degrees > 0 else 0.0
         self._pieces = plan.pieces
         self._blocks = plan.tasks // plan.cut.units  # slices, or tiles of slices
-        self._across = self._in_order_of_memory()
         self._steps: dict[Any, Step] = {}
         self._sweeps: dict[Any, _Sweep] = {}
 
@@ -389,10 +387,12 @@ class PreparedCall(Layout):
 
     def _new_step(self, kind: str, unscaled: bool, unbiased: bool) -> Step:
         flags, by_given = dict(KINDS[kind]), kind in ("apply", "invert")
-        numbers, geometry = self.given if by_given else self.numbers, self.geometry
+        numbers, geometry = self.numbers, self.geometry
+        if by_given:  # variances, and no second moments that are still to be divided
+            numbers = np.array((1, *numbers[1:]), np.float64)
         tasks = self._blocks if kind.startswith("normalize") else self.plan.tasks
         if by_given or kind.startswith("apply by pieces"):
-            geometry, tasks, flags["ACROSS"] = self._across
+            geometry, tasks, flags["ACROSS"] = self._in_order_of_memory()
         parameters = self.plan.parameter_kind
         flags |= {"SCALING": 0 if unscaled else parameters, "BIASES": 0 if unbiased else parameters}
         kernel = self._kernel("forward", **flags)
@@ -505,7 +505,7 @@ class PreparedCall(Layout):
         few = varying and self.size <= RECENT * parameters and parameters >= FEW
         across = varying and self._pieces is not None
         if varying and self._pieces is not None:
-            geometry, tasks, _ = self._across
+            geometry, tasks, _ = self._in_order_of_memory()
             room, units, often, own = self._pieces.piece, self._pieces.units, RECENT, 1
             block = -(-units // SHARES) * plan.slices
         else:

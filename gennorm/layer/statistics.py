@@ -290,8 +290,11 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 
 def _over_slices(mean: Array | None, variance: Array, shape: tuple[int, ...]) -> Array:
     rows = np.empty((2, *shape))
-    rows[0] = 0.0 if mean is None else np.broadcast_to(mean, shape)
-    rows[1] = np.broadcast_to(variance, shape)
+    if variance.shape == shape:  # broadcasting takes as long as planning a small array
+        rows[0], rows[1] = 0.0 if mean is None else mean, variance
+    else:
+        rows[0] = 0.0 if mean is None else np.broadcast_to(mean, shape)
+        rows[1] = np.broadcast_to(variance, shape)
     return rows
 
 
