@@ -290,8 +290,13 @@ class NormalizationLayer:
                     msg = "out, mask, scaling, biases and moments cannot be given for a list of arrays\n"
                     msg += "call the layer on one array at a time"
                     raise OutputError(msg, code="O001")
-                # All arrays are checked before the first is normalized.
-                return [self._answer(asked) for asked in [request(self._state, array, training) for array in x]]
+                # All arrays are checked before the first is normalized, and normalized before the layer learns.
+                requests = [request(self._state, array, training) for array in x]
+                found = [run(asked) for asked in requests]
+                for asked, rows in zip(requests, found, strict=True):
+                    if asked.learns:
+                        self._learn(asked, rows)
+                return [asked.y[0] if asked.single else asked.y for asked in requests]
             y = self._answer(request(self._state, x, training, mask, scaling, biases, moments, out))
         except CompilationError as error:
             self._fall_back(error)
@@ -362,16 +367,13 @@ class NormalizationLayer:
         array([1., 0., 0., 0.], dtype=float32)
         """
         asked = request(self._state, x, training, mask, scaling, biases, moments, shared=shared)
-        y, kept = self._keep(asked)
-        return y, Pullback(kept, y.shape, y.dtype, moments)
-
-    def _keep(self, asked: Request) -> tuple[Array, Kept]:
-        """Compute the output of a request, and keep what its derivatives need."""
         rows = run(asked, keep=True)
         assert rows is not None
+        kept = Kept.of(asked, rows)
         if asked.learns:
             self._learn(asked, rows)
-        return asked.y[0] if asked.single else asked.y, Kept.of(asked, rows)
+        y = asked.y[0] if asked.single else asked.y
+        return y, Pullback(kept, y.shape, y.dtype, moments)
 
     @with_fallback
     def jvp(
@@ -422,15 +424,19 @@ class NormalizationLayer:
         >>> bool(abs(dy).max() < 1e-12)  # scaling the input does not change the output
         True
         """
-        asked = request(self._state, x, training, mask, scaling, biases, moments, shared=shared)
+        state = self._state
+        asked = request(state, x, training, mask, scaling, biases, moments, shared=shared)
         shape, dtype = asked.y.shape[asked.single :], asked.y.dtype
         if dx is not None:
             dx = like_output(dx, "the direction", shape, dtype)
             dx = dx[None] if asked.single else dx
-        directions = directions_of(self._state, asked.x, asked.rows is not None, dscaling, dbiases)
-        y, kept = self._keep(asked)
-        dy = push_forward(self._state, kept, dx, directions, merge)
-        return y, dy[0] if asked.single else dy
+        directions = directions_of(state, asked.x, asked.rows is not None, dscaling, dbiases)
+        rows = run(asked, keep=True)
+        assert rows is not None
+        dy = push_forward(state, Kept.of(asked, rows), dx, directions, merge)
+        if asked.learns:  # after everything that can fail
+            self._learn(asked, rows)
+        return asked.y[0] if asked.single else asked.y, dy[0] if asked.single else dy
 
     @with_fallback
     def measure(self, x: Any, mask: Array | None = None) -> Moments:
@@ -541,18 +547,18 @@ class NormalizationLayer:
         y = real(y, "the output to invert")
         require_inverse(state.config, moments, state.parameters.scaling)
         call = state.calls.find(y, moments is None)
-        single = call.single
+        single, target = call.single, out
         if single:
-            y, out = y[None], out[None] if isinstance(out, np.ndarray) else out
+            y, target = y[None], out[None] if isinstance(out, np.ndarray) else out
         parameters = parameters_of(state, call, None, None)
         if out is None:
             x = call.output(y)
         else:
-            x = writable(out, y, *state.parameters)
+            x = writable(target, y, *state.parameters)
             if x.strides != call.strides:
                 call = state.calls.find(y, moments is None, out=x.strides)
         call.invert(y, x, given_rows(state, moments, call), *laid(call, parameters, False))
-        return x[0] if single else x if out is None else out
+        return out if out is not None else x[0] if single else x
 
     def plan(self, shape_or_array: Any, dtype: Any = None) -> Plan:
         """Return what the engine will do for arrays of one shape, dtype and layout. Print it.
