@@ -116,7 +116,6 @@ class Layout:
             return np.ascontiguousarray(array, self.compute).reshape(-1)
 
     def unordered(self, array: Array) -> Array:
-        """Return a parameter in its own shape, from one in the kernel's order; the inverse of `parameter`."""
         shape = self.plan.resolved.parameter_shape
         if self._parameter_steps is None:
             return array.reshape(shape)
