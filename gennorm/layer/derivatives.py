@@ -115,7 +115,7 @@ class Residuals(NamedTuple):
         per_example = scaling.per_example or biases.per_example
         gains = scaling.over_batch(self.x.shape[0]) if per_example else scaling.array
         rows = call.ordered(self.call.shaped(self.rows))
-        return self._replace(call=call, gains=gains, rows=rows)  # type: ignore[arg-type]
+        return self._replace(call=call, gains=gains, rows=rows)
 
 
 def merged_sums(merge: Merge, sums: Array) -> Array:
