@@ -1,0 +1,42 @@
+"""Runs Keras' own tests with the classes of gennorm in the place of Keras', in a process that a test starts.
+
+`python tests/keras/original.py FILE...` runs test files of Keras' wheel, such as `layers/normalization/x_test.py`, on
+the backend of KERAS_BACKEND, and prints `PASSED`, `FAILED` or `SKIPPED` and a name in a line for each test.
+"""
+
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+
+import gennorm.keras
+
+PACKAGE = Path(keras.__file__).parent / "src"
+
+
+class Report:
+    """Prints the outcome of each test."""
+
+    def pytest_runtest_logreport(self, report):
+        name = report.nodeid.partition("::")[2].replace("::", ".")
+        if report.when == "call" or (report.when == "setup" and not report.passed):
+            sys.stdout.write(f"{report.outcome.upper()} {name}\n")
+            if report.failed:
+                sys.stdout.writelines(f"| {line}\n" for line in str(report.longrepr).splitlines()[-40:])
+
+    def pytest_collectreport(self, report):
+        if report.failed:
+            sys.stdout.write(f"FAILED {report.nodeid}\n| {report.longrepr}\n")
+
+
+def main(files):
+    for name in gennorm.keras.layers.__all__:
+        for module in (keras.layers, keras.src.layers):
+            setattr(module, name, getattr(gennorm.keras, name))
+    options = ["-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", "-p", "no:terminal", "-c", "/dev/null"]
+    pytest.main([*options, "--rootdir", str(PACKAGE), *(str(PACKAGE / file) for file in files)], plugins=[Report()])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
