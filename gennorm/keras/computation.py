@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any
 
 import keras
@@ -19,18 +20,40 @@ from keras import backend, ops
 
 from gennorm import definition
 from gennorm.definition import SliceMoments
-from gennorm.errors import InputError
+from gennorm.errors import GennormError, InputError
 from gennorm.extend import Computation, Given
 from gennorm.moments import Moments
 from gennorm.spec.config import GroupMapping, LayerConfig, Resolved
 
-__all__ = ["BackendComputation", "Pair", "floating", "library_of"]
+__all__ = ["BackendComputation", "Pair", "floating", "library_of", "with_own_errors"]
 
 Tensor = Any
 Pair = tuple[Tensor | None, Tensor]  # mean and variance; no mean for the method RMS
 
 HALVES = ("float16", "bfloat16")
 _dtype_name = lru_cache(None)(backend.standardize_dtype)
+
+
+def with_own_errors(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the `call` of a layer such that Keras does not replace the errors of gennorm by a ``RuntimeError``.
+
+    Keras makes a new error of the same class with a longer text, and of another class where that fails.
+
+    Examples
+    --------
+    >>> with_own_errors(lambda x: x + 1)(2)
+    3
+    """
+
+    @wraps(call)
+    def calling(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return call(*args, **kwargs)
+        except GennormError as error:
+            error._keras_call_info_injected = True  # type: ignore[attr-defined]
+            raise
+
+    return calling
 
 
 def library_of(x: Tensor) -> str:
@@ -57,7 +80,7 @@ def library_of(x: Tensor) -> str:
         return "tensorflow"
     msg = f"the input is of type {type(x).__module__}.{type(x).__name__}, and the layer takes dense tensors\n"
     msg += "pass a dense tensor of the backend, or a NumPy array"
-    raise InputError(msg, code="A040")
+    raise InputError(msg, code="K001")
 
 
 def floating(x: Tensor) -> Tensor:
@@ -74,7 +97,7 @@ def floating(x: Tensor) -> Tensor:
     if name.startswith("complex"):
         msg = f"the input has the dtype {name}, and the layer takes real numbers\n"
         msg += "pass keras.ops.real(x) and keras.ops.imag(x), or keras.ops.absolute(x)"
-        raise InputError(msg, code="A041")
+        raise InputError(msg, code="K002")
     return ops.cast(x, backend.result_type(name, "float32"))
 
 

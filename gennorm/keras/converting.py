@@ -27,8 +27,8 @@ def convert_model(model: Any, *, to: str = "gennorm") -> Any:
     Returns
     -------
     keras.Model
-        With the same layers, names, weights and, where the model is compiled, the same loss, metrics and settings of the
-        optimizer. Layers of other classes are copied, subclasses of Keras' layers too.
+        With the same layers, names, weights and, where the model is compiled, the same loss, metrics and optimizer
+        settings. Layers of other classes are copied, subclasses of Keras' layers too.
 
     Raises
     ------
@@ -45,13 +45,13 @@ def convert_model(model: Any, *, to: str = "gennorm") -> Any:
     """
     if to not in {"gennorm", "keras"}:
         msg = f"a model cannot be converted to {to!r}\nwrite 'gennorm' or 'keras'"
-        raise InputError(msg, code="A044")
+        raise InputError(msg, code="K005")
     if not isinstance(model, (keras.Sequential, keras.src.models.Functional)):
         msg = f"a model of type {type(model).__name__} cannot be copied layer by layer\n"
         msg += "pass a functional or sequential model, or write the layers of gennorm where the model makes its own"
-        raise InputError(msg, code="A045")
+        raise InputError(msg, code="K006")
     pairs = [(getattr(keras.layers, name), getattr(layers, name)) for name in layers.__all__]
-    becomes = {old: new for old, new in pairs} if to == "gennorm" else {new: old for old, new in pairs}
+    becomes = dict(pairs if to == "gennorm" else [(new, old) for old, new in pairs])
 
     def copied(layer: Any) -> Any:
         kind = becomes.get(type(layer), type(layer))

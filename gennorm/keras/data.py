@@ -43,13 +43,13 @@ def batches_of(data: Any) -> Iterator[np.ndarray[Any, Any]]:
     elif not isinstance(data, Iterable):
         msg = f"adapt() does not take data of type {type(data).__name__}\n"
         msg += "pass an array, a tensor, a tf.data.Dataset, a keras.utils.PyDataset or an iterable of batches"
-        raise InputError(msg, code="A042")
+        raise InputError(msg, code="K003")
     for batch in data:
         x = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
         if not hasattr(x, "shape"):
             msg = f"adapt() received a batch of type {type(x).__name__}, which has no `.shape`\n"
             msg += "pass batches that are arrays or tensors, or tuples (x, y) of them"
-            raise InputError(msg, code="A043")
+            raise InputError(msg, code="K004")
         yield _array(x)
 
 

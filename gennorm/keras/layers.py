@@ -14,7 +14,7 @@ from keras import backend, ops
 from keras.src.backend import get_keras_mask
 
 from gennorm.errors import ShapeError
-from gennorm.keras.computation import BackendComputation, Pair, floating
+from gennorm.keras.computation import BackendComputation, Pair, floating, with_own_errors
 from gennorm.keras.data import batches_of
 from gennorm.moments import Moments
 from gennorm.spec.config import LayerConfig
@@ -78,7 +78,7 @@ def mask_over(inputs: Tensor, mask: Tensor | None, axis: int) -> Tensor | None:
 
     Examples
     --------
-    >>> mask_over(np.ones((2, 3, 5)), np.ones((2, 5)), 1).shape
+    >>> tuple(mask_over(np.ones((2, 3, 5)), np.ones((2, 5)), 1).shape)
     (2, 1, 5)
     """
     if mask is None:
@@ -91,7 +91,7 @@ def mask_over(inputs: Tensor, mask: Tensor | None, axis: int) -> Tensor | None:
     if len(found.shape) != ndim or any(one not in {1, size} for one, size in sizes if None not in {one, size}):
         msg = f"a mask of shape {tuple(mask.shape)} does not broadcast to inputs of shape {shape} with axis={axis}\n"
         msg += "pass one with the axes of the inputs, or with all of them but the axis of the channels"
-        raise ShapeError(msg, code="S041")
+        raise ShapeError(msg, code="K010")
     return found
 
 
@@ -129,6 +129,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         super().build(input_shape)
         self._core = _Core()
 
+    @with_own_errors
     def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
         """Normalize by the batch in training, by the moving moments in inference."""
         x, mask, replicas = floating(inputs), mask_over(inputs, mask, self.axis), None
@@ -212,6 +213,7 @@ class LayerNormalization(_Example, keras.layers.LayerNormalization):
     [[-1.2649, -0.6325, 0.6325, 1.2649]]
     """
 
+    @with_own_errors
     def call(self, inputs: Tensor) -> Tensor:
         """Normalize over the axes."""
         if self.rms_scaling:
@@ -243,6 +245,7 @@ class RMSNormalization(_Example, keras.layers.RMSNormalization):
     [[0.2, 1.4]]
     """
 
+    @with_own_errors
     def call(self, x: Tensor) -> Tensor:
         """Divide by the root mean square over the axes."""
         x, ndim = floating(x), len(x.shape)
@@ -273,6 +276,7 @@ class GroupNormalization(_Example, keras.layers.GroupNormalization):
     [[-1.0, 1.0, -1.0, 1.0]]
     """
 
+    @with_own_errors
     def call(self, inputs: Tensor) -> Tensor:
         """Normalize every example over groups of channels and all other axes."""
         x, ndim = floating(inputs), len(inputs.shape)
@@ -335,6 +339,7 @@ class Normalization(keras.layers.Normalization):
         ndim = len(self._broadcast_shape)
         return self._core(self._keep_axis, (), ndim, epsilon=backend.epsilon(), epsilon_placement="floor")
 
+    @with_own_errors
     def call(self, inputs: Tensor) -> Tensor:
         """Normalize by the given or adapted moments, or invert that."""
         if self.mean is None:
@@ -389,7 +394,7 @@ class Normalization(keras.layers.Normalization):
         if total is None:
             msg = "adapt() received an empty iterable (no batches)\n"
             msg += "pass at least one batch: layer.adapt([x])"
-            raise ShapeError(msg, code="S042")
+            raise ShapeError(msg, code="K011")
         self.adapt_mean.assign(total.mean)
         self.adapt_variance.assign(total.variance())
         self.finalize_state()
@@ -401,7 +406,7 @@ class Normalization(keras.layers.Normalization):
         what = "data with an incompatible shape" if first else "a batch with an incompatible shape"
         msg = f"the layer was built with input_shape={tuple(built)}, and adapt() received {what}, {shape}\n"
         msg += "pass data with the same sizes along axis, or make another layer"
-        raise ShapeError(msg, code="S043")
+        raise ShapeError(msg, code="K012")
 
 
 def floating_or_raise(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from keras import constraints, initializers, ops, regularizers
 import gennorm
 from gennorm.errors import ConfigError, InitializationError
 from gennorm.extend import kept_shape, parameter_shape
-from gennorm.keras.computation import BackendComputation, floating
+from gennorm.keras.computation import BackendComputation, floating, with_own_errors
 from gennorm.keras.data import batches_of
 from gennorm.spec.config import LayerConfig
 
@@ -125,7 +125,7 @@ class NormalizationLayer(keras.layers.Layer):
         if invert and config.statistics == "input":
             msg = 'invert=True needs moments, and with statistics="input" the layer holds none\n'
             msg += 'write statistics="dataset" or statistics="moving"'
-            raise ConfigError(msg, code="C123")
+            raise ConfigError(msg, code="K020")
         super().__init__(**kwargs)
         self._settings = _Settings(config)
         self.invert = invert
@@ -169,7 +169,7 @@ class NormalizationLayer(keras.layers.Layer):
             if shape is None:
                 msg = "the sizes of the levels that moments keep are not known\n"
                 msg += "build the layer with an input whose sizes along them are not None"
-                raise InitializationError(msg, code="I021")
+                raise InitializationError(msg, code="K021")
             for name in MOMENTS:
                 if name == "variance" or config.method == "Standardize":
                     weight = self.add_weight(
@@ -183,6 +183,7 @@ class NormalizationLayer(keras.layers.Layer):
         self.input_spec = keras.layers.InputSpec(ndim=len(input_shape))
         self.built = True
 
+    @with_own_errors
     def call(
         self,
         inputs: Tensor,
@@ -262,7 +263,7 @@ class NormalizationLayer(keras.layers.Layer):
         moments = core.adapt(batches, mask=None if mask is None else batches_of(mask)).moments
         if self.mean is not None:
             self.mean.assign(moments.mean)
-        self.variance.assign(moments.mean_square() if self.mean is None else moments.variance(config.unbiased))
+        self.variance.assign(moments.mean_square() if self.mean is None else moments.variance())
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Return the shape of the output: that of the input."""
