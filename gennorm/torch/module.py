@@ -29,26 +29,26 @@ MISSING: Any = object()
 
 
 class Normalization(nn.Module):
-    """The base of every module: it has parameters `weight` and `bias`, and a computation, which `_begin` makes.
+    """The base of every module: it has parameters `weight` and `bias`, and a computation, which `_gennorm_begin` makes.
 
     The parameters of a call are what the attributes `weight` and `bias` are at that moment.
     """
 
     _gennorm: TensorComputation
 
-    def _settings(self) -> LayerConfig:
+    def _gennorm_settings(self) -> LayerConfig:
         """Return the config of what the module computes."""
         raise NotImplementedError
 
-    def _begin(self) -> None:
-        self._gennorm = TensorComputation(self._settings())
+    def _gennorm_begin(self) -> None:
+        self._gennorm = TensorComputation(self._gennorm_settings())
 
-    def _parameter(self, name: str) -> Tensor | None:
+    def _gennorm_parameter(self, name: str) -> Tensor | None:
         """Return `weight` or `bias`; None where the module has none."""
         found = self._parameters.get(name, MISSING)  # saves most of the microsecond that an attribute takes
         return getattr(self, name, None) if found is MISSING else found
 
-    def _recorded(self, x: Any, *others: Any) -> Any:
+    def _gennorm_recorded(self, x: Any, *others: Any) -> Any:
         """Record the call of a proxy of `torch.fx.symbolic_trace`, as for torch's layers; None for other inputs."""
         tracer: Any = None if type(x) is Tensor or not isinstance(x, Proxy) else x.tracer
         if tracer is None or self is tracer.root:
@@ -126,7 +126,7 @@ class NormalizationLayer(Normalization):
         self.config = config
         for name, array in zip(PARAMETERS.values(), (made.scaling, made.biases), strict=True):
             self.register_parameter(name, None if array is None else nn.Parameter(tensor_of(array).clone()))
-        self._begin()
+        self._gennorm_begin()
         if not config.trainable:
             self.requires_grad_(False)
         self.synchronized, self.process_group = synchronized, process_group
@@ -147,7 +147,7 @@ class NormalizationLayer(Normalization):
         self.register_buffer("variance", None)
         self._hold(initial(config, shape))
 
-    def _settings(self) -> LayerConfig:
+    def _gennorm_settings(self) -> LayerConfig:
         return self.config
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -172,10 +172,10 @@ class NormalizationLayer(Normalization):
         GennormError
             As a call of `gennorm.NormalizationLayer`.
         """
-        recorded = self._recorded(x, mask)
+        recorded = self._gennorm_recorded(x, mask)
         if recorded is not None:
             return recorded
-        weight, bias, computation = self._parameter("weight"), self._parameter("bias"), self._gennorm
+        weight, bias, computation = self._gennorm_parameter("weight"), self._gennorm_parameter("bias"), self._gennorm
         config, statistics = self.config, self.config.statistics
         if statistics == "input":
             group = self._group(x) if self.synchronized else None
@@ -236,7 +236,7 @@ class NormalizationLayer(Normalization):
 
     def extra_repr(self) -> str:
         """Return the arguments that make the module."""
-        modes = {name: None if self._parameter(key) is None else "Automatic" for name, key in PARAMETERS.items()}
+        modes = {name: None if self._gennorm_parameter(key) is None else "Automatic" for name, key in PARAMETERS.items()}
         arguments = text_of(replace(self.config, **modes)).removeprefix("NormalizationLayer(")[:-1]  # type: ignore[arg-type]
         return arguments + (", synchronized=True" if self.synchronized else "")
 
