@@ -138,6 +138,7 @@ class RMSNorm(TorchNorm, nn.RMSNorm):
     tensor([[0.2000, 1.4000]], grad_fn=<NormalizeBackward>)
     """
 
+    _gennorm_arrangement = "suggested"
     _gennorm_float64: TensorComputation  # with its epsilon, where none is given
 
     def _gennorm_layer(self, dtype: torch.dtype = torch.float32) -> gennorm.NormalizationLayer:
@@ -169,6 +170,8 @@ class GroupNorm(TorchNorm, nn.GroupNorm):
     >>> GroupNorm(2, 4, affine=False)(torch.tensor([[[1.0], [3.0], [10.0], [30.0]]])).flatten()
     tensor([-1.0000,  1.0000, -1.0000,  1.0000])
     """
+
+    _gennorm_arrangement = "suggested"
 
     def _gennorm_layer(self) -> gennorm.NormalizationLayer:
         """Make the layer of the core that the attributes stand for."""
@@ -223,6 +226,8 @@ class _Running(TorchNorm):
 
 class _BatchNorm(_Running):
     """Over the batch and everything but the channels."""
+
+    _gennorm_arrangement = "suggested"
 
     def _gennorm_layer(self) -> gennorm.NormalizationLayer:
         """Make the layer of the core that the attributes stand for."""

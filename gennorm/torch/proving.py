@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import builtins
 import dis
+import logging
 import math
 import sys
 from collections.abc import Iterable, Iterator
@@ -25,7 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -97,25 +98,30 @@ def prove(module: nn.Module, dtype: torch.dtype, rank: int, sizes: dict[int, int
     require_plain_attributes(module)
     free = [axis for axis in range(rank) if axis not in sizes]
     usual = [sizes.get(axis, 3 + 2 * axis) for axis in range(rank)]
-    shapes = [usual, *([1 if axis in free else usual[axis] for axis in range(rank)],) * bool(free)]
-    if free:
-        shapes += [[size if axis != free[0] else other for axis, size in enumerate(usual)] for other in (0, 1)]
-    found, frames = None, _Frames()
-    for shape in shapes:
-        for training in (True, False):
+    frames = _Frames()
+
+    def traced(shape: list[int], training: bool) -> Value:
+        try:
             with frames:
                 value = _traced(module, dtype, shape, sizes, training)
-            if found is None:
-                found = value
-                frames.require_pure(module)
-            elif value != found:
-                what = "in training" if shape is shapes[0] else "for some sizes"
-                msg = f"its forward computes something else {what}"
-                raise NotProvedError(msg)
-            frames.require_pure(module)
-    if frames.reads_sizes:
+        finally:
+            frames.require_pure(module)  # the better reason, where both end the proof
+        return value
+
+    found = traced(usual, training=False)
+    if frames.reads_training and traced(usual, training=True) != found:
+        msg = "its forward computes something else in training"
+        raise NotProvedError(msg)
+    if frames.reads_sizes and free:
+        # Symbolic sizes are at least 2.
+        shapes = [[1 if axis in free else size for axis, size in enumerate(usual)]]
+        shapes += [[other if axis == free[0] else size for axis, size in enumerate(usual)] for other in (0, 1)]
+        for shape in shapes:
+            for training in {False, frames.reads_training}:
+                if traced(shape, training) != found:
+                    msg = f"its forward computes something else for the shape {tuple(shape)}"
+                    raise NotProvedError(msg)
         _require_no_comparison(module, dtype, usual, sizes)
-    assert found is not None
     return _matched(found, rank)
 
 
@@ -273,6 +279,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.dtype, self.sizes = dtype, sizes
         self.values: dict[int, tuple[Tensor, Value]] = {}  # with the tensor, so that its id is not used again
+        self.fresh: set[int] = set()  # results that no other tensor shares memory with
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -280,8 +287,9 @@ class _Recorder(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         if name in {"sym_size", "sym_stride", "sym_numel", "size", "stride", "numel"} or not _has_tensor(out):
             return out
-        rule = RULES.get(name)
-        if rule is None or func._schema.is_mutable:
+        in_place = func._schema.is_mutable
+        rule = RULES.get(name.removesuffix("_") if in_place and id(args[0]) in self.fresh else name)
+        if rule is None:
             msg = f"its forward calls {name}"
             raise NotProvedError(msg)
         given = {argument.name: argument.default_value for argument in func._schema.arguments}
@@ -289,7 +297,14 @@ class _Recorder(TorchDispatchMode):
         given.update(kwargs)
         read = {key: self.value(one) if isinstance(one, Tensor) else one for key, one in given.items()}
         found = rule(self, read, given)
+        if in_place:
+            self.set(args[0], found)
+            return out
         outputs = out if isinstance(out, (tuple, list)) else (out,)
+        if any(returned.alias_info is not None for returned in func._schema.returns):
+            self.fresh.difference_update(id(one) for one in args)
+        else:
+            self.fresh.update(id(one) for one in outputs)
         for one, value in zip(outputs, found if isinstance(found, tuple) else (found,), strict=False):
             self.set(one, value)
         return out
@@ -583,7 +598,7 @@ def _copied(module: nn.Module, training: bool) -> Any:
 
 def _traced(
     module: nn.Module, dtype: torch.dtype, shape: list[int], sizes: dict[int, int], training: bool
-) -> tuple[Value, torch.dtype]:
+) -> Value:
     """Return what the forward computes of a fake tensor of a shape."""
     copy, mode = _copied(module, training), FakeTensorMode()
     before = {name: value for name, value in vars(copy).items() if name not in INTERNAL}
@@ -592,14 +607,14 @@ def _traced(
             for name, tensor in tensors.items():
                 if tensor is None:
                     continue
-                fake = torch._C._disabled_torch_function_impl and _fake(mode, tensor)
+                fake = _fake(mode, tensor.detach())
                 places: tuple[Place, ...] = tuple(
                     None if size == 1 else (name, axis) for axis, size in enumerate(tensor.shape)
                 )
                 named: tuple[Place, ...] = tuple((name, axis) for axis in range(tensor.dim()) if tensor.shape[axis] != 1)
                 recorder.set(fake, Value(single(("parameter", name, named)), places))
                 tensors[name] = fake
-        x = _empty(mode, shape, dtype)
+        x = _fake(mode, torch.empty(shape, dtype=dtype, device="meta"), "cpu")
         recorder.set(x, Value(single(X), tuple(range(len(shape)))))
         y = _called(copy, x)
         if not isinstance(y, Tensor) or id(y) not in recorder.values:
@@ -612,21 +627,20 @@ def _traced(
     if y.dtype != dtype or list(y.shape) != shape:
         msg = "its output has another dtype or shape than its input"
         raise NotProvedError(msg)
-    return recorder.value(y), y.dtype
+    return recorder.value(y)
 
 
-def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
+def _fake(mode: FakeTensorMode, tensor: Tensor, device: Any = None) -> Tensor:
+    """Return a fake tensor of the sizes, strides and dtype of a tensor."""
     with torch.utils._python_dispatch._disable_current_modes():
-        return mode.from_tensor(tensor.detach(), static_shapes=True)
-
-
-def _empty(mode: FakeTensorMode, shape: list[int], dtype: torch.dtype) -> Tensor:
-    with torch.utils._python_dispatch._disable_current_modes():
-        return mode.from_tensor(torch.empty(shape, dtype=dtype), static_shapes=True)
+        empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        return FakeTensor(mode, empty, torch.device(device or tensor.device))
 
 
 def _called(copy: Any, x: Tensor) -> Any:
     """Call the forward of a copy; every error that it raises ends the proof."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")  # it logs every error, with a traceback
+    logged, logger.disabled = logger.disabled, True
     try:
         return type(copy).forward(copy, x)
     except NotProvedError:
@@ -637,6 +651,8 @@ def _called(copy: Any, x: Tensor) -> Any:
         else:
             msg = f"its forward does not take one tensor of rank {x.dim()}"
         raise NotProvedError(msg) from error
+    finally:
+        logger.disabled = logged
 
 
 def _require_no_comparison(module: nn.Module, dtype: torch.dtype, shape: list[int], sizes: dict[int, int]) -> None:
@@ -664,7 +680,7 @@ def _require_no_comparison(module: nn.Module, dtype: torch.dtype, shape: list[in
 TRUSTED = {"torch", "sympy", "mpmath", "numpy", "gennorm", *(sys.stdlib_module_names - {"__main__"})}
 NUMERIC = {"torch", "math"}  # modules whose names a forward may use
 WRITES = {"STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "DELETE_GLOBAL", "STORE_SUBSCR", "DELETE_SUBSCR", "IMPORT_NAME"}
-SIZES = {"shape", "size", "numel", "nelement", "len"}
+SIZES = {"shape", "size", "numel", "nelement", "len", "nbytes", "__len__", "broadcast_shapes", "is_same_size"}
 BUILTINS = {
     *("abs", "bool", "enumerate", "float", "int", "isinstance", "len", "list", "max", "min", "pow", "range"),
     *("reversed", "round", "slice", "sorted", "str", "sum", "super", "tuple", "type", "zip", "all", "any"),
@@ -683,7 +699,7 @@ class _Frames:
 
     def __init__(self) -> None:
         self.found: dict[CodeType, tuple[dict[str, Any], dict[str, Any]]] = {}
-        self.reads_sizes = False
+        self.reads_sizes = self.reads_training = False
         self._checked: set[CodeType] = set()
 
     def __enter__(self) -> None:
@@ -695,9 +711,12 @@ class _Frames:
 
     def _note(self, frame: FrameType, event: str, _: Any) -> None:
         if event == "call":
-            code = frame.f_code
+            code, back = frame.f_code, frame.f_back
             package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-            if package not in TRUSTED and code not in self.found:
+            # Generated code, such as that of named tuples, has no package: it belongs to its caller.
+            generated = not package or package.startswith("namedtuple_")
+            own = back is not None and back.f_code in self.found if generated else package not in TRUSTED
+            if own and code not in self.found:
                 free = {name: frame.f_locals[name] for name in code.co_freevars if name in frame.f_locals}
                 self.found[code] = frame.f_globals, free
 
@@ -727,6 +746,7 @@ class _Frames:
                     reason = f"reads the variable {name} of an outer function"
             elif kind in {"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"}:
                 self.reads_sizes |= name in SIZES
+                self.reads_training |= name == "training"
                 if name in STATE:
                     reason = f"reads {name}"
                 elif _is_class_value(module, name):
@@ -794,9 +814,8 @@ def _is_plain_value(value: Any) -> bool:
 # ----------------------------------------------------------------------------------------------------------- matching
 
 
-def _matched(found: tuple[Value, torch.dtype], rank: int) -> Norm:
+def _matched(value: Value, rank: int) -> Norm:
     """Return the norm with this polynomial."""
-    value = found[0]
     if value.places != tuple(range(rank)):
         msg = "its forward does not return every axis of its input"
         raise NotProvedError(msg)
