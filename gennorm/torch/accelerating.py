@@ -625,16 +625,18 @@ def _randomize(*modules: nn.Module, generator: torch.Generator) -> None:
                 parameter.requires_grad_(True)
 
 
-def _computed(module: nn.Module, x: Tensor, dy: Tensor) -> Iterator[Tensor]:
+def _computed(module: nn.Module, x: Tensor, dy: Tensor) -> Iterator[Tensor | None]:
     """Yield the output and then every gradient, without the module's hooks."""
     x = x.detach().requires_grad_()
     y = module.forward(x)
     yield y
-    yield from torch.autograd.grad(y, [x, *module.parameters()], dy)
+    yield from torch.autograd.grad(y, [x, *module.parameters()], dy, allow_unused=True)
 
 
-def _apart(one: Tensor, other: Tensor) -> float:
+def _apart(one: Tensor | None, other: Tensor | None) -> float:
     """Return the largest difference, relative to the largest value; infinite for NaN and for other shapes."""
+    if one is None or other is None:  # the gradient of a parameter that is not used
+        return 0.0 if one is other else float("inf")
     if one.shape != other.shape or one.dtype != other.dtype:
         return float("inf")
     largest = other.abs().max().double()

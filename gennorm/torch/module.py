@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx.proxy import Proxy
 
 import gennorm
-from gennorm.errors import ConfigError, InitializationError
+from gennorm.errors import ConfigError, InitializationError, TensorError
 from gennorm.extend import initial, is_one_example, kept_shape, parameter_shape, required, resolve_config
 from gennorm.layer.parameters import Parameters
 from gennorm.layer.state import State
@@ -47,6 +47,12 @@ class Normalization(nn.Module):
         """Return `weight` or `bias`; None where the module has none."""
         found = self._parameters.get(name, MISSING)  # saves most of the microsecond that an attribute takes
         return getattr(self, name, None) if found is MISSING else found
+
+    def __prepare_scriptable__(self) -> Any:
+        # torch.jit.script calls this before it compiles.
+        msg = "torch.jit.script cannot compile the module, whose forward is Python\n"
+        msg += "pass torch.jit.trace(module, x), or call torch.compile(module)"
+        raise TensorError(msg, code="T012")
 
     def _gennorm_recorded(self, x: Any, *others: Any) -> Any:
         """Record the call of a proxy of `torch.fx.symbolic_trace`, as for torch's layers; None for other inputs."""

@@ -72,14 +72,15 @@ def served(module):
     return [one.by for one in gt.accelerate(module).replaced]
 
 
-@pytest.mark.parametrize("made", [LlamaRMSNorm, MistralRMSNorm, T5LayerNorm])
+@pytest.mark.parametrize("made", [LlamaRMSNorm, MistralRMSNorm, T5LayerNorm, GemmaRMSNorm])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_rms_norms_of_transformers(made, dtype):
     theirs = made(16).to(dtype)
     with torch.no_grad():
         theirs.weight.copy_(sample(16))
     ours = copy.deepcopy(theirs)
-    assert served(ours) == ["NormalizationLayer(-1, 'Same', method='RMS', epsilon=1e-06, input_shape=(..., 16))"]
+    text = "NormalizationLayer(-1, 'Same', method='RMS', epsilon=1e-06, input_shape=(..., 16))"
+    assert served(ours) == [text + " of 1 + weight" * (made is GemmaRMSNorm)]
     assert isinstance(ours, made)
     x = sample(2, 3, 16, dtype=dtype)
     calls = []
@@ -94,48 +95,52 @@ def test_rms_norms_of_transformers(made, dtype):
         made.forward = made_forward
 
 
-def test_right_arithmetic_is_proved():
-    module = NormWith()
-    assert served(module) == ["NormalizationLayer(-1, 'Same', epsilon=1e-05, input_shape=(..., 8))"]
+@pytest.mark.parametrize(
+    ("wrong", "epsilon"), [(None, "1e-05"), ("epsilon of its own", "2e-05"), ("no bias", "1e-05")], ids=str
+)
+def test_right_arithmetic_is_proved(wrong, epsilon):
+    module = NormWith(wrong)
+    theirs, x = copy.deepcopy(module), sample(3, 8)
+    assert served(module) == [f"NormalizationLayer(-1, 'Same', epsilon={epsilon}, input_shape=(..., 8))"]
     assert isinstance(module, NormWith)
+    torch.testing.assert_close(module(x), theirs(x))
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "why"),
     [
-        "unbiased",
-        "epsilon outside",
-        "epsilon of its own",
-        "constant statistics",
-        "evaluation",
-        "squared weight",
-        "no bias",
+        ("unbiased", "its forward is not a norm"),
+        ("epsilon outside", "its forward is not a norm"),
+        ("constant statistics", "its forward calls detach"),
+        ("evaluation", "its forward computes something else in training"),
+        ("squared weight", "its forward is not a norm"),
     ],
 )
-def test_wrong_arithmetic_is_left(wrong):
+def test_wrong_arithmetic_is_left(wrong, why):
     """Each differs in one thing only, which parameters of one and inputs of one scale would not show."""
     module = NormWith(wrong)
     (left,) = gt.accelerate(nn.Sequential(module)).left
     assert type(module) is NormWith
-    if wrong != "no bias":
-        assert left.why.startswith("on a probe it differs by ")
+    assert left.why == why
 
 
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (lambda: GemmaRMSNorm(8), "on a probe it differs by "),
         (lambda: nn.LayerNorm(8, device="meta"), "its parameters are on the device meta"),
-        (lambda: nn.SyncBatchNorm(8), "its class is not known, and has num_batches_tracked, running_mean, running_var"),
+        (lambda: nn.SyncBatchNorm(8), "it has its own forward and running statistics"),
         (nn.LazyBatchNorm1d, "its parameters have no sizes yet: call the model once"),
-        (lambda: Other(8), "it has a forward of its own, and running statistics, which cannot be probed"),
+        (lambda: Other(8), "it has its own forward and running statistics"),
+        (lambda: nn.BatchNorm2d(8, momentum=1.5), "momentum is 1.5, and gennorm takes the share of the new value, from 0"),
+        (lambda: nn.LayerNorm(8, eps=-1.0), "epsilon is -1.0"),
+        (lambda: LlamaRMSNorm(8).double(), "its forward computes torch.float64 in torch.float32"),
         (lambda: nn.LayerNorm(8).to(torch.float8_e4m3fn), "its parameters are of the dtype torch.float8_e4m3fn"),
         (
             lambda: nn.utils.parametrize.register_parametrization(nn.LayerNorm(8), "weight", nn.Identity()),
             "its class was made by torch.nn.utils.parametrize",
         ),
         (lambda: patched(nn.LayerNorm(8)), "its forward has been replaced by another"),
-        (lambda: nn.LocalResponseNorm(2), "on a probe it differs by "),
+        (lambda: nn.LocalResponseNorm(2), "its forward "),
     ],
 )
 def test_what_is_left_and_why(make, why):
@@ -264,7 +269,7 @@ def test_report():
         "batched=True, "
         "statistics='moving', momentum=0.9)",
         "left because",
-        "  1 SyncBatchNorm  d  its class is not known, and has num_batches_tracked, running_mean, running_var",
+        "  1 SyncBatchNorm  d  it has its own forward and running statistics",
     ]
 
 

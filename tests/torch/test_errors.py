@@ -12,10 +12,10 @@ from tests.test_errors import constants, entries, lines_run, makers
 torch = pytest.importorskip("torch")
 
 import gennorm.torch as gt  # noqa: E402
-from gennorm.torch import accelerating, computation, distributed, layers, module, tensors  # noqa: E402
+from gennorm.torch import accelerating, computation, distributed, layers, layouts, module, proving, tensors  # noqa: E402
 
 TABLE = Path(__file__).parent / "errors.txt"
-MODULES = [accelerating, computation, distributed, layers, module, tensors]
+MODULES = [accelerating, computation, distributed, layers, layouts, module, proving, tensors]
 ENTRIES = entries(TABLE.read_text(encoding="utf-8"))
 OF_THE_CORE = {"I001", "S010", "I010"}  # reached through a module
 
@@ -28,11 +28,17 @@ def without_cpu():
     distributed.added(torch.zeros(2), SimpleNamespace(_device_types=[torch.device("cuda")], group_name="lonely"))
 
 
+def without_memory():
+    module = layer_norm(3)
+    module.weight.untyped_storage().resize_(0)
+    return module
+
+
 NAMES = {
     "gt": gt,
     "np": np,
     "torch": torch,
-    **{f.__name__: f for f in (layer_norm, without_cpu)},
+    **{f.__name__: f for f in (layer_norm, without_cpu, without_memory)},
 }
 
 
