@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeight
 
 import gennorm
-from gennorm.errors import ConfigError, GennormError, GroupError, LevelRangeError, ParameterError, ShapeError, TensorError
+from gennorm.errors import (
+    ConfigError,
+    GennormError,
+    GroupError,
+    LevelRangeError,
+    ParameterError,
+    ShapeError,
+    TensorError,
+)
 from gennorm.spec.config import LayerConfig
 from gennorm.torch.computation import Pair, TensorComputation
 from gennorm.torch.layouts import arranged
@@ -41,7 +49,9 @@ class Configured(Normalization):
     """A module whose config follows from its attributes, and is made again when one of them is assigned."""
 
     __constants__: Any
-    _gennorm_layer: Callable[[], gennorm.NormalizationLayer]  # makes the layer of the core that the attributes stand for
+    _gennorm_layer: Callable[
+        [], gennorm.NormalizationLayer
+    ]  # makes the layer of the core that the attributes stand for
 
     def _gennorm_settings(self) -> LayerConfig:
         return LayerConfig.from_dict(self._gennorm_layer().to_config())
@@ -57,7 +67,9 @@ class Configured(Normalization):
         computation = computation or self._gennorm
         x = arranged(x, self._gennorm_arrangement) if isinstance(x, Tensor) else x
         try:
-            return computation.normalize(x, self._gennorm_parameter("weight"), self._gennorm_parameter("bias"), moments=moments)
+            return computation.normalize(
+                x, self._gennorm_parameter("weight"), self._gennorm_parameter("bias"), moments=moments
+            )
         except MISFITS as error:
             raise TensorError(error.message, code=error.code) from None  # of the class that torch raises
 

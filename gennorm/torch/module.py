@@ -242,7 +242,9 @@ class NormalizationLayer(Normalization):
 
     def extra_repr(self) -> str:
         """Return the arguments that make the module."""
-        modes = {name: None if self._gennorm_parameter(key) is None else "Automatic" for name, key in PARAMETERS.items()}
+        modes = {
+            name: None if self._gennorm_parameter(key) is None else "Automatic" for name, key in PARAMETERS.items()
+        }
         arguments = text_of(replace(self.config, **modes)).removeprefix("NormalizationLayer(")[:-1]  # type: ignore[arg-type]
         return arguments + (", synchronized=True" if self.synchronized else "")
 

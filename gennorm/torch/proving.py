@@ -459,11 +459,11 @@ def _cast(recorder: _Recorder, read: Any, given: Any) -> Value:
     return read["self"]  # type: ignore[no-any-return]
 
 
-def _same(recorder: _Recorder, read: Any, given: Any) -> Value:  # noqa: ARG001
+def _same(recorder: _Recorder, read: Any, given: Any) -> Value:
     return read["self"]  # type: ignore[no-any-return]
 
 
-def _reshaped(recorder: _Recorder, read: Any, given: Any) -> Value:  # noqa: ARG001
+def _reshaped(recorder: _Recorder, read: Any, given: Any) -> Value:
     """Return a view whose axes are the same except for those of size 1."""
     value, tensor = read["self"], given["self"]
     old = [(size, place) for size, place in zip(tensor.shape, value.places, strict=True) if place is not None]
@@ -483,7 +483,7 @@ def _reshaped(recorder: _Recorder, read: Any, given: Any) -> Value:  # noqa: ARG
     return Value(value.poly, tuple(places))
 
 
-def _expanded(recorder: _Recorder, read: Any, given: Any) -> Value:  # noqa: ARG001
+def _expanded(recorder: _Recorder, read: Any, given: Any) -> Value:
     value = read["self"]
     extra = len(given["size"]) - len(value.places)
     if any(place is None and size != 1 for size, place in zip(given["size"][extra:], value.places, strict=True)):
@@ -493,14 +493,14 @@ def _expanded(recorder: _Recorder, read: Any, given: Any) -> Value:  # noqa: ARG
     return Value(value.poly, (None,) * extra + value.places)
 
 
-def _unsqueezed(recorder: _Recorder, read: Any, given: Any) -> Value:  # noqa: ARG001
+def _unsqueezed(recorder: _Recorder, read: Any, given: Any) -> Value:
     value = read["self"]
     places = list(value.places)
     places.insert(given["dim"] % (len(places) + 1), None)
     return Value(value.poly, tuple(places))
 
 
-def _squeezed(recorder: _Recorder, read: Any, given: Any) -> Value:  # noqa: ARG001
+def _squeezed(recorder: _Recorder, read: Any, given: Any) -> Value:
     value = read["self"]
     chosen = _chosen(value, given["dim"]) if "dim" in given else []
     if not chosen or any(value.places[axis] is not None for axis in chosen):
@@ -509,7 +509,7 @@ def _squeezed(recorder: _Recorder, read: Any, given: Any) -> Value:  # noqa: ARG
     return Value(value.poly, tuple(place for axis, place in enumerate(value.places) if axis not in chosen))
 
 
-def _permuted(recorder: _Recorder, read: Any, given: Any) -> Value:  # noqa: ARG001
+def _permuted(recorder: _Recorder, read: Any, given: Any) -> Value:
     value = read["self"]
     rank = len(value.places)
     order = list(range(rank))
@@ -538,7 +538,7 @@ def _require_dtype(recorder: _Recorder, given: Any) -> None:
     _cast(recorder, {"self": None}, given)
 
 
-def _divided(recorder: _Recorder, read: Any, given: Any) -> Value:  # noqa: ARG001
+def _divided(recorder: _Recorder, read: Any, given: Any) -> Value:
     if given.get("rounding_mode") is not None:
         msg = "its forward calls div with a rounding mode"
         raise NotProvedError(msg)
@@ -596,9 +596,7 @@ def _copied(module: nn.Module, training: bool) -> Any:
     return copy
 
 
-def _traced(
-    module: nn.Module, dtype: torch.dtype, shape: list[int], sizes: dict[int, int], training: bool
-) -> Value:
+def _traced(module: nn.Module, dtype: torch.dtype, shape: list[int], sizes: dict[int, int], training: bool) -> Value:
     """Return what the forward computes of a fake tensor of a shape."""
     copy, mode = _copied(module, training), FakeTensorMode()
     before = {name: value for name, value in vars(copy).items() if name not in INTERNAL}
@@ -611,7 +609,9 @@ def _traced(
                 places: tuple[Place, ...] = tuple(
                     None if size == 1 else (name, axis) for axis, size in enumerate(tensor.shape)
                 )
-                named: tuple[Place, ...] = tuple((name, axis) for axis in range(tensor.dim()) if tensor.shape[axis] != 1)
+                named: tuple[Place, ...] = tuple(
+                    (name, axis) for axis in range(tensor.dim()) if tensor.shape[axis] != 1
+                )
                 recorder.set(fake, Value(single(("parameter", name, named)), places))
                 tensors[name] = fake
         x = _fake(mode, torch.empty(shape, dtype=dtype, device="meta"), "cpu")

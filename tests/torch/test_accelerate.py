@@ -131,7 +131,10 @@ def test_wrong_arithmetic_is_left(wrong, why):
         (lambda: nn.SyncBatchNorm(8), "it has its own forward and running statistics"),
         (nn.LazyBatchNorm1d, "its parameters have no sizes yet: call the model once"),
         (lambda: Other(8), "it has its own forward and running statistics"),
-        (lambda: nn.BatchNorm2d(8, momentum=1.5), "momentum is 1.5, and gennorm takes the share of the new value, from 0"),
+        (
+            lambda: nn.BatchNorm2d(8, momentum=1.5),
+            "momentum is 1.5, and gennorm takes the share of the new value, from 0",
+        ),
         (lambda: nn.LayerNorm(8, eps=-1.0), "epsilon is -1.0"),
         (lambda: LlamaRMSNorm(8).double(), "its forward computes torch.float64 in torch.float32"),
         (lambda: nn.LayerNorm(8).to(torch.float8_e4m3fn), "its parameters are of the dtype torch.float8_e4m3fn"),
@@ -289,3 +292,164 @@ def test_threads_are_torch_s(monkeypatch):
     finally:
         torch.set_num_threads(before)
     assert set(seen) == {2}
+
+
+# ---------------------------------------------------------------------- what users do with a model afterwards
+
+
+def workflow_model():
+    """A drop-in class, a class that is proved, one with zero-centred scaling and one with running statistics."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), LlamaRMSNorm(8), GemmaRMSNorm(8), nn.BatchNorm1d(8))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return net
+
+
+def pruned(net, x, path):
+    for layer in (net[1], net[2], net[3]):
+        torch.nn.utils.prune.l1_unstructured(layer, "weight", amount=0.5)
+    before = net(x)
+    net(x).sum().backward()
+    assert net[2].weight_orig.grad is not None
+    for layer in (net[1], net[2], net[3]):
+        torch.nn.utils.prune.remove(layer, "weight")
+    torch.testing.assert_close(net(x), before)
+    return before
+
+
+def averaged(net, x, path):
+    average = torch.optim.swa_utils.AveragedModel(net)
+    with torch.no_grad():
+        net[2].weight.add_(1.0)
+    average.update_parameters(net)
+    average.update_parameters(net)
+    return average.eval()(x)
+
+
+def saved(net, x, path):
+    torch.save(net, path / "model.pt")
+    return torch.load(path / "model.pt", weights_only=False)(x)
+
+
+def saved_state(net, x, path):
+    torch.save(net.state_dict(), path / "state.pt")
+    other = workflow_model()
+    gt.accelerate(other)
+    other.load_state_dict(torch.load(path / "state.pt"), assign=True)
+    return other.train(net.training)(x)
+
+
+def copied(net, x, path):
+    return copy.deepcopy(net)(x)
+
+
+def exported(net, x, path):
+    return torch.export.export(net.eval(), (x,), strict=False).module()(x)
+
+
+def exported_strictly(net, x, path):
+    return torch.export.export(net.eval(), (x,), strict=True).module()(x)
+
+
+def symbolically_traced(net, x, path):
+    return torch.fx.symbolic_trace(net)(x)
+
+
+def traced(net, x, path):
+    return torch.jit.trace(net.eval(), (x,))(x)
+
+
+def scripted(net, x, path):
+    one = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.BatchNorm1d(8))
+    gt.accelerate(one)
+    first, other = torch.jit.script(one.eval()), copy.deepcopy(one)
+    torch.testing.assert_close(first(x), other(x))
+    torch.testing.assert_close(torch.jit.script(gt.LayerNorm(8))(x), gt.LayerNorm(8)(x))
+    return net(x)
+
+
+def to_onnx(net, x, path):
+    onnx = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.onnx.export(net.eval(), (x,), str(path / "model.onnx"), dynamo=True)
+    session = onnx.InferenceSession(str(path / "model.onnx"))
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+
+
+def replicated(net, x, path):
+    for at, layer in list(net.named_children())[1:4]:
+        replica = layer._replicate_for_data_parallel()
+        for name, parameter in layer.named_parameters():
+            setattr(replica, name, parameter.detach())
+        net[int(at)] = replica
+    return net(x)
+
+
+def called_functionally(net, x, path):
+    return torch.func.functional_call(net, {name: value + 1 for name, value in net.named_parameters()}, (x,))
+
+
+def parametrized(net, x, path):
+    for layer in (net[1], net[2]):
+        torch.nn.utils.parametrize.register_parametrization(layer, "weight", nn.Tanh())
+    y = net(x)
+    for layer in (net[1], net[2]):
+        torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    return y
+
+
+def compiled(net, x, path):
+    return torch.compile(net, backend="aot_eager", fullgraph=True)(x)
+
+
+WORKFLOWS = [
+    *(pruned, averaged, saved, saved_state, copied, exported, exported_strictly, symbolically_traced, traced, scripted),
+    *(to_onnx, replicated, called_functionally, parametrized, compiled),
+]
+
+
+@pytest.mark.parametrize("use", WORKFLOWS)
+def test_an_accelerated_model_is_used_like_any_other(use, tmp_path):
+    theirs, x = workflow_model(), sample(4, 8)
+    ours = copy.deepcopy(theirs)
+    assert len(gt.accelerate(ours).replaced) == 4
+    with torch.random.fork_rng():
+        expected, found = (use(one, x, tmp_path) for one in (theirs, ours))
+    torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_save_pretrained(tmp_path):
+    config = transformers.LlamaConfig(
+        vocab_size=16, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    model = transformers.LlamaModel(config).eval()
+    ids = torch.tensor([[1, 2, 3]])
+    expected = model(ids).last_hidden_state
+    gt.accelerate(model)
+    model.save_pretrained(tmp_path)
+    loaded = transformers.LlamaModel.from_pretrained(tmp_path)
+    assert type(loaded.norm) is LlamaRMSNorm
+    torch.testing.assert_close(loaded(ids).last_hidden_state, expected)
+
+
+def test_what_cannot_be_replaced_does_not_stop_the_rest():
+    net = nn.Sequential(
+        nn.LayerNorm(8), nn.BatchNorm1d(8, momentum=1.5), nn.LayerNorm(8, eps=-1.0), nn.GroupNorm(2, 8), Broken()
+    )
+    kinds = [type(one) for one in net]
+    report = gt.accelerate(net)
+    assert [one.name for one in report.replaced] == ["0", "3"]
+    assert [one.name for one in report.left] == ["1", "2", "4"]
+    assert [type(net[i]) for i in (1, 2, 4)] == [kinds[i] for i in (1, 2, 4)]
+
+
+class Broken(nn.Module):
+    """Named a NormBroken, and raises for every input."""
+
+    def forward(self, x):
+        raise KeyError(x)
+
+
+Broken.__name__ = "BrokenNorm"

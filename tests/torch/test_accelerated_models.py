@@ -51,6 +51,7 @@ WHISPER = {
     "eos_token_id": None, "suppress_tokens": None, "begin_suppress_tokens": None,
 }  # fmt: skip
 SOUND = {"input_features": torch.randn(2, 8, 32, generator=GENERATOR), "decoder_input_ids": words()["input_ids"]}
+WAVES = {"input_values": torch.randn(2, 256, generator=GENERATOR)}
 WAV2VEC2 = {
     **SMALL, "vocab_size": 32, "conv_dim": (8, 8), "conv_stride": (4, 4), "conv_kernel": (8, 4),
     "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2,
@@ -81,7 +82,10 @@ MODELS = {
         {"Mamba2RMSNorm": 2},
     ),
     "bert": (made("BertConfig", "BertForMaskedLM", words(), **SMALL, **TEXT), {"LayerNorm": 6}),
-    "vit": (made("ViTConfig", "ViTForImageClassification", picture(16), **SMALL, image_size=16, patch_size=4), {"LayerNorm": 5}),
+    "vit": (
+        made("ViTConfig", "ViTForImageClassification", picture(16), **SMALL, image_size=16, patch_size=4),
+        {"LayerNorm": 5},
+    ),
     "swin": (
         made("SwinConfig", "SwinForImageClassification", picture(32), image_size=32, patch_size=4, embed_dim=16,
              depths=[1, 1], num_heads=[2, 2], window_size=4),
@@ -101,7 +105,7 @@ MODELS = {
     ),
     "detr": (detr, {"LayerNorm": 6}),
     "wav2vec2": (
-        made("Wav2Vec2Config", "Wav2Vec2ForCTC", {"input_values": torch.randn(2, 256, generator=GENERATOR)}, **WAV2VEC2),
+        made("Wav2Vec2Config", "Wav2Vec2ForCTC", WAVES, **WAV2VEC2),
         {"LayerNorm": 6, "GroupNorm": 1},
     ),
 }  # fmt: skip

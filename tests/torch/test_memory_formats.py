@@ -31,7 +31,17 @@ def layouts(shape):
         yield "channels last, with gaps", torch.stack([inner, inner], -1).flatten(-2)[..., ::2].movedim(-1, 1)
 
 
-SHAPES = [(6,), (4, 6), (2, 6, 5), (2, 6, 3, 5), (2, 6, 3, 4, 5), (2, 6, 1, 5), (1, 6, 3, 1), (2, 1, 3, 5), (6, 1, 1, 1)]
+SHAPES = [
+    (6,),
+    (4, 6),
+    (2, 6, 5),
+    (2, 6, 3, 5),
+    (2, 6, 3, 4, 5),
+    (2, 6, 1, 5),
+    (1, 6, 3, 1),
+    (2, 1, 3, 5),
+    (6, 1, 1, 1),
+]
 RUNNING = {"affine": True, "track_running_stats": True}
 CASES = [
     *(("LayerNorm", (shape[-1],), {}, shape) for shape in SHAPES),
@@ -39,11 +49,20 @@ CASES = [
     *(("RMSNorm", (shape[-1],), {}, shape) for shape in SHAPES),
     *(("GroupNorm", (3 if shape[1] > 1 else 1, shape[1]), {}, shape) for shape in SHAPES[1:]),
     *(("BatchNorm1d", (shape[1],), {}, shape) for shape in SHAPES[1:3]),
-    *(("BatchNorm2d", (shape[1],), settings, shape) for shape in SHAPES if len(shape) == 4 for settings in ({}, {"affine": False})),
+    *(
+        ("BatchNorm2d", (shape[1],), settings, shape)
+        for shape in SHAPES
+        if len(shape) == 4
+        for settings in ({}, {"affine": False})
+    ),
     ("BatchNorm2d", (6,), {"track_running_stats": False}, SHAPES[3]),
     ("BatchNorm3d", (6,), {}, SHAPES[4]),
     *(("InstanceNorm1d", (6,), settings, SHAPES[2]) for settings in ({}, RUNNING)),
-    *(("InstanceNorm2d", (shape[-3],), settings, shape) for shape in [(6, 3, 5), *SHAPES[3:4], *SHAPES[5:8]] for settings in ({}, RUNNING)),
+    *(
+        ("InstanceNorm2d", (shape[-3],), settings, shape)
+        for shape in [(6, 3, 5), *SHAPES[3:4], *SHAPES[5:8]]
+        for settings in ({}, RUNNING)
+    ),
     ("InstanceNorm3d", (6,), {}, SHAPES[4]),
 ]
 

@@ -47,11 +47,15 @@ def layer_norm_by_var_mean(self, x):
 
 def layer_norm_by_squares(self, x):
     mean = x.mean(-1, keepdim=True)
-    return torch.addcmul(self.bias, (x - mean) * torch.rsqrt((x * x).mean(-1, keepdim=True) - mean**2 + self.eps), self.weight)
+    return torch.addcmul(
+        self.bias, (x - mean) * torch.rsqrt((x * x).mean(-1, keepdim=True) - mean**2 + self.eps), self.weight
+    )
 
 
 def layer_norm_by_var_without_keepdim(self, x):
-    return (x - x.mean(-1).unsqueeze(-1)) / (x.var(-1, unbiased=False)[..., None] + self.eps).sqrt() * self.weight + self.bias
+    return (x - x.mean(-1).unsqueeze(-1)) / (
+        x.var(-1, unbiased=False)[..., None] + self.eps
+    ).sqrt() * self.weight + self.bias
 
 
 def layer_norm_of_torch(self, x):
@@ -124,7 +128,7 @@ def test_a_norm_is_replaced(forward):
         torch.testing.assert_close(other, one, rtol=2e-5, atol=2e-5)
 
 
-# --------------------------------------------------------------------------------------------------- what is not, and why
+# ---------------------------------------------------------------------- what is not, and why
 
 
 def clamps(self, x):
@@ -200,7 +204,7 @@ def looks_for_an_attribute(self, x):
 
 
 def prints(self, x):
-    print(x.shape)
+    print(x.shape)  # noqa: T201
     return self.weight * rms(x) + self.bias
 
 
@@ -259,7 +263,9 @@ NOT = {
 
 @pytest.mark.parametrize("forward", NOT, ids=lambda forward: forward.__name__)
 def test_what_is_not_a_norm_is_left(forward):
-    module = made(forward, calls=0, table={"eps": 1e-6}) if "table" in forward.__code__.co_names else made(forward, calls=0)
+    module = (
+        made(forward, calls=0, table={"eps": 1e-6}) if "table" in forward.__code__.co_names else made(forward, calls=0)
+    )
     type(module).__name__ = "Norm"  # so that the report names it
     kind = type(module)
     report = gt.accelerate(nn.Sequential(module))
@@ -276,7 +282,9 @@ def test_layers_that_are_not_called_norms_are_left_in_silence():
 
 
 @pytest.mark.parametrize(
-    "value", [[1.0], {"a": 1}, {1}, torch.ones(3), lambda: 1, object(), (1, [2])], ids=lambda value: type(value).__name__
+    "value",
+    [[1.0], {"a": 1}, {1}, torch.ones(3), lambda: 1, object(), (1, [2])],
+    ids=lambda value: type(value).__name__,
 )
 def test_attributes_that_can_change_without_an_assignment(value):
     module = made(root_mean_square)
