@@ -36,6 +36,8 @@ DROPINS: dict[type, type] = {getattr(nn, name): getattr(layers, name) for name i
 OTHERS = (nn.modules.batchnorm._NormBase, nn.LocalResponseNorm, nn.CrossMapLRN2d)  # torch's that have no drop-in
 PROOF = "_gennorm_proof"
 MISSING: Any = object()
+# Attributes that torch and transformers assign, and that are no part of what a layer computes.
+OF_TORCH = {"training", "__class__", "__dict__", "_is_replica", "_former_parameters", "_is_hf_initialized"}
 
 # Largest difference of two right answers, in units of the dtype's rounding and relative to the largest value. For 8 to
 # 8,192 elements the layers of Llama, T5 and torch, and layer norm written out in torch, differ by 2.6 units at most in
@@ -131,7 +133,7 @@ def accelerate(model: nn.Module) -> Report:
     replaced, left = [], []
     for name, module in model.named_modules():
         kind = type(module).__name__
-        if isinstance(module, Proved) and PROOF not in vars(module):
+        if isinstance(module, Proved) and module._gennorm_proof is None:
             _restore(module)
         if isinstance(module, (Normalization, Proved)):
             if _original(module) is not None:
@@ -281,16 +283,18 @@ class Proved(nn.Module):
     Every name that this class adds to the layer's begins with ``_gennorm``, so that it hides no name of the layer's.
     """
 
+    _gennorm_proof: Proof | None = None
+    _gennorm: TensorComputation
+
     def forward(self, *given: Any, **named: Any) -> Any:
         """Compute by gennorm, or by the original forward for inputs without a proof."""
-        proof = vars(self).get(PROOF)
+        proof = self._gennorm_proof
         if proof is not None and len(given) == 1 and not named:
             x = given[0]
             if is_eager() and is_plain(x) and proof.takes(x):
                 parameters = proof.parameters(self)
                 if parameters is not None:
-                    computation: TensorComputation = vars(self)["_gennorm"]
-                    return computation.normalize(arranged(x, proof.arrangement), *parameters)
+                    return self._gennorm.normalize(arranged(x, proof.arrangement), *parameters)
         return super().forward(*given, **named)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -309,7 +313,7 @@ class Proved(nn.Module):
 def _end_proof(module: nn.Module, name: str) -> None:
     """Give a layer its own forward back when an attribute other than its parameters is assigned or deleted."""
     proof = vars(module).get(PROOF)
-    if proof is None or name in INTERNAL or name in {"training", "__class__", "__dict__"}:
+    if proof is None or name in INTERNAL or name in OF_TORCH:
         return
     if all(name != own for own, _ in proof.tensors):
         vars(module).pop(PROOF)
@@ -517,7 +521,7 @@ def _proof(module: nn.Module, dtype: torch.dtype, place: str) -> Proof | str:
     sizes = _sizes(module, place, ranks[0]) or {}
     return Proof(
         method=method,
-        place=place,
+        place="groups" if groups else place,
         sizes=tuple((axis - ranks[0] if place == "last" else axis, size) for axis, size in sizes.items()),
         groups=groups,
         epsilon=epsilon,

@@ -486,8 +486,9 @@ def _reshaped(recorder: _Recorder, read: Any, given: Any) -> Value:
 def _expanded(recorder: _Recorder, read: Any, given: Any) -> Value:
     value = read["self"]
     extra = len(given["size"]) - len(value.places)
-    if any(place is None and size != 1 for size, place in zip(given["size"][extra:], value.places, strict=True)):
-        # The axis has the same values everywhere, and no place in the input.
+    if any(
+        place is None and size not in {1, -1} for size, place in zip(given["size"][extra:], value.places, strict=True)
+    ):
         msg = "its forward expands an axis"
         raise NotProvedError(msg)
     return Value(value.poly, (None,) * extra + value.places)
@@ -624,8 +625,8 @@ def _traced(module: nn.Module, dtype: torch.dtype, shape: list[int], sizes: dict
     if before.keys() != after.keys() or any(before[name] is not after[name] for name in before):
         msg = "its forward assigns to attributes"
         raise NotProvedError(msg)
-    if y.dtype != dtype or list(y.shape) != shape:
-        msg = "its output has another dtype or shape than its input"
+    if y.dtype != dtype or list(y.shape) != shape or y.device.type != "cpu":
+        msg = "its output has another dtype, shape or device than its input"
         raise NotProvedError(msg)
     return recorder.value(y)
 
