@@ -99,6 +99,8 @@ def prove(module: nn.Module, dtype: torch.dtype, rank: int, sizes: dict[int, int
     free = [axis for axis in range(rank) if axis not in sizes]
     usual = [sizes.get(axis, 3 + 2 * axis) for axis in range(rank)]
     frames = _Frames()
+    frames.add(type(module).forward)
+    frames.require_pure(module)  # before it runs, and has effects
 
     def traced(shape: list[int], training: bool) -> Value:
         try:
@@ -401,7 +403,9 @@ def _mean(value: Value, axes: Any, keep: bool) -> Value:
     return Value(value.poly.mean(over) if over else value.poly, tuple(places))
 
 
-def _variance(recorder: _Recorder, value: Value, axes: Any, keep: bool, correction: Any) -> Value:
+def _variance(recorder: _Recorder, read: Any, given: Any) -> Value:
+    value, axes, keep = read["self"], given.get("dim"), given.get("keepdim", False)
+    correction = given["unbiased"] if "unbiased" in given else given.get("correction")
     mean = _mean(value, axes, keep)
     square = _mean(_power(value, 2), axes, keep)
     variance = _plus(square, _power(mean, 2), -1)
@@ -561,14 +565,9 @@ RULES: dict[str, Any] = {
     "addcmul": lambda _, r, g: _plus(r["self"], _times(r["tensor1"], r["tensor2"]), g.get("value", 1)),
     "mean": _mean_rule,
     "sum": _sum,
-    "var": lambda s, r, g: _variance(s, r["self"], g.get("dim"), g.get("keepdim", False), g.get("correction")),
-    "var_mean": lambda s, r, g: (
-        _variance(s, r["self"], g.get("dim"), g.get("keepdim", False), g.get("correction")),
-        _mean(r["self"], g.get("dim"), g.get("keepdim", False)),
-    ),
-    "std": lambda s, r, g: _power(
-        _variance(s, r["self"], g.get("dim"), g.get("keepdim", False), g.get("correction")), 0.5
-    ),
+    "var": _variance,
+    "var_mean": lambda s, r, g: (_variance(s, r, g), _mean(r["self"], g.get("dim"), g.get("keepdim", False))),
+    "std": lambda s, r, g: _power(_variance(s, r, g), 0.5),
     "native_layer_norm": _layer_norm,
     "_fused_rms_norm": _layer_norm,
     "native_group_norm": _group_norm,
@@ -723,11 +722,18 @@ class _Frames:
 
     def require_pure(self, module: nn.Module) -> None:
         """Refuse code whose result depends on more than the tensors and the attributes of the module."""
-        for code, (names, free) in self.found.items():
-            if code not in self._checked:
+        while unchecked := self.found.keys() - self._checked:
+            for code in unchecked:
                 self._checked.add(code)
                 for inner in _codes(code):
-                    self._require_pure(module, inner, names, free)
+                    self._require_pure(module, inner, *self.found[code])
+
+    def add(self, function: Any) -> None:
+        """Add the code of a function, before it runs."""
+        if isinstance(function, FunctionType) and function.__module__.partition(".")[0] not in TRUSTED:
+            cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+            free = {name: cell.cell_contents for name, cell in cells}
+            self.found.setdefault(function.__code__, (function.__globals__, free))
 
     def _require_pure(self, module: nn.Module, code: CodeType, names: Any, free: dict[str, Any]) -> None:
         for step in dis.get_instructions(code):
@@ -741,6 +747,8 @@ class _Frames:
                     reason = f"reads the global name {name}"
                 elif not own and name not in BUILTINS and not _is_error(getattr(builtins, name, None)):
                     reason = f"uses {name}"
+                else:
+                    self.add(names.get(name))
                 self.reads_sizes |= name in SIZES
             elif kind in {"LOAD_DEREF", "LOAD_CLASSDEREF"}:
                 if name in free and not _is_fixed(free[name]):
@@ -752,6 +760,8 @@ class _Frames:
                     reason = f"reads {name}"
                 elif _is_class_value(module, name):
                     reason = f"reads the class attribute {name}"
+                else:
+                    self.add(getattr(type(module), name, None))
             if reason is not None:
                 msg = f"its forward {reason}"
                 raise NotProvedError(msg)
