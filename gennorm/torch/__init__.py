@@ -8,8 +8,8 @@ torch.Size([2, 3, 8, 8])
 
 The modules, from the inside out: `tensors` has arrays over the memory of tensors, and checks; `computation` normalizes
 tensors by a kernel or by `gennorm.definition`; `distributed` merges moments over processes; `module` has the base class
-of every module and `NormalizationLayer`; `layouts` has the strides of outputs; `layers` has torch's own layers; `proving`
-proves that a forward is a norm; `accelerating` changes models.
+of every module and `NormalizationLayer`; `layouts` has the strides of outputs; `layers` has torch's own layers;
+`proving` proves that a forward is a norm; `accelerating` changes models.
 """
 
 from gennorm.torch.accelerating import accelerate, restore

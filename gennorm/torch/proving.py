@@ -712,7 +712,7 @@ class _Frames:
     def _note(self, frame: FrameType, event: str, _: Any) -> None:
         if event == "call":
             code, back = frame.f_code, frame.f_back
-            package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+            package = _package(frame.f_globals)
             # Generated code, such as that of named tuples, has no package: it belongs to its caller.
             generated = not package or package.startswith("namedtuple_")
             own = back is not None and back.f_code in self.found if generated else package not in TRUSTED
@@ -730,7 +730,7 @@ class _Frames:
 
     def add(self, function: Any) -> None:
         """Add the code of a function, before it runs."""
-        if isinstance(function, FunctionType) and function.__module__.partition(".")[0] not in TRUSTED:
+        if isinstance(function, FunctionType) and _package(function.__globals__) not in TRUSTED:
             cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
             free = {name: cell.cell_contents for name, cell in cells}
             self.found.setdefault(function.__code__, (function.__globals__, free))
@@ -765,6 +765,10 @@ class _Frames:
             if reason is not None:
                 msg = f"its forward {reason}"
                 raise NotProvedError(msg)
+
+
+def _package(names: dict[str, Any]) -> str:
+    return str(names.get("__name__", "")).partition(".")[0]
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
