@@ -600,22 +600,17 @@ def _traced(module: nn.Module, dtype: torch.dtype, shape: list[int], sizes: dict
     """Return what the forward computes of a fake tensor of a shape."""
     copy, mode = _copied(module, training), FakeTensorMode()
     before = {name: value for name, value in vars(copy).items() if name not in INTERNAL}
-    with torch.no_grad(), mode, _Recorder(dtype, sizes) as recorder:
-        for tensors in (vars(copy)["_parameters"], vars(copy)["_buffers"]):
-            for name, tensor in tensors.items():
-                if tensor is None:
-                    continue
-                fake = _fake(mode, tensor.detach())
-                places: tuple[Place, ...] = tuple(
-                    None if size == 1 else (name, axis) for axis, size in enumerate(tensor.shape)
-                )
-                named: tuple[Place, ...] = tuple(
-                    (name, axis) for axis in range(tensor.dim()) if tensor.shape[axis] != 1
-                )
-                recorder.set(fake, Value(single(("parameter", name, named)), places))
-                tensors[name] = fake
-        x = _fake(mode, torch.empty(shape, dtype=dtype, device="meta"), "cpu")
-        recorder.set(x, Value(single(X), tuple(range(len(shape)))))
+    recorder = _Recorder(dtype, sizes)
+    for tensors in (vars(copy)["_parameters"], vars(copy)["_buffers"]):
+        for name, tensor in tensors.items():
+            if tensor is not None:
+                tensors[name] = _fake(mode, tensor.shape, tensor.stride(), tensor.dtype)
+                own = [(name, axis) if size != 1 else None for axis, size in enumerate(tensor.shape)]
+                atom = "parameter", name, tuple(place for place in own if place is not None)
+                recorder.set(tensors[name], Value(single(atom), tuple(own)))
+    x = _fake(mode, shape, torch.empty(shape, device="meta").stride(), dtype)
+    recorder.set(x, Value(single(X), tuple(range(len(shape)))))
+    with torch.no_grad(), mode, recorder:
         y = _called(copy, x)
         if not isinstance(y, Tensor) or id(y) not in recorder.values:
             msg = "its forward does not return a new tensor"
@@ -630,11 +625,9 @@ def _traced(module: nn.Module, dtype: torch.dtype, shape: list[int], sizes: dict
     return recorder.value(y)
 
 
-def _fake(mode: FakeTensorMode, tensor: Tensor, device: Any = None) -> Tensor:
-    """Return a fake tensor of the sizes, strides and dtype of a tensor."""
-    with torch.utils._python_dispatch._disable_current_modes():
-        empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-        return FakeTensor(mode, empty, torch.device(device or tensor.device))
+def _fake(mode: FakeTensorMode, shape: Any, strides: Any, dtype: torch.dtype) -> Tensor:
+    empty = torch.empty_strided(tuple(shape), strides, dtype=dtype, device="meta")
+    return FakeTensor(mode, empty, torch.device("cpu"))
 
 
 def _called(copy: Any, x: Tensor) -> Any:
