@@ -26,7 +26,7 @@ from gennorm.errors import (
 )
 from gennorm.spec.config import LayerConfig
 from gennorm.torch.computation import Pair, TensorComputation
-from gennorm.torch.layouts import arranged
+from gennorm.torch.layouts import arranged, restrided
 from gennorm.torch.module import Normalization
 from gennorm.torch.tensors import FLOATING, HALVES
 
@@ -66,12 +66,12 @@ class Configured(Normalization):
     ) -> Tensor:
         computation = computation or self._gennorm
         x = arranged(x, self._gennorm_arrangement) if isinstance(x, Tensor) else x
+        weight, bias = self._gennorm_parameter("weight"), self._gennorm_parameter("bias")
         try:
-            return computation.normalize(
-                x, self._gennorm_parameter("weight"), self._gennorm_parameter("bias"), moments=moments
-            )
+            y = computation.normalize(x, weight, bias, moments=moments)
         except MISFITS as error:
             raise TensorError(error.message, code=error.code) from None  # of the class that torch raises
+        return y if x.is_contiguous() else restrided(y, x)
 
 
 class TorchNorm(Configured):
@@ -231,9 +231,10 @@ class _Running(TorchNorm):
         weight, bias = self._gennorm_parameter("weight"), self._gennorm_parameter("bias")
         x = arranged(x, self._gennorm_arrangement)
         try:
-            return self._gennorm.normalize_and_fold(x, weight, bias, self._gennorm_running(), momentum, unbiased=True)
+            y = self._gennorm.normalize_and_fold(x, weight, bias, self._gennorm_running(), momentum, unbiased=True)
         except MISFITS as error:
             raise TensorError(error.message, code=error.code) from None
+        return y if x.is_contiguous() else restrided(y, x)
 
 
 class _BatchNorm(_Running):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["RULES", "arranged"]
+__all__ = ["RULES", "arranged", "restrided"]
 
 
 def _contiguous(x: Tensor) -> Tensor:
@@ -21,7 +21,12 @@ def _contiguous(x: Tensor) -> Tensor:
 def _suggested(x: Tensor) -> Tensor:
     if x.is_contiguous():
         return x
-    return x.contiguous(memory_format=torch._prims_common.suggest_memory_format(x))
+    memory_format = torch._prims_common.suggest_memory_format(x)
+    x = x.contiguous(memory_format=memory_format)
+    if memory_format is torch.contiguous_format:
+        return x
+    strides = torch._prims_common.make_channels_last_strides_for(x.shape)
+    return x if x.stride() == strides else x.as_strided(x.shape, strides)  # an axis of size 1 may have any stride
 
 
 def _like(x: Tensor) -> Tensor:
@@ -64,3 +69,15 @@ def arranged(x: Tensor, rule: str) -> Tensor:
     ((12, 1, 4), (12, 3, 1))
     """
     return RULES[rule](x)
+
+
+def restrided(y: Tensor, x: Tensor) -> Tensor:
+    """Return an output with the strides of its input, also along axes of size 1.
+
+    Examples
+    --------
+    >>> y = torch.ones(2, 1, 3)
+    >>> y.stride(), restrided(y, y.as_strided((2, 1, 3), (3, 7, 1))).stride()
+    ((3, 3, 1), (3, 7, 1))
+    """
+    return y if y.stride() == x.stride() else y.as_strided(x.shape, x.stride())
