@@ -49,6 +49,7 @@ class Configured(Normalization):
     """A module whose config follows from its attributes, and is made again when one of them is assigned."""
 
     __constants__: Any
+    _gennorm_arrangement = "contiguous"  # the strides that torch gives the output: see gennorm.torch.layouts
     _gennorm_layer: Callable[
         [], gennorm.NormalizationLayer
     ]  # makes the layer of the core that the attributes stand for
@@ -79,8 +80,6 @@ class TorchNorm(Configured):
 
     Every name that it adds to torch's class begins with ``_gennorm``, so that it hides no attribute of a subclass.
     """
-
-    _gennorm_arrangement = "contiguous"  # the strides that torch gives the output: see gennorm.torch.layouts
 
     def _gennorm_begin(self) -> None:
         try:
