@@ -212,7 +212,7 @@ class Poly:
                     ((atom, power),) = varying
                     if atom[0] == "mean" and power == 1 and not set(atom[1]) & set(axes):  # the mean of a mean
                         over, inner = tuple(sorted({*axes, *atom[1]})), atom[2]
-                term = Poly({fixed | {(("mean", over, inner), Fraction(1))}: value})
+                term = Poly({fixed: value}) * single(("mean", over, inner))
             total = total + term
         return total
 
