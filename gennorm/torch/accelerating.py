@@ -463,6 +463,7 @@ def _proved(module: nn.Module) -> Verdict | str:
     if len(dtypes) > 1:
         return "its parameters are of several dtypes"
     dtype = dtypes.pop() if dtypes else torch.float32
+    kind: Any = type(module)
     reason = ""
     with (
         torch.random.fork_rng(devices=[]),
@@ -477,7 +478,7 @@ def _proved(module: nn.Module) -> Verdict | str:
                 continue
             checked = _checked(module, found)
             if not isinstance(checked, str):
-                return _class(type(module), Proved), checked
+                return _class(kind, Proved), checked
             reason = checked
     return reason
 
@@ -496,7 +497,8 @@ def _sizes(module: nn.Module, place: str, rank: int) -> dict[int, int] | None:
 
 def _proof(module: nn.Module, dtype: torch.dtype, place: str) -> Proof | str:
     """Prove what a layer computes for inputs of several ranks, or return why it cannot be proved."""
-    reason, norms = "", {}
+    reason = ""
+    norms: dict[Any, list[int]] = {}
     for tried, rank in enumerate(RANKS):
         sizes = _sizes(module, place, rank)
         if sizes is None or (tried == 3 and not norms):
@@ -598,10 +600,11 @@ def _difference(
     module: nn.Module, proof: Proof, core: gennorm.NormalizationLayer, dtype: torch.dtype, rank: int
 ) -> float:
     """Return the largest relative difference of outputs and gradients; infinite where a call or a gradient fails."""
+    kind: Any = type(module)
     generator = torch.Generator().manual_seed(rank)
     theirs, ours = (copy.deepcopy(module).to(dtype) for _ in range(2))
     _randomize(theirs, ours, generator=generator)
-    _install(ours, _class(type(module), Proved), replace(proof, dtype=dtype, contiguous=False))
+    _install(ours, _class(kind, Proved), replace(proof, dtype=dtype, contiguous=False))
     shape = _shape(proof, rank)
     most = 0.0
     for scale in (*SCALES, core.epsilon**0.5 or 1e-3):

@@ -251,7 +251,7 @@ class _BatchNorm(_Running):
         if recorded is not None:
             return recorded
         if self._gennorm_defers(input):
-            return super().forward(input)  # type: ignore[misc] # torch's class comes after this one
+            return super().forward(input)
         self._check_input_dim(input)
         running = self.running_mean is not None
         if not self.training:

@@ -274,11 +274,11 @@ class Value:
     places: tuple[Place, ...]
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records what every fake tensor is as a function of the input and the parameters."""
 
     def __init__(self, dtype: torch.dtype, sizes: dict[int, int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.dtype, self.sizes = dtype, sizes
         self.values: dict[int, tuple[Tensor, Value]] = {}  # with the tensor, so that its id is not used again
         self.fresh: set[int] = set()  # results that no other tensor shares memory with
@@ -330,7 +330,7 @@ class _Recorder(TorchDispatchMode):
             if axis not in self.sizes:
                 msg = "its forward computes a sum whose number of elements varies"
                 raise NotProvedError(msg)
-            number *= self.sizes[axis]  # type: ignore[index] # keys are axes
+            number *= self.sizes[axis]
         return number
 
 
@@ -452,7 +452,7 @@ def _group_norm(recorder: _Recorder, read: Any, given: Any) -> Value:
     return y
 
 
-def _cast(recorder: _Recorder, read: Any, given: Any) -> Value:
+def _cast(recorder: _Recorder, read: Any, given: Any) -> Any:
     to = given.get("dtype")
     if to is not None and to not in {recorder.dtype, torch.float32, torch.float64}:
         msg = f"its forward computes in {to}"
@@ -460,11 +460,11 @@ def _cast(recorder: _Recorder, read: Any, given: Any) -> Value:
     if recorder.dtype is torch.float64 and to not in {None, torch.float64}:
         msg = f"its forward computes {recorder.dtype} in {to}"
         raise NotProvedError(msg)
-    return read["self"]  # type: ignore[no-any-return]
+    return read["self"]
 
 
-def _same(recorder: _Recorder, read: Any, given: Any) -> Value:
-    return read["self"]  # type: ignore[no-any-return]
+def _same(recorder: _Recorder, read: Any, given: Any) -> Any:
+    return read["self"]
 
 
 def _reshaped(recorder: _Recorder, read: Any, given: Any) -> Value:
@@ -659,7 +659,7 @@ def _require_no_comparison(module: nn.Module, dtype: torch.dtype, shape: list[in
                 if tensor is not None:
                     tensors[name] = mode.from_tensor(tensor.detach(), static_shapes=True)
         dynamic = [DimDynamic.STATIC if axis in sizes else DimDynamic.DYNAMIC for axis in range(len(shape))]
-        context = StatelessSymbolicContext(dynamic_sizes=dynamic)
+        context: Any = StatelessSymbolicContext(dynamic_sizes=dynamic)
         x = mode.from_tensor(torch.empty(shape, dtype=dtype), symbolic_context=context)
         with torch.no_grad(), mode:
             _called(copy, x)
@@ -842,8 +842,8 @@ def _matched(value: Value, rank: int) -> Norm:
                     if bias is not None:
                         y = y + single(bias)
                     if y == value.poly:
-                        names = (None if one is None else one[1] for one in (weight, bias))
-                        return Norm(method, axes, groups, epsilon, *names, zero_centred)
+                        scale, shift = (None if one is None else one[1] for one in (weight, bias))
+                        return Norm(method, axes, groups, epsilon, scale, shift, zero_centred)
     msg = "its forward is not a norm"
     raise NotProvedError(msg)
 

@@ -106,6 +106,8 @@ class _Interface:
     """A place in memory, as NumPy reads it."""
 
     __slots__ = ("__array_interface__", "tensor")
+    __array_interface__: dict[str, Any]
+    tensor: Tensor
 
 
 def memory_of(tensor: Tensor) -> Array:
