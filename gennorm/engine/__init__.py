@@ -7,6 +7,7 @@
 `kernels/`               the loops over elements
 `compiler/`              how a kernel becomes machine code; the only part that knows Numba
 `sharing`, `threads`     which threads share a call, and how many
+`openmp`                 the OpenMP runtime of torch, whose threads share calls where it is loaded
 `memory`                 memory for outputs
 ======================== =============================================================================================
 """
