@@ -821,6 +821,7 @@ class CompiledForAll(Compiled):
 
 
 MACHINES = {"plain Python": InPlainPython, "definition": ByDefinition, "compiled": Compiled}
+EXAMPLES = {"plain Python": 6, "definition": 8, "compiled": 4}  # sequences that every session draws
 # Not the phase that explains a failure: it runs every line under a tracer, which takes minutes.
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 RELAXED = {"suppress_health_check": list(HealthCheck), "deadline": None, "phases": PHASES}
@@ -829,7 +830,9 @@ RELAXED = {"suppress_health_check": list(HealthCheck), "deadline": None, "phases
 @pytest.mark.parametrize("name", MACHINES)
 def test_sequences(name, request):
     machine = MACHINES[name]
-    run_state_machine_as_test(machine, settings=settings(max_examples=12, stateful_step_count=25, **RELAXED))
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=EXAMPLES[name], stateful_step_count=25, **RELAXED)
+    )
     end = time.monotonic() + request.config.getoption("--fuzz-seconds", 0) / len(MACHINES)
     unseen = settings(max_examples=40, stateful_step_count=40, derandomize=False, database=None, **RELAXED)
     while time.monotonic() < end:
