@@ -3,8 +3,8 @@
     python docs/tables.py --write
     python docs/tables.py --check
 
-The preset table comes from the presets themselves, the others from the records of `gennorm bench` in docs/benchmarks;
-docs/benchmarks/README.md has the commands.
+The preset table comes from the presets themselves, that of devices from the records of `tests/device/run.py`, and the
+others from the records of `gennorm bench`; docs/benchmarks/README.md has the commands.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def preset_table() -> str:
 
 def recorded(folder: Path = RESULTS) -> list[dict[str, Any]]:
     """The runs of `gennorm bench` on record, fewest threads first."""
-    found: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
+    paths = [path for path in folder.glob("*.json") if not path.name.startswith("device-")]
+    found: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     return sorted(found, key=lambda run: (int(run["threads"]), not run["cases"]))
 
 
@@ -238,6 +239,58 @@ def growth_table(runs: Sequence[dict[str, Any]]) -> str:
     return table(header, cells, "l" + "r" * (1 + len(sizes)))
 
 
+def device_records(folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """The records of `tests/device/run.py`."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("device-*.json"))]
+
+
+def device_tables(records: Sequence[dict[str, Any]]) -> str:
+    """What was checked on each device, and the times of the layers of torch and gennorm, eager and compiled."""
+    parts = []
+    for record in records:
+        versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+        parts.append(f"{record['device']['name']}, {versions}; {record['date']}.")
+        groups: dict[str, list[int]] = {}
+        for one in record["groups"]:
+            counts = groups.setdefault(one["group"], [0, 0, 0])
+            for i, key in enumerate(("cases", "failed", "skipped")):
+                counts[i] += one[key]
+        rows = [[name, *(str(count) for count in counts)] for name, counts in groups.items() if name != "benchmark"]
+        parts.append(table(["checked", "cases", "failed", "skipped"], rows, "lrrr"))
+        names = list(dict.fromkeys(name for case in record["benchmark"] for name in case["seconds"]))
+        if names:
+            rows = [
+                [
+                    case["name"],
+                    case["work"],
+                    *(microseconds(case["seconds"][name] * 1e6) if name in case["seconds"] else "" for name in names),
+                    microseconds(case["copy"] * 1e6),
+                ]
+                for case in record["benchmark"]
+            ]
+            parts.append(table(["µs", "work", *names, "copy"], rows, "ll" + "r" * (len(names) + 1)))
+    return "\n\n".join(parts) or NOTHING
+
+
+def between_table(runs: Sequence[dict[str, Any]]) -> str:
+    """The norms between operators of torch: one line for each place, with the means of the speed-ups at the end."""
+    measured = [(run, one) for run in runs for one in run.get("between", [])]
+    if not measured:
+        return NOTHING
+    rows, groups = [], dict.fromkeys((one["work"], run["threads"]) for run, one in measured)
+    for work, number in groups:
+        some = [one for run, one in measured if (one["work"], run["threads"]) == (work, number)]
+        ratios = [(one["torch"] / one["gennorm"], one["whole_torch"] / one["whole_gennorm"]) for one in some]
+        for one, pair in zip(some, ratios, strict=True):
+            own = [microseconds(one[key] * 1e6) for key in ("torch", "gennorm")]
+            rows.append([one["name"], work, str(number), *own, *map(times, pair)])
+        means = [f"**{times(statistics.geometric_mean(column))}**" for column in zip(*ratios, strict=True)]
+        rows.append(["geometric mean", work, str(number), "", "", *means])
+    header = ["norm between operators of torch", "", "threads", "torch, µs", "gennorm, µs", "norm", "sequence"]
+    notes = [note(run) for run in runs if run.get("between")]
+    return "\n\n".join([table(header, rows, "llrrrrr"), *dict.fromkeys(notes)])
+
+
 def written(folder: Path = RESULTS) -> dict[Path, dict[str, str]]:
     """The tables of each page by the names of their markers."""
     runs = recorded(folder)
@@ -248,8 +301,10 @@ def written(folder: Path = RESULTS) -> dict[Path, dict[str, str]]:
             "floor": floor_table(runs),
             "cases": case_tables(runs),
             "growth": growth_table(runs),
+            "between": between_table(runs),
         },
         DOCS / "explanation" / "numerics.md": {"accuracy": accuracy_tables(runs)},
+        DOCS / "torch.md": {"devices": device_tables(device_records(folder))},
     }
 
 

@@ -37,10 +37,12 @@ __all__ = [
     "fold",
     "invert",
     "measure",
+    "merge",
     "namespace_of",
     "normalize",
     "pull_back",
     "push_forward",
+    "variance_of",
 ]
 
 Array = Any
@@ -176,6 +178,64 @@ def measure(x: Array, config: LayerConfig, resolved: Resolved, *, weights: Array
     """
     slices = _Slices(x, config, resolved, weights)
     return slices.reduced(slices.state(slices.split(x), None))
+
+
+def merge(one: SliceMoments, other: SliceMoments) -> SliceMoments:
+    r"""Return the moments of the elements of two sets of slices together.
+
+    With :math:`n = n_1 + n_2` and :math:`d = \mu_2 - \mu_1`,
+
+    .. math:: \mu = \mu_1 + \frac{n_2}{n} d, \qquad M = M_1 + M_2 + \frac{n_1 n_2}{n} d^2
+
+    Parameters
+    ----------
+    one, other : SliceMoments
+        Of the same method, and of shapes that broadcast to each other.
+
+    Returns
+    -------
+    SliceMoments
+        A slice with the count 0 changes nothing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> merge(SliceMoments(*map(np.float64, (2, 1, 2))), SliceMoments(*map(np.float64, (2, 5, 2))))
+    SliceMoments(count=np.float64(4.0), mean=np.float64(3.0), m2=np.float64(20.0))
+    """
+    xp = namespace_of(other.m2)
+    count = one.count + other.count
+    if one.mean is None or other.mean is None:
+        return SliceMoments(count, None, one.m2 + other.m2)
+    share = other.count / xp.where(count == 0, 1.0, count)
+    apart = other.mean - one.mean
+    # An infinite mean of a slice with the count 0 counts for nothing.
+    apart = xp.where((one.count == 0) | (other.count == 0), 0.0, apart)
+    mean = xp.where(one.count == 0, other.mean, one.mean + apart * share)
+    return SliceMoments(count, mean, one.m2 + other.m2 + apart * apart * one.count * share)
+
+
+def variance_of(moments: SliceMoments, *, unbiased: bool = False) -> Array:
+    """Return the variance of slices: the second moment divided by the count, or by the count less one.
+
+    Parameters
+    ----------
+    moments : SliceMoments
+        Those of the method RMS give the mean square.
+    unbiased : bool, default False
+
+    Returns
+    -------
+    array
+        0 where the divisor is not positive.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> variance_of(SliceMoments(np.array([4.0, 0.0]), np.array([1.0, 0.0]), np.array([8.0, 0.0])))
+    array([2., 0.])
+    """
+    return _variance(namespace_of(moments.m2), moments.count, moments.m2, unbiased)
 
 
 def apply(
@@ -498,6 +558,11 @@ def _inverse(xp: Any, values: Array) -> Array:
 # ---------------------------------------------------------------------------------------------------------- the slices
 
 
+def _constants(axes: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """The same axes as constants: torch.compile may take stored integers for symbolic, which are no axes to it."""
+    return tuple(constant for axis in axes for constant in range(rank) if constant == axis)
+
+
 class _State(NamedTuple):
     """The standardized elements of an array, and the numbers of its slices that they were computed with.
 
@@ -528,12 +593,14 @@ class _Slices:
             (groups, size // groups) if groups > 1 else (size,)
             for size, groups in zip(self.shape, resolved.groups, strict=True)
         ]
+        rank = len(self.shape)
+        self.aggregation, self.scaling = _constants(resolved.aggregation, rank), _constants(resolved.scaling, rank)
         self.axis_of = [axis for axis, part in enumerate(self.parts) for _ in part]
         self.whole = [size for part in self.parts for size in part]
         self.aggregated = tuple(
             i
             for i, axis in enumerate(self.axis_of)
-            if axis in resolved.aggregation and self.axis_of[i : i + 2] != [axis, axis]
+            if axis in self.aggregation and self.axis_of[i : i + 2] != [axis, axis]
         )
         self.number = 1  # of elements in a slice; torch.compile has no math.prod of symbolic sizes
         for i in self.aggregated:
@@ -696,12 +763,12 @@ class _Slices:
 
     def axes(self, parameter: Array) -> tuple[int, ...]:
         """The axes of the array that a parameter varies along, in its order."""
-        scaling = self.resolved.scaling
+        scaling = self.scaling
         return (0, *scaling) if self.resolved.batched and len(parameter.shape) > len(scaling) else scaling
 
     def ascending(self, axes: tuple[int, ...]) -> list[int]:
-        """The axes in their order in the array; torch.compile cannot sort integers that it takes for symbolic."""
-        return [axis for axis in range(len(self.shape)) if axis in axes]
+        """The axes in their order in the array."""
+        return sorted(axes)
 
     def spread(self, parameter: Array) -> Array:
         """A parameter, broadcastable to the elements."""

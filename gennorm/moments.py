@@ -176,7 +176,14 @@ class Moments:
         return moments
 
     @classmethod
-    def of_read_only(cls, count: Floats, mean: Floats | None, m2: Floats) -> Self:
+    def of_read_only(
+        cls,
+        count: Floats,
+        mean: Floats | None,
+        m2: Floats,
+        lost_mean: Floats | float = 0.0,
+        lost_m2: Floats | float = 0.0,
+    ) -> Self:
         """Make moments of read-only float64 arrays of one shape, whose bases are read-only too.
 
         Examples
@@ -191,8 +198,8 @@ class Moments:
         _set(moments, "count", count)
         _set(moments, "mean", mean)
         _set(moments, "m2", m2)
-        _set(moments, "_lost_mean", 0.0)
-        _set(moments, "_lost_m2", 0.0)
+        _set(moments, "_lost_mean", lost_mean)
+        _set(moments, "_lost_m2", lost_m2)
         return moments
 
     @classmethod
@@ -478,48 +485,31 @@ class Moments:
         with np.errstate(all="ignore"):
             return _merged(self, other)
 
-    def extended(self, x: Floats, over: tuple[int, ...]) -> Moments | None:
-        r"""Merge the elements of a small array of float64 in one pass about the mean, without checking the arguments.
-
-        With :math:`d = x - m`, the second moment grows by :math:`\sum d^2 - (\sum d)^2 / n`, which loses at most one
-        bit where the array has no more elements than were counted before.
-
-        Parameters
-        ----------
-        x : ndarray of float64
-        over : tuple of int
-            The axes that are aggregated, at least 0. The others have the sizes of the moments.
-
-        Returns
-        -------
-        Moments or None
-            None where it would not be exact, or for the RMS method: merge ``of_floats(x, over)`` then.
+    def rows(self) -> Floats:
+        """Return count, mean, second moment, and what rounding the last two lost, in one new array.
 
         Examples
         --------
-        >>> import numpy as np
-        >>> Moments.of(np.array([1.0, 2.0, 3.0])).extended(np.array([10.0]), (0,))
-        Moments(count=4., mean=4., m2=50.)
+        >>> Moments([4, 2], [1.0, 2.0], [8.0, 0.0]).rows().tolist()
+        [[4.0, 2.0], [1.0, 2.0], [8.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
         """
-        sizes = x.shape
-        added = math.prod([sizes[axis] for axis in over])
-        if self.mean is None or not added or np.minimum.reduce(self.count, axis=None, initial=np.inf) < added:
-            return None
-        with np.errstate(all="ignore"):
-            along = [1 if axis in over else size for axis, size in enumerate(sizes)]
-            away = x - self.mean.reshape(along)
-            if not isinstance(self._lost_mean, float):
-                away = away - self._lost_mean.reshape(along)
-            count = self.count + added
-            first, second = np.add.reduce(away, axis=over), np.add.reduce(away * away, axis=over)
-            shift = first / count
-            mean, lost_mean = two_sum(self.mean, shift)
-            mean, lost_mean = _renormalized(mean, lost_mean + self._lost_mean)
-            m2, lost_m2 = two_sum(self.m2, second - first * shift)
-            m2, lost_m2 = _renormalized(m2, lost_m2 + self._lost_m2)
-            if not np.logical_and.reduce(((m2 >= _TINY) & (m2 < np.inf)) | (second == 0), axis=None):
-                return None
-        return Moments.trusted(count, mean, m2, lost_mean, lost_m2)
+        rows = np.empty((5, *self.shape))
+        rows[0] = self.count
+        rows[1] = 0.0 if self.mean is None else self.mean
+        rows[2], rows[3], rows[4] = self.m2, self._lost_mean, self._lost_m2
+        return rows
+
+    @classmethod
+    def of_rows(cls, rows: Floats) -> Self:
+        """Make moments with a mean of an array such as `rows` returns, which becomes read-only.
+
+        Examples
+        --------
+        >>> Moments.of_rows(Moments([4, 2], [1.0, 2.0], [8.0, 0.0]).rows())
+        Moments(count=[4., 2.], mean=[1., 2.], m2=[8., 0.])
+        """
+        rows.setflags(write=False)
+        return cls.of_read_only(rows[0, ...], rows[1, ...], rows[2, ...], rows[3, ...], rows[4, ...])
 
     def pooled(self) -> Moments:
         """Return the moments of all slices along the first axis together.

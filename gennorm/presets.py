@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
-from gennorm.errors import ConfigError, GroupError, LevelConflictError, ParameterError, shown
+from gennorm.errors import ConfigError, GroupError, LevelConflictError, LevelRangeError, ParameterError, shown
 from gennorm.layer.hints import checked_arguments, unknown_argument
 from gennorm.layer.layer import NormalizationLayer
 from gennorm.layer.texts import DEFAULTS
@@ -24,6 +24,7 @@ def batch_norm(
     channels: SupportsIndex | None,
     *,
     channel_level: SupportsIndex = 1,
+    spatial_levels: SupportsIndex | None = None,
     momentum: float = 0.99,
     epsilon: float = 1e-3,
     **keywords: Any,
@@ -41,6 +42,9 @@ def batch_norm(
         Size of the channel level; None if it varies.
     channel_level : int, default 1
         The level of the channels: 1 for channels first, -1 for channels last.
+    spatial_levels : int, optional
+        Number of levels of an example besides the channels: 1 for sequences, 2 for pictures, 3 for volumes. The layer
+        then refuses arrays of another rank. Batches of any rank if not given.
     momentum : float, default 0.99
         The weight of the old moving moments in an update: ``momentum * old + (1 - momentum) * new``.
     epsilon : float, default 1e-3
@@ -77,7 +81,7 @@ def batch_norm(
     fixed = {
         "aggregation_levels": _listed("0", *_other_levels(level)),
         "scaling_levels": level,
-        "input_shape": _example(channels, level),
+        "input_shape": _example(channels, level, spatial_levels),
     }
     settings = {"epsilon": epsilon, "momentum": momentum, "batched": True, "statistics": "moving"}
     return _made(batch_norm, fixed, settings, keywords)
@@ -85,12 +89,17 @@ def batch_norm(
 
 @checked_arguments("instance_norm")
 def instance_norm(
-    channels: SupportsIndex | None, *, channel_level: SupportsIndex = 1, **keywords: Any
+    channels: SupportsIndex | None,
+    *,
+    channel_level: SupportsIndex = 1,
+    spatial_levels: SupportsIndex | None = None,
+    **keywords: Any,
 ) -> NormalizationLayer:
     """Instance normalization: over everything but the channels of one example, with parameters for each channel.
 
     ``instance_norm(64)`` is ``NormalizationLayer("2;;All", 1, input_shape=(64, ...), batched=True)``, for batches of
-    any rank.
+    any rank. Without `spatial_levels` the first axis is always the batch: with ``channel_level=-1``, an array of shape
+    (H, W, C) is a batch of H sequences. For one picture write ``spatial_levels=2``.
 
     Parameters
     ----------
@@ -98,6 +107,9 @@ def instance_norm(
         Size of the channel level; None if it varies.
     channel_level : int, default 1
         The level of the channels: 1 for channels first, -1 for channels last.
+    spatial_levels : int, optional
+        Number of levels of an example besides the channels: 1 for sequences, 2 for pictures, 3 for volumes. The layer
+        then takes one example too, and refuses arrays of another rank. Batches of any rank if not given.
     **keywords
         The other arguments of `NormalizationLayer`.
 
@@ -122,24 +134,39 @@ def instance_norm(
     >>> y = gn.instance_norm(3)(np.random.default_rng(0).normal(5, 2, (16, 3, 8, 8)))
     >>> np.allclose(y.mean((2, 3)), 0)
     True
+
+    One picture, and a batch of them:
+
+    >>> layer = gn.instance_norm(3, channel_level=-1, spatial_levels=2)
+    >>> picture = np.random.default_rng(0).normal(5, 2, (20, 30, 3))
+    >>> np.allclose(layer(picture).mean((0, 1)), 0)
+    True
+    >>> np.array_equal(layer(picture[None])[0], layer(picture))
+    True
     """
     level = _channel_level(channel_level)
     fixed = {
         "aggregation_levels": _listed(*_other_levels(level)),
         "scaling_levels": level,
-        "input_shape": _example(channels, level),
+        "input_shape": _example(channels, level, spatial_levels),
     }
-    return _made(instance_norm, fixed, {"batched": True}, keywords)
+    return _made(instance_norm, fixed, {"batched": True if spatial_levels is None else None}, keywords)
 
 
 @checked_arguments("group_norm")
 def group_norm(
-    groups: SupportsIndex, channels: SupportsIndex | None, *, channel_level: SupportsIndex = 1, **keywords: Any
+    groups: SupportsIndex,
+    channels: SupportsIndex | None,
+    *,
+    channel_level: SupportsIndex = 1,
+    spatial_levels: SupportsIndex | None = None,
+    **keywords: Any,
 ) -> NormalizationLayer:
     """Group normalization: over groups of channels and everything else of one example, parameters for each channel.
 
     ``group_norm(32, 256)`` is ``NormalizationLayer("All", 1, {1: 32}, input_shape=(256, ...), batched=True)``, for
-    batches of any rank.
+    batches of any rank. Without `spatial_levels` the first axis is always the batch: with ``channel_level=-1``, an
+    array of shape (H, W, C) is a batch of H sequences. For one picture write ``spatial_levels=2``.
 
     Parameters
     ----------
@@ -149,6 +176,9 @@ def group_norm(
         Size of the channel level; None if it varies.
     channel_level : int, default 1
         The level of the channels: 1 for channels first, -1 for channels last.
+    spatial_levels : int, optional
+        Number of levels of an example besides the channels: 1 for sequences, 2 for pictures, 3 for volumes. The layer
+        then takes one example too, and refuses arrays of another rank. Batches of any rank if not given.
     **keywords
         The other arguments of `NormalizationLayer`.
 
@@ -173,6 +203,8 @@ def group_norm(
     >>> y = gn.group_norm(2, 8)(x)
     >>> np.allclose(y.reshape(16, 2, -1).mean(-1), 0)
     True
+    >>> gn.group_norm(2, 8, spatial_levels=2)
+    NormalizationLayer('All', 1, {1: 2}, input_shape=(8, None, None))
     """
     level = _channel_level(channel_level)
     number = integer(groups)
@@ -189,9 +221,9 @@ def group_norm(
         "aggregation_levels": "All",
         "scaling_levels": level,
         "group_number": {level: number},
-        "input_shape": _example(channels, level),
+        "input_shape": _example(channels, level, spatial_levels),
     }
-    return _made(group_norm, fixed, {"batched": True}, keywords)
+    return _made(group_norm, fixed, {"batched": True if spatial_levels is None else None}, keywords)
 
 
 @checked_arguments("layer_norm")
@@ -468,13 +500,26 @@ def _other_levels(*kept: int) -> list[str]:
     return [*spans, f"{start};;All"] if start else spans
 
 
-def _example(channels: Any, level: int) -> tuple[Any, ...]:
-    """The `input_shape` of examples whose channels are on this level, for any rank that has the level."""
+def _example(channels: Any, level: int, spatial_levels: Any) -> tuple[Any, ...]:
+    """Return the `input_shape` of examples with channels on this level, for any rank unless that is given."""
     size = integer(channels)
     if channels is not None and (size is None or size < 0):
         msg = f"channels cannot be {shown(channels)}\nwrite how many there are, or None where that varies"
         raise ConfigError(msg, code="C052")
-    return (*[None] * (level - 1), size, ...) if level > 0 else (..., size, *[None] * (-level - 1))
+    before, after = (level - 1, None) if level > 0 else (None, -level - 1)
+    if spatial_levels is not None:
+        number = integer(spatial_levels)
+        if number is None or not 0 <= number < MOST_LEVELS:
+            msg = f"spatial_levels cannot be {shown(spatial_levels)}\n"
+            msg += "write how many levels an example has besides the channels: 1 for sequences, 2 for pictures"
+            raise ConfigError(msg, code="C056")
+        if abs(level) > number + 1:
+            msg = f"channel_level={level} does not exist in examples with spatial_levels={number}\n"
+            msg += f"they have {number + 1} levels, the channels included: write a level from 1 to {number + 1}, or -1"
+            raise LevelRangeError(msg, code="L110")
+        before = level - 1 if level > 0 else number + level + 1
+        after = number - before
+    return (*([...] if before is None else [None] * before), size, *([...] if after is None else [None] * after))
 
 
 def _trailing(preset: str, shape: Any) -> dict[str, Any]:

@@ -78,6 +78,14 @@ def main() -> None:
         from tests.torch import test_errors as of_torch
 
         tables.append((ROOT / "tests/torch/errors.txt", of_torch.NAMES))
+    with contextlib.suppress(ImportError):
+        from tests.jax import test_errors as of_jax
+
+        tables.append((ROOT / "tests/jax/errors.txt", of_jax.NAMES))
+    with contextlib.suppress(ImportError):
+        from tests.keras import test_errors as of_keras
+
+        tables.append((ROOT / "tests/keras/errors.txt", of_keras.NAMES))
     for path, names in tables:
         table = path.read_text(encoding="utf-8")
         path.write_text(rewritten_table(table, lambda trigger, names=names: eval(trigger, {**names})), encoding="utf-8")

@@ -413,7 +413,7 @@ def test_arrays_of_moments_are_read_only() -> None:
         Moments.trusted(*rows),
         Moments.trusted(*np.frombuffer(bytes(24)).reshape(3, 1)),
         pickle.loads(pickle.dumps(Moments.of(np.ones(3)))),
-        Moments.of(np.arange(3.0)).extended(np.ones(2), (0,)),
+        Moments.of_rows(Moments.of(np.arange(3.0)).rows()),
         Moments.from_dict(Moments(2, 1, 3).to_dict()),
     ):
         assert moments is not None
@@ -424,26 +424,6 @@ def test_arrays_of_moments_are_read_only() -> None:
             assert array is not None
             assert not array.flags.writeable
             assert array.base is None or not array.base.flags.writeable
-
-
-def test_merging_a_small_array_in_one_pass_equals_two_passes() -> None:
-    rng = np.random.default_rng(3)
-    for center in (0.0, 1e6, 1e12):
-        x = center + rng.normal(size=(400, 3))
-        x[:, 1] = center
-        held = Moments.of(x[:10], axes=0)
-        for start in range(10, 400, 10):
-            following = held.extended(x[start : start + 10], (0,))
-            assert following is not None
-            held = following
-        assert held.mean is not None
-        for feature in range(3):
-            mean, m2 = exactly(x[:, feature].tolist())
-            assert abs(Fraction(float(held.mean[feature])) - mean) <= np.spacing(center) + 2.0**-50
-            assert held.m2[feature] == pytest.approx(float(m2), rel=1e-14)
-    for values in ([np.nan], [np.inf], [1e-160], [1e200], [1.0] * 3):  # not exact in one pass
-        assert Moments.of(np.array([0.0, 0.0])).extended(np.array(values), (0,)) is None
-    assert Moments(1, None, 1).extended(np.ones(1), (0,)) is None
 
 
 def test_merging_small_moments_is_fast() -> None:

@@ -9,7 +9,7 @@ import pytest
 import gennorm as gn
 from gennorm import engine
 from gennorm.engine import call as engine_call
-from gennorm.engine import sharing, threads
+from gennorm.engine import openmp, sharing, threads
 from gennorm.engine.compiler import jit
 from tests.strategies import named_layouts, sample
 
@@ -32,6 +32,7 @@ def fresh(monkeypatch):
     """Use one thread, and forget all compiled kernels."""
     monkeypatch.setattr(threads, "_threads", 1)
     monkeypatch.setattr(sharing, "_pools", [])
+    monkeypatch.setattr(openmp, "runtime", lambda: None)
     monkeypatch.setattr(engine_call, "kernel_of", functools.cache(engine_call.kernel_of.__wrapped__))
     monkeypatch.setattr(jit, "_results", {})
     monkeypatch.setattr(jit, "built", [])

@@ -1,6 +1,7 @@
 """The arguments of the presets, and what is said to names of other libraries; the values are in test_oracles.py."""
 
 import copy
+import functools
 import inspect
 import pickle
 import re
@@ -115,7 +116,9 @@ def test_the_constructors_keep_their_signature_and_documentation():
     parameters = [*inspect.signature(gn.NormalizationLayer).parameters]
     assert parameters[:2] == ["aggregation_levels", "scaling_levels"]
     assert parameters[-1] == "learning_rate_multipliers"
-    assert [*inspect.signature(gn.group_norm).parameters] == ["groups", "channels", "channel_level", "keywords"]
+    assert [*inspect.signature(gn.group_norm).parameters] == [
+        *("groups", "channels", "channel_level", "spatial_levels", "keywords")
+    ]
     assert gn.group_norm.__doc__.startswith("Group normalization")
     assert gn.group_norm.__name__ == "group_norm"
 
@@ -165,3 +168,87 @@ def test_names_are_imported_when_they_are_used():
     script = "import sys, gennorm; print('numpy' in sys.modules); gennorm.layer_norm; print('numpy' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
     assert result.stdout.split() == ["False", "True"]
+
+
+# ------------------------------------------------------------------------------------------- one picture, or a batch
+
+
+PICTURE = np.random.default_rng(0).normal(3, 2, (20, 30, 4))
+
+
+@pytest.mark.parametrize(
+    ("make", "level"),
+    [
+        (lambda **keywords: gn.instance_norm(4, **keywords), -1),
+        (lambda **keywords: gn.group_norm(2, 4, **keywords), -1),
+        (lambda **keywords: gn.instance_norm(4, **keywords), 1),
+        (lambda **keywords: gn.group_norm(2, 4, **keywords), 1),
+        (lambda **keywords: gn.instance_norm(4, **keywords), 2),
+        (lambda **keywords: gn.instance_norm(4, **keywords), -2),
+    ],
+)
+def test_a_preset_that_declares_its_rank_takes_one_picture_and_a_batch(make, level):
+    x = np.moveaxis(PICTURE, -1, level - 1 if level > 0 else level)
+    layer = make(channel_level=level, spatial_levels=2)
+    by_batch = make(channel_level=level)(x[None])[0]
+    np.testing.assert_array_equal(layer(x), by_batch)
+    np.testing.assert_array_equal(layer(x[None])[0], by_batch)
+    assert "one example" in str(layer.plan(x))
+    for wrong in (x[0], x[None, None]):
+        with pytest.raises(gn.errors.ShapeError, match="is neither an example nor a batch of examples"):
+            layer(wrong)
+
+
+def test_a_batch_norm_that_declares_its_rank_takes_batches_only():
+    layer = gn.batch_norm(4, channel_level=-1, spatial_levels=2)
+    layer(PICTURE[None], training=True)
+    for wrong in (PICTURE, PICTURE[0]):
+        with pytest.raises(gn.errors.ShapeError):
+            layer(wrong, training=True)
+    assert repr(gn.batch_norm(4, spatial_levels=0)).count("input_shape=(4,)") == 1
+
+
+CALLS = {
+    "call": lambda layer, x: layer(x),
+    "vjp": lambda layer, x: layer.vjp(x),
+    "jvp": lambda layer, x: layer.jvp(x, x),
+    "measure": lambda layer, x: layer.measure(x),
+    "list": lambda layer, x: layer([x]),
+    "mask": lambda layer, x: layer(x, mask=np.ones(x.shape, bool)),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("make", [gn.instance_norm, functools.partial(gn.group_norm, 2)])
+def test_a_picture_that_is_taken_for_a_batch_is_warned_of(make, call):
+    layer = make(4, channel_level=-1)
+    with pytest.warns(UserWarning, match="is taken for a batch") as caught:
+        CALLS[call](layer, PICTURE)
+    assert str(caught[0].message) == (
+        "an array of shape (20, 30, 4) is taken for a batch of 20 sequences of shape (30, 4); for one picture pass "
+        "x[None] or declare input_shape=(None, None, 4), for sequences (None, 4); the presets take spatial_levels=2 "
+        "or 1"
+    )
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    CALLS[call](layer, PICTURE)  # once for each layout: a warning would be an error
+    assert "a batch of 20 examples of shape (30, 4)" in str(layer.plan(PICTURE))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (gn.instance_norm(4, channel_level=-1, spatial_levels=1), (20, 30, 4)),  # sequences, as declared
+        (gn.instance_norm(4, channel_level=-1, spatial_levels=2), (20, 30, 4)),  # a picture, as declared
+        (gn.instance_norm(4, channel_level=-1, batched=False), (20, 30, 4)),
+        (gn.instance_norm(4, channel_level=-1), (2, 20, 30, 4)),
+        (gn.instance_norm(4, channel_level=-1), (20, 30, 2, 4)),
+        (gn.instance_norm(4, channel_level=-1), (8, 300, 4)),  # no picture has eight rows
+        (gn.instance_norm(64, channel_level=-1), (20, 30, 64)),
+        (gn.instance_norm(4), (20, 4, 30)),
+        (gn.batch_norm(4, channel_level=-1), (20, 30, 4)),  # the moments are the same for one picture
+        (gn.layer_norm(4, batched=True), (20, 30, 4)),
+    ],
+)
+def test_nothing_is_said_of_other_arrays(layer, shape):
+    layer(np.random.default_rng(0).normal(size=shape))

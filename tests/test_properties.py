@@ -337,13 +337,13 @@ def test_the_number_of_threads_makes_no_difference(name, dtype, cut, threads, mo
     if cut:
         engines.cut_small(monkeypatch, CUT=1 << 10, UNIT=1 << 12, BLOCK=1 << 9)
     sharers = []
-    gather = sharing.ThreadPool.request
+    gather = sharing.Executor.request
 
     def noted(team, threads, parts):
         sharers.append(threads)
         return gather(team, threads, parts)
 
-    monkeypatch.setattr(sharing.ThreadPool, "request", noted)
+    monkeypatch.setattr(sharing.Executor, "request", noted)
     x = sample(shape, dtype)
     layer = gn.NormalizationLayer(**settings).initialize(shape)
     layer.scaling = sample(layer.scaling.shape, seed=1)

@@ -132,7 +132,52 @@ def test_growth_table(tables):
     assert line == "| rows | 1 | 0.220 | 0.144 |"
 
 
-def test_a_busy_machine_is_reported(tables):
+DEVICE = {
+    "date": "2026-01-02",
+    "device": {"type": "cuda", "name": "Some GPU"},
+    "versions": {"python": "3.12.3", "torch": "2.11.0"},
+    "groups": [
+        {"group": "conformance", "table": "methods", "cases": 3, "failed": 1, "skipped": 0},
+        {"group": "conformance", "table": "groups", "cases": 4, "failed": 0, "skipped": 2},
+        {"group": "benchmark", "table": "forward", "cases": 1, "failed": 0, "skipped": 0},
+    ],
+    "benchmark": [
+        {"name": "layer norm", "work": "forward", "seconds": {"torch": 1.2e-4, "gennorm, compiled": 1e-4}, "copy": 9e-5}
+    ],
+}
+ON_DEVICES = """\
+Some GPU, python 3.12.3, torch 2.11.0; 2026-01-02.
+
+| checked | cases | failed | skipped |
+| --- | ---: | ---: | ---: |
+| conformance | 7 | 1 | 2 |
+
+| µs | work | torch | gennorm, compiled | copy |
+| --- | --- | ---: | ---: | ---: |
+| layer norm | forward | 120 | 100 | 90.0 |"""
+
+
+def test_device_tables(tables, tmp_path):
+    assert tables.device_tables(tables.device_records(tmp_path)) == "_Nothing has been recorded yet._"
+    (tmp_path / "device-gpu.json").write_text(json.dumps(DEVICE), encoding="utf-8")
+    assert tables.recorded(tmp_path) == []
+    assert tables.device_tables(tables.device_records(tmp_path)) == ON_DEVICES
+
+
+def test_between_table(tables):
+    times = {"torch": 4e-5, "gennorm": 2e-5, "whole_torch": 9e-5, "whole_gennorm": 6e-5}
+    slow = {**times, "torch": 1.6e-4}
+    run = {**RUN, "between": [{"name": "a", "work": "training", **times}, {"name": "b", "work": "training", **slow}]}
+    assert tables.between_table([RUN]) == "_Nothing has been recorded yet._"
+    header, _, one, other, mean, _, note = tables.between_table([RUN, run]).splitlines()
+    assert header == "| norm between operators of torch |  | threads | torch, µs | gennorm, µs | norm | sequence |"
+    assert one == "| a | training | 1 | 40.0 | 20.0 | 2.00× | 1.50× |"
+    assert other == "| b | training | 1 | 160 | 20.0 | 8.00× | 1.50× |"
+    assert mean == "| geometric mean | training | 1 |  |  | **4.00×** | **1.50×** |"
+    assert note == "Some kind, Python 3.11.7, torch 2.13.0, JAX 0.10; 2026-01-02."
+
+
+def test_a_busy_machine_is_said(tables):
     busy = {**RUN, "machine": {**MACHINE, "load": 4.96}}
     assert tables.note(busy).endswith("; 2026-01-02, on a busy machine (load 5.0 on 2 processors).")
     assert "busy" not in tables.note(RUN)

@@ -17,6 +17,7 @@ from rich.text import Text
 
 import gennorm as gn
 from gennorm.bench.accuracy import Error
+from gennorm.bench.between import Between
 from gennorm.bench.cases import Work
 from gennorm.bench.growth import Grown
 from gennorm.bench.measuring import Result
@@ -144,6 +145,33 @@ def models_table(measured: Sequence[Accelerated]) -> Table:
     return found
 
 
+def between_table(measured: Sequence[Between]) -> Table:
+    """The times of norms between operators of torch, and the speed-up of the norms and of the whole sequences."""
+    found = _table("Norms between operators of torch")
+    for heading in ("", "", "torch", "gennorm", "speed-up", "of the sequence"):
+        found.add_column(heading, justify="right" if heading else "left")
+    for one in measured:
+        found.add_row(
+            one.name,
+            one.work,
+            duration(one.torch),
+            duration(one.gennorm),
+            _ratio(one.torch / one.gennorm),
+            _ratio(one.whole_torch / one.whole_gennorm),
+        )
+    for work in dict.fromkeys(one.work for one in measured):
+        some = [one for one in measured if one.work == work]
+        norms, whole = (
+            geometric_mean(values)
+            for values in (
+                [one.torch / one.gennorm for one in some],
+                [one.whole_torch / one.whole_gennorm for one in some],
+            )
+        )
+        found.add_row("geometric mean", work, "", "", _ratio(norms), _ratio(whole))
+    return found
+
+
 def accuracy_table(errors: Sequence[Error], peers: Sequence[str]) -> Table:
     """The largest error for each length of a slice."""
     found = _table("Largest error in units in the last place")
@@ -236,6 +264,7 @@ def record(
     accuracy: Sequence[Error],
     grown: Sequence[Grown],
     models: Sequence[Accelerated],
+    between: Sequence[Between],
 ) -> dict[str, Any]:
     """The record of a run in the format of docs/benchmarks/README.md. Of the machine it says the kind only."""
     return {
@@ -259,6 +288,7 @@ def record(
         "accuracy": [_rounded(asdict(error)) for error in accuracy],
         "growth": [_rounded(asdict(one)) for one in grown],
         "models": [_rounded(asdict(one)) for one in models],
+        "between": [_rounded(asdict(one)) for one in between],
     }
 
 

@@ -395,7 +395,8 @@ def bench(
         str | None,
         typer.Option(
             help="speed (the default), startup (new processes), accuracy (errors), growth (time per element of growing "
-            "arrays), models (whole models before and after accelerate): some of them.",
+            "arrays), models (whole models before and after accelerate), between (norms between operators of torch): "
+            "some of them.",
             metavar="WHAT",
             show_default=False,
         ),

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 import gennorm as gn
-from gennorm.bench import charts, report
+from gennorm.bench import between, charts, report
 from gennorm.bench.accuracy import FORMULAS, Error, errors
 from gennorm.bench.cases import Case, Size, Work, matching, matrix
 from gennorm.bench.growth import Grown, growth
@@ -38,6 +38,7 @@ class Measure(StrEnum):
     ACCURACY = "accuracy"
     GROWTH = "growth"
     MODELS = "models"
+    BETWEEN = "between"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +122,18 @@ def run(request: Request) -> int:
         exact = _accuracy(present, screen) if Measure.ACCURACY in measures else []
         grown = _growth(request, screen) if Measure.GROWTH in measures else []
         whole = _models(request, screen) if Measure.MODELS in measures else []
+        norms = _between(request, screen) if Measure.BETWEEN in measures else []
         startups = _startup(screen) if Measure.STARTUP in measures else []
     if request.json is not None:
-        report.write(report.record(results, versions, absent, number, startups, exact, grown, whole), request.json)
+        record = report.record(results, versions, absent, number, startups, exact, grown, whole, norms)
+        report.write(record, request.json)
     if request.chart is not None and results:
         charts.draw(results, [name for name in PEERS if name in versions], f"gennorm bench, {machine}", request.chart)
     wrong = [
         *report.disagreements(results),
         *(f"{one.name}, {one.bytes:,} bytes" for one in grown if one.wrong > 1),
         *(f"{one.name}: the error is {one.wrong:.3g} times the allowed one" for one in whole if not one.wrong <= 1),
+        *(f"{one.name}: the error is {one.wrong:.3g} times the allowed one" for one in norms if not one.wrong <= 1),
     ]
     for line in wrong:
         screen.print(f"≠ {line}", style="bold red")
@@ -187,6 +191,15 @@ def _models(request: Request, screen: Console) -> list[Accelerated]:
     with progress("", counted=True) as bar:
         measured = list(models(request.seconds, bar))
     screen.print("", report.models_table(measured))
+    return measured
+
+
+def _between(request: Request, screen: Console) -> list[between.Between]:
+    if not between.available():
+        refuse("--measure", "norms between operators of torch need the package torch")
+    with progress("", counted=True) as bar:
+        measured = list(between.between(request.seconds, bar))
+    screen.print("", report.between_table(measured))
     return measured
 
 

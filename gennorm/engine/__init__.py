@@ -29,7 +29,15 @@ if TYPE_CHECKING:
     from gennorm.engine.compiler.jit import Built
     from gennorm.engine.interface import PreparedCall
 
-__all__ = ["CompilationError", "built", "fallback_reason", "prepare", "prepare_threads", "use_definition"]
+__all__ = [
+    "CompilationError",
+    "built",
+    "extend_moments",
+    "fallback_reason",
+    "prepare",
+    "prepare_threads",
+    "use_definition",
+]
 
 VARIABLE = "GENNORM_ENGINE"
 ENGINES = ("kernels", "definition")
@@ -66,6 +74,14 @@ def prepare(
     return DefinitionCall(plan, out_strides)
 
 
+def extend_moments(x: Any, rows: Any) -> bool:
+    """Merge the values of examples into the moments of slices, in place; see `gennorm.engine.call.extend_moments`.
+
+    Where there are no kernels nothing is done, and the answer is False.
+    """
+    return fallback_reason() is None and bool(_kernels.extend_moments(x, rows))
+
+
 def fallback_reason() -> str | None:
     """Return why calls use the definition instead of kernels; None if they use kernels.
 
@@ -98,7 +114,7 @@ def compilation_failure() -> str | None:
 def prepare_threads() -> None:
     """Compile the functions of the thread pool, if there will be more than one thread."""
     if fallback_reason() is None and _kernels.jit.JIT and get_num_threads() > 1:
-        _kernels.assembled()
+        _kernels.executor()
 
 
 def built() -> list[Built]:

@@ -26,10 +26,10 @@ from .kernels import column_gradients, columns, merging, row_gradients, rows, st
 from .kernels.vector import LANES
 from .layout import NOTHING_REAL, Layout, deliver, dense, flat, stored_empty
 from .memory import LINE, WORTH, address, empty_like
-from .sharing import STEP, alone, assembled, run
+from .sharing import STEP, alone, executor, run
 from .threads import get_num_threads, shared
 
-__all__ = ["PreparedCall", "assembled", "jit", "prepare"]
+__all__ = ["PreparedCall", "executor", "jit", "prepare"]
 
 Array = npt.NDArray[Any]
 Kernel = Callable[..., None]
@@ -128,11 +128,38 @@ class _Sweep(NamedTuple):
     key: tuple[bool, bool, int, bool, bool]  # arguments of `PreparedCall._sweep`
 
 
+MERGERS = {"merge_moments": (3, 3), "merge_sums": (1, 2), "variances": (2, 2), "fold": (3, 2), "extend": (3, 2)}
+
+
 @functools.cache
 def merger(name: str, center: int) -> Kernel:
-    """Compile a kernel that merges the results of the units of slices."""
-    arrays, integers = (("float64",) * 3, 3) if name == "merge_moments" else (("float64",), 2)
-    return jit.build(getattr(merging, name), {"CENTER": center}, ("float64",) * 3, Signature(arrays, (), integers))
+    """Compile a function of `kernels.merging`."""
+    if (reason := engine.compilation_failure()) is not None:
+        raise CompilationError(reason)
+    arrays, integers = MERGERS[name]
+    signature = Signature(("float64",) * arrays, (), integers)
+    return jit.build(getattr(merging, name), {"CENTER": center}, ("float64",) * 3, signature)
+
+
+def extend_moments(x: Array, rows: Array) -> bool:
+    """Merge the values of examples into the moments of slices, in place.
+
+    Parameters
+    ----------
+    x : ndarray of float64
+        Of shape (examples, slices), contiguous.
+    rows : ndarray of float64
+        Count, mean, second moment, and what rounding the last two lost: of shape (5, slices), contiguous.
+
+    Returns
+    -------
+    bool
+        Whether the result is exact; if not, a second moment may have underflowed, or is not finite.
+    """
+    examples, slices = x.shape
+    doubts = np.empty(slices)
+    merger("extend", 1)(x.reshape(-1), rows.reshape(-1), doubts, examples, slices)
+    return not np.logical_or.reduce(doubts, axis=None)
 
 
 class PreparedCall(Layout):
@@ -155,20 +182,18 @@ class PreparedCall(Layout):
         config, resolved = plan.config, plan.resolved
         self.center = config.method == "Standardize"
         self.dtypes = (plan.dtype, plan.result, plan.compute)
-        epsilon = config.epsilon, PLACEMENTS[config.epsilon_placement]
-        self.numbers = np.array([max(resolved.count - config.unbiased, 1), *epsilon], np.float64)
-        self.given = np.array([1, *epsilon], np.float64)  # for variances instead of second moments
+        count, degrees = resolved.count, resolved.count - config.unbiased
+        self.numbers = np.array((max(degrees, 1), config.epsilon, PLACEMENTS[config.epsilon_placement]), np.float64)
         self.geometry = np.array(plan.geometry, np.int64)
         if plan.family == "columns":
             self.tile = plan.geometry[columns.TILE]
-        self._small = self._in_order and plan.size * ITEMSIZE[plan.result] < WORTH
+        self._small = self._in_order and self.size * ITEMSIZE[plan.result] < WORTH
         self._result = None if plan.result == plan.dtype else np.dtype(plan.result)  # None: the input's dtype
-        self._parameters = math.prod(size for _, _, size in plan.parameter_cells)
-        per_count, per_degree = self._per_counts(resolved.count)
-        self._per = float(per_count), float(per_degree)
+        self._parameters = math.prod([size for _, _, size in plan.parameter_cells])
+        # What `_per_counts` returns where every element counts.
+        self._per = 1 / count if self.center and count > 0 else 0.0, 1 / degrees if degrees > 0 else 0.0
         self._pieces = plan.pieces
         self._blocks = plan.tasks // plan.cut.units  # slices, or tiles of slices
-        self._across = self._in_order_of_memory()
         self._steps: dict[Any, Step] = {}
         self._sweeps: dict[Any, _Sweep] = {}
 
@@ -199,38 +224,43 @@ class PreparedCall(Layout):
     def measure(self, x: Array, weights: Array | None = None) -> Array:
         plan, units, slices = self.plan, self.plan.cut.units, self.plan.slices
         if plan.tasks == 0:
-            moments = np.zeros((3, slices))
-            moments[2] = 0.0 if weights is not None else plan.resolved.count
-            return moments
+            return np.zeros((2 if weights is None else 3, slices))
         x = self.source(x)
         laid = stored_empty(plan.result) if weights is None else flat(self.laid_out(weights), plan.compute)
         kind = "measure" if weights is None else "measure weighted"
         if units == 1:
-            moments = np.empty((3, slices))
-            if weights is None:
-                moments[2] = plan.resolved.count
+            moments = np.empty((2 if weights is None else 3, slices))
             self._step(kind, None, None)(x, laid, None, None, moments[0], moments[1:].reshape(-1))
             return moments
         means, spreads = np.empty((units, slices)), np.empty(((1 + (weights is not None)) * units, slices))
         self._step(kind, None, None)(x, laid, None, None, means.reshape(-1), spreads.reshape(-1))
-        moments = np.empty((3, slices))
         if weights is None:
             self._merge(means, spreads, 0, slices)
-            moments[0], moments[1], moments[2] = means[0], spreads[0], plan.resolved.count
-        else:
-            counts = spreads[units:]
-            with np.errstate(all="ignore"):
-                moments[2] = counts.sum(0)
-                moments[0], moments[1] = self._merged(counts, means, spreads[:units])
+            return np.stack((means[0], spreads[0]))
+        moments = np.empty((3, slices))
+        counts = spreads[units:]
+        with np.errstate(all="ignore"):
+            moments[2] = counts.sum(0)
+            moments[0], moments[1] = self._merged(counts, means, spreads[:units])
         return moments
 
     def statistics(self, moments: Array) -> Array:
-        found = moments[:2].copy()
-        count: Any = moments[2] if len(moments) == 3 else float(self.plan.resolved.count)
-        unbiased = self.plan.config.unbiased
-        # A slice with too few counted elements has the variance 0.
-        found[1] /= np.maximum(count - 1 if unbiased else count, 1.0)
+        unbiased, slices = self.plan.config.unbiased, self.plan.slices
+        found = np.empty((2, slices))
+        if len(moments) == 3:
+            merger("variances", 1)(moments.reshape(-1), found.reshape(-1), slices, int(unbiased))
+        else:
+            # A slice with too few counted elements has the variance 0.
+            found[0] = moments[0]
+            with np.errstate(all="ignore"):
+                np.divide(moments[1], max(self.plan.resolved.count - unbiased, 1.0), out=found[1])
         return found
+
+    def fold(self, moments: Array, held: Array) -> None:
+        shaped = self.shaped(moments)
+        examples = shaped.shape[1] if shaped.ndim > held.ndim else 1  # one axis more: the batch, or its groups
+        if examples:
+            merger("fold", 1)(shaped.reshape(-1), held.reshape(-1), self._folding, examples, held.size // 2)
 
     def last(self, moments: object, held: bool = True) -> Array | None:
         last = self._given
@@ -347,10 +377,12 @@ class PreparedCall(Layout):
 
     def _new_step(self, kind: str, unscaled: bool, unbiased: bool) -> Step:
         flags, by_given = dict(KINDS[kind]), kind in ("apply", "invert")
-        numbers, geometry = self.given if by_given else self.numbers, self.geometry
+        numbers, geometry = self.numbers, self.geometry
+        if by_given:  # variances, and no second moments that are still to be divided
+            numbers = np.array((1, *numbers[1:]), np.float64)
         tasks = self._blocks if kind.startswith("normalize") else self.plan.tasks
         if by_given or kind.startswith("apply by pieces"):
-            geometry, tasks, flags["ACROSS"] = self._across
+            geometry, tasks, flags["ACROSS"] = self._in_order_of_memory()
         parameters = self.plan.parameter_kind
         flags |= {"SCALING": 0 if unscaled else parameters, "BIASES": 0 if unbiased else parameters}
         kernel = self._kernel("forward", **flags)
@@ -463,7 +495,7 @@ class PreparedCall(Layout):
         few = varying and self.size <= RECENT * parameters and parameters >= FEW
         across = varying and self._pieces is not None
         if varying and self._pieces is not None:
-            geometry, tasks, _ = self._across
+            geometry, tasks, _ = self._in_order_of_memory()
             room, units, often, own = self._pieces.piece, self._pieces.units, RECENT, 1
             block = -(-units // SHARES) * plan.slices
         else:
@@ -555,6 +587,11 @@ class PreparedCall(Layout):
                 block, blocks = 1, plan.tasks
         run(work, blocks, self.size, apart=sweep.own > 0)
         return gradients[0] if len(gradients) == 1 else gradients.sum(0)
+
+    @functools.cached_property
+    def _folding(self) -> Array:
+        """Count of a slice and momentum, as `fold` needs them."""
+        return np.array([self.plan.resolved.count, self.plan.config.momentum], np.float64)
 
     @functools.cached_property
     def _counts(self) -> Array:

@@ -41,6 +41,9 @@ class DefinitionCall:
     def parameter(self, array: Array | None) -> Array | None:
         return array
 
+    def unordered(self, array: Array) -> Array:
+        return array
+
     def views_of(self, scaling: Array | None, biases: Array | None) -> tuple[Array | None, Array | None]:
         return scaling, biases
 
@@ -61,6 +64,19 @@ class DefinitionCall:
         with np.errstate(all="ignore"):
             variance = moments[1] / np.maximum(count - self.plan.config.unbiased, 1.0)
         return np.stack([moments[0] if self.center else np.zeros_like(variance), variance])
+
+    def fold(self, moments: Array, held: Array) -> None:
+        """Fold mean and second moment of every slice into moving means and variances, in place."""
+        with np.errstate(all="ignore"):
+            new = self.shaped(moments).copy()
+            new[1] /= self.plan.resolved.count
+            if new.ndim > held.ndim:  # one axis more: the batch, or its groups
+                if new.shape[1] == 0:
+                    return
+                new = new.sum(axis=1) / new.shape[1]
+            momentum = self.plan.config.momentum
+            held *= momentum
+            held += (1 - momentum) * new
 
     # Computation ---------------------------------------------------------------------------------------------------
 

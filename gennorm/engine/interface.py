@@ -48,6 +48,9 @@ class PreparedCall(Protocol):
     def parameter(self, array: Array | None) -> Array | None:
         """Return a parameter as argument of the call; it is copied only if necessary."""
 
+    def unordered(self, array: Array) -> Array:
+        """Return a parameter in its own shape, from what `parameter` returned."""
+
     def views_of(self, scaling: Array | None, biases: Array | None) -> tuple[Array | None, Array | None] | None:
         """Return parameters as `parameter` does, if they share memory with the arrays; else None."""
 
@@ -66,6 +69,12 @@ class PreparedCall(Protocol):
     def statistics(self, moments: Array) -> Array:
         """Return mean and variance (or mean square) of slices from mean, second moment and perhaps count."""
 
+    def fold(self, moments: Array, held: Array) -> None:
+        """Fold rows of mean and second moment into moving means and variances, in place.
+
+        ``held`` is contiguous, float64, and of shape (2, \\*held_shape).
+        """
+
     # Computation -----------------------------------------------------------------------------------------------------
 
     def output(self, x: Array) -> Array:
@@ -83,7 +92,7 @@ class PreparedCall(Protocol):
         """Write the input with output ``y`` into ``x``, by rows of mean and variance; the scaling has no zeros."""
 
     def measure(self, x: Array, weights: Array | None = None) -> Array:
-        """Return mean, second moment and count of every slice of ``x``.
+        """Return mean and second moment of every slice of ``x``, and its count where there are weights.
 
         Weights or a mask broadcast to ``x``; without them every element counts once.
         """

@@ -40,8 +40,8 @@ class Layout:
         self._parameter_steps = self._prepared_steps()
         kept = [axis for axis, _ in plan.moments_cells]
         self._moments_sizes = [size for _, size in plan.moments_cells]
-        order = sorted(range(len(kept)), key=kept.__getitem__)
-        self._moments_order = order if order != list(range(len(kept))) else []  # empty if it is the kernel's order
+        in_order = kept == sorted(kept)  # as in the kernel
+        self._moments_order = [] if in_order else sorted(range(len(kept)), key=kept.__getitem__)
 
     # Arrays ----------------------------------------------------------------------------------------------------------
 
@@ -95,11 +95,11 @@ class Layout:
                     split.append(of)
                     places.append((axis, part))
         cells = [(axis, part) for axis, part, _ in plan.parameter_cells]
+        spread = tuple([size for _, _, size in plan.parameter_cells])
+        if [cell for cell in cells if cell in places] == places and math.prod(spread) == math.prod(split):
+            return None
         order = tuple(sorted(range(len(places)), key=lambda i: cells.index(places[i])))
         aligned = tuple(split[places.index(cell)] if cell in places else 1 for cell in cells)
-        spread = tuple(size for _, _, size in plan.parameter_cells)
-        if order == tuple(range(len(order))) and math.prod(spread) == math.prod(split):
-            return None
         return tuple(split), order, aligned, spread
 
     def parameter(self, array: Array | None) -> Array | None:
@@ -114,6 +114,16 @@ class Layout:
             array = np.broadcast_to(array.reshape(split).transpose(order).reshape(aligned), spread)
         with np.errstate(all="ignore"):
             return np.ascontiguousarray(array, self.compute).reshape(-1)
+
+    def unordered(self, array: Array) -> Array:
+        shape = self.plan.resolved.parameter_shape
+        if self._parameter_steps is None:
+            return array.reshape(shape)
+        split, order, aligned, spread = self._parameter_steps
+        once = tuple(slice(None) if size == wide else slice(0, 1) for size, wide in zip(aligned, spread, strict=True))
+        back = sorted(range(len(order)), key=lambda place: order[place])
+        values = array.reshape(spread)[once].reshape([split[i] for i in order]).transpose(back)
+        return np.ascontiguousarray(values).reshape(shape)
 
     def views_of(self, scaling: Array | None, biases: Array | None) -> tuple[Array | None, Array | None] | None:
         """Return parameters as `parameter` does, if they share memory with the arrays; else None."""

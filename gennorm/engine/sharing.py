@@ -1,14 +1,18 @@
-"""The thread pool: calls of kernels, and the threads that share them.
+"""Calls of kernels, and the threads that share them.
 
 How a call is divided never decides what is computed, only which thread computes it. So results are the same for any
-number of threads. The workers are threads of Python that wait in ``compiler.workers.work_until_idle``. They are started
-when a call is first worth sharing, and again in a child after a fork. Where no thread can be started, the caller does
-all the work.
+number of threads. There are two executors:
+
+- `OpenMP` runs a call in a parallel region of the OpenMP runtime that torch has loaded (``engine.openmp``).
+- `ThreadPool` is used where there is no such runtime. Its workers are threads of Python that wait in
+  ``compiler.workers.work_until_idle``. They are started when a call is first worth sharing, and again in a child after
+  a fork. Where no thread can be started, the caller does all the work.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import threading
 import time
@@ -18,12 +22,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from gennorm.engine import openmp
 from gennorm.engine.memory import address
 from gennorm.engine.threads import WORTH_SHARING, get_num_threads, shared
 
 from .compiler import jit, workers
 
-__all__ = ["alone", "assembled", "run"]
+__all__ = ["alone", "executor", "run"]
 
 # A call has more ranges than threads, so that a thread that is delayed does not delay the rest. Each thread begins with
 # its own portion of them, which is in the cache of its core where the last call had the same arrays: 690 us against 850
@@ -40,6 +45,8 @@ LOOKS = 1000  # how often it looks while the time of a look is measured
 WAKING = 1 << 19
 STEP = 1 << 27  # elements after which Python may handle an interrupt: 60 ms
 
+INTEGERS = "int64", "int64", "int64"
+
 _pools: list[ThreadPool] = []  # the first is that of this process
 
 
@@ -55,7 +62,7 @@ class Work(Protocol):
             Number of parts that the workspace has.
         lo, hi : int
         request : int
-            Address of what says how many threads share the call, or 0 for one.
+            Address of the request that says how the call is divided, or 0 for one thread.
         """
 
 
@@ -82,12 +89,12 @@ def run(work: Work, tasks: int, elements: int, *, apart: bool = True) -> None:
         for lo in range(0, tasks, step):
             work(1, lo, min(lo + step, tasks), 0)
         return
-    pool, parts = assembled(), threads if apart else 1
-    request = pool.request(threads, parts)
+    chosen, parts = executor(), threads if apart else 1
+    request = chosen.request(threads, parts)
     for lo in range(0, tasks, step):
-        pool.wake(threads, elements)
+        chosen.before_call(threads, elements)
         work(parts, lo, min(lo + step, tasks), request)
-        pool.ended = time.perf_counter()
+        chosen.after_call()
 
 
 def alone(elements: int) -> bool:
@@ -95,27 +102,63 @@ def alone(elements: int) -> bool:
     return not shared(elements) or (elements <= STEP and get_num_threads() == 1)
 
 
-def assembled() -> ThreadPool:
-    """Return the thread pool of this process; the first call compiles the functions in which workers wait."""
+def executor() -> Executor:
+    """Return what shares calls in this process now; the first call compiles the functions that it needs."""
+    runtime = openmp.runtime()
+    if runtime is not None:
+        return _openmp(runtime)
     if not _pools:
         _pools.append(ThreadPool())  # of two that two threads append at once, only the first is used
     return _pools[0]
 
 
-class ThreadPool:
-    """Threads that share calls of kernels."""
+class Executor:
+    """Threads that share calls of kernels: what both kinds have in common."""
+
+    def __init__(self, control: int, share: int, *more: int) -> None:
+        self._fields = control, share, more
+        self._requests: dict[tuple[int, int], tuple[int, npt.NDArray[np.int64]]] = {}
+
+    def request(self, threads: int, parts: int) -> int:
+        """Return the address of a request that so many threads share a call."""
+        found = self._requests.get((threads, parts))
+        if found is None:
+            control, share, more = self._fields
+            request = np.array([control, share, threads, RANGES_EACH, parts, *more], np.int64)
+            found = self._requests.setdefault((threads, parts), (address(request), request))
+        return found[0]
+
+    def before_call(self, threads: int, elements: int) -> None:
+        """Prepare the threads for a call on so many elements."""
+
+    def after_call(self) -> None:
+        """Take note that a call has ended."""
+
+
+class OpenMP(Executor):
+    """The threads of an OpenMP runtime. Each thread that makes calls has other ones, so calls do not wait."""
+
+    def __init__(self, runtime: openmp.Runtime) -> None:
+        take_part = jit.address(workers.take_part, {}, INTEGERS, workers.TAKE_PART_SIGNATURE)
+        share = jit.address(workers.share_openmp, {}, INTEGERS, workers.SHARE_SIGNATURE)
+        super().__init__(take_part, share, *runtime)
+
+
+_openmp = functools.cache(OpenMP)
+
+
+class ThreadPool(Executor):
+    """Threads of Python. One call at a time is shared by them; a call in the meantime is done by its caller alone."""
 
     def __init__(self) -> None:
-        integers = "int64", "int64", "int64"
         memory = np.zeros(workers.TAKEN + (MOST + 1) * workers.LINE, np.int64)
         self.control = control = memory[-address(memory) // 8 % workers.LINE :]
         self.address = address(control)
-        self.share = jit.address(workers.share, {}, integers, workers.SHARE_SIGNATURE)
-        self.work_until_idle = jit.build(workers.work_until_idle, {}, integers, workers.WORK_SIGNATURE)
+        super().__init__(self.address, jit.address(workers.share, {}, INTEGERS, workers.SHARE_SIGNATURE))
+        self.work_until_idle = jit.build(workers.work_until_idle, {}, INTEGERS, workers.WORK_SIGNATURE)
         self.workers: list[Worker] = []
         self.ended = 0.0  # when the last call did
         self._growing = threading.Lock()
-        self._requests: dict[tuple[int, int], tuple[int, npt.NDArray[np.int64]]] = {}
         control[workers.YIELD] = _yield_address()
         control[workers.POLLS] = LOOKS
         begin = time.perf_counter()
@@ -129,11 +172,7 @@ class ThreadPool:
                 self._grow(threads - 1)
             finally:
                 self._growing.release()
-        found = self._requests.get((threads, parts))
-        if found is None:
-            request = np.array([self.address, self.share, threads, RANGES_EACH, parts], np.int64)
-            found = self._requests.setdefault((threads, parts), (address(request), request))
-        return found[0]
+        return super().request(threads, parts)
 
     def _grow(self, number: int) -> None:
         """Start workers until there are so many, or until the system refuses."""
@@ -146,13 +185,17 @@ class ThreadPool:
                 self.workers.remove(worker)
                 return
 
-    def wake(self, threads: int, elements: int) -> None:
-        """Wake the sleeping workers for the call that follows, if that is faster."""
+    def before_call(self, threads: int, elements: int) -> None:
+        """Wake the sleeping workers, if that is faster than a call without them."""
         if elements < WAKING and time.perf_counter() - self.ended > WAIT:
             return
         for worker in self.workers[: threads - 1]:
             if worker.asleep:
                 worker.calls.put(None)
+
+    def after_call(self) -> None:
+        """Take note that a call has ended: workers are awake for a while."""
+        self.ended = time.perf_counter()
 
 
 class Worker(threading.Thread):

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from gennorm.engine import extend_moments
 from gennorm.errors import InitializationError, InputError, ParameterError, ShapeError, shown, suggest
 from gennorm.layer.arrays import KNOWN, dtype_name, real
 from gennorm.layer.statistics import is_one_example, ungrouped
@@ -32,6 +33,8 @@ CHUNK = 1 << 23  # bytes of an array that are measured at a time
 RUN = 1 << 14  # least contiguous bytes of a chunk, if axis 0 is not the outermost in memory: whole pages
 # Up to this many elements NumPy is faster than a kernel, whose call and checks cost 40 us more.
 SMALL = 1 << 13
+# Examples with fewer slices that a kernel merges at once: it is made for many slices.
+MOST_EXAMPLES = 64
 # The ratio of squared mean and variance from which a chunk is measured again about its mean. A kernel sums float32
 # squares in one pass up to a ratio of 1024, where 10 of 53 bits cancel.
 FAR = 16.0
@@ -124,12 +127,23 @@ def extended(held: Moments | None, data: Any, config: LayerConfig) -> Moments | 
 
     Reinforcement learning calls `adapt` with a few numbers in every step.
     """
-    if held is None or type(data) is not np.ndarray or data.size > SMALL or data.dtype not in KNOWN:
+    if held is None or held.mean is None or type(data) is not np.ndarray or data.size > SMALL:
+        return None
+    if data.dtype not in KNOWN:
         return None
     layout = _layout(config, data.shape)
-    if held.shape != layout.kept:
+    if held.shape != layout.kept or not data.size:
         return None
-    return held.extended(data.astype(np.float64, copy=False).reshape(layout.split), layout.over)
+    x = data.astype(np.float64, copy=False).reshape(layout.split)
+    if layout.over != layout.leading:
+        x = x.transpose(layout.over + tuple(axis for axis in range(x.ndim) if axis not in layout.over))
+    slices = math.prod(layout.kept)
+    x = np.ascontiguousarray(x).reshape(-1, slices)
+    # About the mean that is held, one pass loses at most one bit where there are no more values than were counted.
+    if (slices < len(x) > MOST_EXAMPLES) or np.minimum.reduce(held.count, axis=None) < len(x):
+        return None
+    rows = held.rows()
+    return Moments.of_rows(rows) if extend_moments(x, rows.reshape(5, slices)) else None
 
 
 def _merged(
@@ -183,6 +197,7 @@ class _Layout(NamedTuple):
     batched: bool  # axis 0 is the batch
     split: tuple[int, ...]  # the shape, with two axes for one that is grouped, and the batch of one
     over: tuple[int, ...]  # the axes of that shape that are aggregated, the batch included
+    leading: tuple[int, ...]  # as many axes from the first on
     kept: tuple[int, ...]  # the shape of the moments
     single: bool  # one example whose slices have one value each, without a declared shape
     center: bool  # the method subtracts a mean
@@ -205,7 +220,9 @@ def _layout(config: LayerConfig, shape: tuple[int, ...]) -> _Layout:
     kept = tuple(size for axis, size in enumerate(split) if axis not in over)
     single = one_example and config.input_shape is None and math.prod(split[axis] for axis in over) == 1
     center = config.method == "Standardize"
-    return _Layout(one_example, resolved.batched, tuple(split), tuple(over), kept, single, center)
+    return _Layout(
+        one_example, resolved.batched, tuple(split), tuple(over), tuple(range(len(over))), kept, single, center
+    )
 
 
 def _measured(x: Array, weights: Array | None, layout: _Layout, *, measure: Measure) -> Moments:

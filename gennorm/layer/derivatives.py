@@ -111,9 +111,9 @@ class Residuals(NamedTuple):
         """Return the same for the definition, if a kernel cannot be compiled."""
         from gennorm.engine.fallback import DefinitionCall
 
-        call, (scaling, biases) = DefinitionCall(self.call.plan, self.call.strides), self.parameters
-        per_example = scaling.per_example or biases.per_example
-        gains = scaling.over_batch(self.x.shape[0]) if per_example else scaling.array
+        call = DefinitionCall(self.call.plan, self.call.strides)
+        # The copy: the caller may have written to the parameters since.
+        gains = None if self.gains is None else self.call.unordered(self.gains)
         rows = call.ordered(self.call.shaped(self.rows))
         return self._replace(call=call, gains=gains, rows=rows)
 

@@ -275,8 +275,13 @@ class NormalizationLayer:
                     msg = "out, mask, scaling, biases and moments cannot be given for a list of arrays\n"
                     msg += "call the layer on one array at a time"
                     raise OutputError(msg, code="O001")
-                # All arrays are checked before the first is normalized.
-                return [self._answer(request) for request in [check_call(self._state, array, training) for array in x]]
+                # All arrays are checked before the first is normalized, and normalized before the layer learns.
+                requests = [check_call(self._state, array, training) for array in x]
+                found = [run(request) for request in requests]
+                for request, rows in zip(requests, found, strict=True):
+                    if request.learns:
+                        self._learn(request, rows)
+                return [request.y[0] if request.single else request.y for request in requests]
             y = self._answer(check_call(self._state, x, training, mask, scaling, biases, moments, out))
         except CompilationError as error:
             self._fall_back(error)
@@ -342,16 +347,13 @@ class NormalizationLayer:
         array([1., 0., 0., 0.], dtype=float32)
         """
         request = check_call(self._state, x, training, mask, scaling, biases, moments, shared=shared)
-        y, residuals = self._evaluate(request)
-        return y, Pullback(residuals, y.shape, y.dtype, moments)
-
-    def _evaluate(self, request: Request) -> tuple[Array, Residuals]:
-        """Compute the output of a request, and return what its derivatives need."""
         rows = run(request, keep=True)
         assert rows is not None
+        residuals = Residuals.of(request, rows)
         if request.learns:
             self._learn(request, rows)
-        return request.y[0] if request.single else request.y, Residuals.of(request, rows)
+        y = request.y[0] if request.single else request.y
+        return y, Pullback(residuals, y.shape, y.dtype, moments)
 
     @with_fallback
     def jvp(
@@ -397,17 +399,20 @@ class NormalizationLayer:
         >>> bool(abs(dy).max() < 1e-12)  # scaling the input does not change the output
         True
         """
-        request = check_call(self._state, x, training, mask, scaling, biases, moments, shared=shared)
+        state = self._state
+        request = check_call(state, x, training, mask, scaling, biases, moments, shared=shared)
         shape, dtype = request.y.shape[request.single :], request.y.dtype
         if dx is not None:
             dx = like_output(dx, "the direction", shape, dtype)
             dx = dx[None] if request.single else dx
-        directions = directions_of(self._state, request.x, request.rows is not None, dscaling, dbiases)
-        y, residuals = self._evaluate(request)
-        dy = push_forward(self._state, residuals, dx, directions, merge)
-        return y, dy[0] if request.single else dy
+        directions = directions_of(state, request.x, request.rows is not None, dscaling, dbiases)
+        rows = run(request, keep=True)
+        assert rows is not None
+        dy = push_forward(state, Residuals.of(request, rows), dx, directions, merge)
+        if request.learns:  # after everything that can fail
+            self._learn(request, rows)
+        return request.y[0] if request.single else request.y, dy[0] if request.single else dy
 
-    @with_fallback
     def measure(self, x: Any, mask: Array | None = None) -> Moments:
         """Return the moments of the slices of an array.
 
@@ -432,9 +437,13 @@ class NormalizationLayer:
         Moments(count=[2., 2.], mean=[2., 2.], m2=[2., 0.])
         """
         x = real(x, "the input")
-        call = self._state.calls.find(x, False)
-        x = x[None] if call.single else x
-        return measured(call, call.measure(x, None if mask is None else mask_for(mask, x)))
+        try:
+            call = self._state.calls.find(x, False)
+            whole = x[None] if call.single else x
+            return measured(call, call.measure(whole, None if mask is None else mask_for(mask, whole)))
+        except CompilationError as error:
+            self._fall_back(error)
+            return self.measure(x, mask)
 
     @with_fallback
     def apply(self, x: Any, moments: Moments, *, out: Array | None = None) -> Any:
@@ -507,18 +516,18 @@ class NormalizationLayer:
         y = real(y, "the output to invert")
         require_inverse(state.config, moments, state.parameters.scaling)
         call = state.calls.find(y, moments is None)
-        single = call.single
+        single, target = call.single, out
         if single:
-            y, out = y[None], out[None] if isinstance(out, np.ndarray) else out
+            y, target = y[None], out[None] if isinstance(out, np.ndarray) else out
         parameters = parameters_of(state, call, None, None)
         if out is None:
             x = call.output(y)
         else:
-            x = writable(out, y, *state.parameters)
+            x = writable(target, y, *state.parameters)
             if x.strides != call.strides:
                 call = state.calls.find(y, moments is None, out=x.strides)
         call.invert(y, x, given_rows(state, moments, call), *laid(call, parameters, False))
-        return x[0] if single else x if out is None else out
+        return out if out is not None else x[0] if single else x
 
     def plan(self, shape_or_array: Any, dtype: Any = None) -> Plan:
         """Return the plan for arrays of one shape, dtype and layout; it can be printed.
@@ -847,11 +856,12 @@ class NormalizationLayer:
         state = self._state
         require_dataset(state.config)
         if not reset and mask is None and weights is None and nan in NAN and not progress:
-            with changing:
-                found = extended(self._state.moments, data, state.config)
-                if found is not None:
-                    self._state = self._state.holding(found)
-                    return self
+            while (found := extended(state.moments, data, state.config)) is not None:
+                with changing:
+                    if self._state is state:
+                        object.__setattr__(self, "_state", state.holding(found))
+                        return self
+                    state = self._state  # another thread has changed the layer: once more
         found = moments_of(
             data,
             state.config,

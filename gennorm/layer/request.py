@@ -152,15 +152,14 @@ def require_learnable(state: State, call: PreparedCall) -> None:
 
 def parameters_of(state: State, call: PreparedCall, scaling: Any, biases: Any) -> tuple[Parameter, Parameter]:
     """Return the parameters that were passed to a call, and those of the layer for the others."""
+    own, resolved = state.parameters, call.plan.resolved
     if scaling is None or biases is None:
         missing = [name for name, value in zip(NAMES, (scaling, biases), strict=True) if value is None]
-        state.parameters.require_initialized(state.config, missing)
-    resolved = call.plan.resolved
-    found = [
-        Parameter(own, False) if value is None else Parameter.checked(name, value, resolved)
-        for name, own, value in zip(NAMES, state.parameters, (scaling, biases), strict=True)
-    ]
-    return found[0], found[1]
+        own.require_initialized(state.config, missing)
+    return (
+        state.own[0] if scaling is None else Parameter.checked("scaling", scaling, resolved),
+        state.own[1] if biases is None else Parameter.checked("biases", biases, resolved),
+    )
 
 
 def laid(
@@ -208,8 +207,7 @@ def run(request: Request, *, keep: bool = False) -> Array | None:
         rows = call.normalize(x, y, gains, shifts, keep=keep or learns)
         return rows if rows is None or call is new else new.ordered(call.shaped(rows))
     rows = new.measure(x, weights)
-    with np.errstate(all="ignore"):
-        statistics = new.statistics(rows)
+    statistics = new.statistics(rows)
     call.apply(x, y, statistics if call is new else call.ordered(new.shaped(statistics)), gains, shifts)
     return rows
 

@@ -128,9 +128,9 @@ def measured(call: PreparedCall, rows: Array) -> Moments:
     """Make moments of rows in the order of a call (mean, second moment and perhaps count); they share the memory."""
     rows.setflags(write=False)
     shaped = call.shaped(rows)
-    shaped.setflags(write=False)
-    count = shaped[2, ...] if len(rows) == 3 else np.full(shaped.shape[1:], float(call.plan.resolved.count))
-    count.setflags(write=False)
+    if shaped.flags.writeable:  # a copy in another order
+        shaped.setflags(write=False)
+    count = shaped[2, ...] if len(rows) == 3 else _filled(shaped.shape[1:], call.plan.resolved.count)
     return Moments.of_read_only(count, shaped[0, ...] if call.center else None, shaped[1, ...])
 
 
@@ -290,8 +290,11 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 
 def _over_slices(mean: Array | None, variance: Array, shape: tuple[int, ...]) -> Array:
     rows = np.empty((2, *shape))
-    rows[0] = 0.0 if mean is None else np.broadcast_to(mean, shape)
-    rows[1] = np.broadcast_to(variance, shape)
+    if variance.shape == shape:  # broadcasting takes as long as planning a small array
+        rows[0], rows[1] = 0.0 if mean is None else mean, variance
+    else:
+        rows[0] = 0.0 if mean is None else np.broadcast_to(mean, shape)
+        rows[1] = np.broadcast_to(variance, shape)
     return rows
 
 
@@ -299,11 +302,16 @@ def _over_slices(mean: Array | None, variance: Array, shape: tuple[int, ...]) ->
 
 
 @functools.lru_cache(64)
-def ones(shape: tuple[int, ...]) -> Array:
-    """Return a read-only array of ones: the count of moving moments."""
-    array = np.ones(shape)
-    array.setflags(write=False)
-    return array
+def _filled(shape: tuple[int, ...], count: int) -> Array:
+    """Return a read-only array of one number, which takes no memory: the count of slices that are counted in full."""
+    number = np.array(float(count))
+    number.setflags(write=False)
+    return np.broadcast_to(number, shape)
+
+
+def _ones(shape: tuple[int, ...]) -> Array:
+    """Return the count of moving moments, which is 1 for every slice."""
+    return _filled(shape, 1)
 
 
 def folded(
@@ -327,31 +335,26 @@ def folded(
     require_held(moving, resolved)
     variance = moving.mean_square() if moving.mean is None else moving.variance()
     mean, variance = following(moving.mean, variance, batch, resolved, config, unbiased=unbiased)
-    return Moments.trusted(ones(variance.shape), mean, variance)
+    return Moments.trusted(_ones(variance.shape), mean, variance)
 
 
 def folded_rows(moving: Moments, rows: Array, call: PreparedCall, config: LayerConfig) -> Moments:
-    """Do the same as `folded` for the rows of a call, in a few microseconds."""
-    resolved, momentum = call.plan.resolved, config.momentum
-    old = moving.m2.base  # mean and variance in one array, if this function made it in the last update
-    if old is None or old.shape != (2, *moving.shape) or moving.count is not ones(moving.shape):
-        old = None
-    if old is None or len(rows) > 2 or resolved.count == 0 or not 0 < momentum < 1 or moving.shape != call.held_shape:
-        moments = folded(moving, measured(call, rows.copy()), resolved, config)
-        new = np.stack([np.zeros(moments.shape) if moments.mean is None else moments.mean, moments.m2])
-    else:
-        with np.errstate(all="ignore"):
-            new = call.shaped(rows).copy()
-            new[1] /= resolved.count
-            if new.ndim > old.ndim:  # one axis more: the batch, or its groups
-                if new.shape[1] == 0:
-                    return moving
-                new = new.sum(axis=1)
-                new /= resolved.moments_shape[0]
-            new *= 1 - momentum
-            new += momentum * old
+    """Return the same as `folded` for the rows that a call measured, in a few microseconds."""
+    shape = moving.shape
+    if (
+        len(rows) > 2
+        or call.plan.resolved.count == 0
+        or not 0 < config.momentum < 1
+        or shape != call.held_shape
+        or moving.count is not _ones(shape)
+    ):
+        return folded(moving, measured(call, rows.copy()), call.plan.resolved, config)
+    new = np.empty((2, *shape))
+    new[0] = 0.0 if moving.mean is None else moving.mean
+    new[1] = moving.m2
+    call.fold(rows, new)
     new.setflags(write=False)
-    return Moments.of_read_only(ones(new.shape[1:]), None if moving.mean is None else new[0, ...], new[1, ...])
+    return Moments.of_read_only(_ones(shape), None if moving.mean is None else new[0, ...], new[1, ...])
 
 
 def following(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from gennorm.plan.printing import text_of
 from gennorm.spec.config import LayerConfig, Resolved, resolve_config
@@ -80,8 +80,7 @@ class Run:
     axes: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Cell:
+class _Cell(NamedTuple):
     """An axis, or one of the two parts of a grouped axis."""
 
     size: int
@@ -93,8 +92,7 @@ class _Cell:
     part: int  # 0: the axis, or the number of the group; 1: the position within the group
 
 
-@dataclass(frozen=True, slots=True)
-class _Cut:
+class _Cut(NamedTuple):
     """The cut of the lines or rows of a slice into pieces and units."""
 
     piece: int
@@ -191,9 +189,10 @@ class Plan:
 
         This is for rows with one parameter for each element, `LONG` or more, which are the same for all slices.
         """
+        if self.family != "rows" or self.parameter_kind != 2:
+            return None
         long = LONG <= math.prod(size for _, _, size in self.parameter_cells) == self.resolved.count
-        alike = not any(run.p for run in self.runs if not run.aggregated)
-        if self.family != "rows" or self.parameter_kind != 2 or not (long and alike):
+        if not long or any(run.p for run in self.runs if not run.aggregated):
             return None
         length = self.runs[-1].size
         piece = min(WINDOW, length)
@@ -219,7 +218,7 @@ def dense_strides(shape: tuple[int, ...], itemsize: int, like: tuple[int, ...] |
     """
     strides = [0] * len(shape)
     step = itemsize
-    for axis in reversed(_memory_order(like or (0,) * len(shape))):
+    for axis in reversed(range(len(shape)) if like is None else _memory_order(like)):
         strides[axis] = step
         step *= max(shape[axis], 1)
     return tuple(strides)
@@ -227,7 +226,10 @@ def dense_strides(shape: tuple[int, ...], itemsize: int, like: tuple[int, ...] |
 
 def _memory_order(strides: tuple[int, ...]) -> tuple[int, ...]:
     """Return the axes from the largest stride to the smallest; axes of equal stride keep their order."""
-    return tuple(sorted(range(len(strides)), key=lambda axis: -abs(strides[axis])))
+    for axis in range(1, len(strides)):
+        if abs(strides[axis]) > abs(strides[axis - 1]):
+            return tuple(sorted(range(len(strides)), key=lambda axis: -abs(strides[axis])))
+    return tuple(range(len(strides)))
 
 
 def make_plan(
@@ -296,25 +298,31 @@ def _cells(
     out_itemsize: int,
 ) -> list[_Cell] | None:
     """Return cells larger than 1, outermost first; None if the innermost is not contiguous in input and output."""
-    cells = []
+    cells: list[_Cell] = []
+    in_order, last = True, math.inf
     for axis, (size, x, y) in enumerate(zip(resolved.shape, strides, out_strides, strict=True)):
         aggregated = axis in resolved.aggregation
         varies = axis in resolved.scaling
+        if size == 1:
+            continue
         if size > 1 and (x % itemsize or y % out_itemsize):
             return None
         x, y = x // itemsize, y // out_itemsize  # noqa: PLW2901
-        groups = resolved.groups[axis] if aggregated else size
-        within = size // groups if groups else 0
-        if aggregated and groups > 1:
+        groups = resolved.groups[axis]
+        within = size // groups
+        in_order, last = in_order and last > (y * within if groups > 1 else y) > 0 < y, y
+        if groups > 1:
             cells.append(_Cell(groups, x * within, y * within, False, varies, axis, 0))
-            cells.append(_Cell(within, x, y, True, varies, axis, 1))
+            if within != 1:
+                cells.append(_Cell(within, x, y, True, varies, axis, 1))
         else:
             cells.append(_Cell(size, x, y, aggregated, varies, axis, 0))
-    cells = sorted((cell for cell in cells if cell.size != 1), key=lambda cell: (-abs(cell.y), -abs(cell.x)))
+    if not in_order:
+        cells.sort(key=lambda cell: (-abs(cell.y), -abs(cell.x)))
     if not cells:  # one element: a slice of one
         return [_Cell(1, 1, 1, True, False, 0, 0)]
-    empty = any(cell.size == 0 for cell in cells)
-    return cells if empty or (cells[-1].x, cells[-1].y) == (1, 1) else None
+    contiguous = cells[-1].x == cells[-1].y == 1
+    return cells if contiguous or 0 in resolved.shape else None
 
 
 def _contiguous(cells: list[_Cell], size: int) -> tuple[int, int]:
@@ -345,7 +353,7 @@ def _plan(
     order: tuple[int, ...],
 ) -> Plan:
     taken, width = _contiguous(cells, 1)
-    fold = 1
+    fold, prod = 1, math.prod
     family: Literal["rows", "columns"] = "rows" if cells[-1].aggregated else "columns"
     outside = cells[:-taken]
     if family == "rows" and 0 < width < FOLDED and any(cell.aggregated for cell in outside):
@@ -353,23 +361,25 @@ def _plan(
         if kept_cells and not outside[-1].aggregated and any(cell.aggregated for cell in outside[:-kept_cells]):
             family, fold, taken, width = "columns", width, taken + kept_cells, lanes
     inner, rest = cells[-taken:], cells[:-taken]
-    lanes_vary = any(cell.varies for cell in inner)
+    lanes_vary = True in [cell.varies for cell in inner]
     runs = _merged(rest, width if lanes_vary else 1)
     kept = [run for run in runs if not run.aggregated]
     outer = [run for run in runs if run.aggregated]
-    slices = math.prod(cell.size for cell in cells if not cell.aggregated)
+    moments_cells = [(cell.axis, cell.size) for cell in cells if not cell.aggregated]
+    slices = prod([size for _, size in moments_cells])
 
     if family == "rows":
-        cut = _cut_row(width, math.prod(run.size for run in outer))
+        rows = prod([run.size for run in outer])
+        cut = _cut_row(width, rows)
         geometry: tuple[int, ...] = (
-            *(width, cut.piece, cut.pieces, math.prod(run.size for run in outer), cut.portion, cut.units),
+            *(width, cut.piece, cut.pieces, rows, cut.portion, cut.units),
             *(slices, len(kept), len(outer)),
         )
         kind = 2 if lanes_vary else 1
         tasks = slices * cut.units
     else:
         lines = outer.pop() if outer else Run(1, 0, 0, 0, True, ())
-        rows = math.prod(run.size for run in outer)
+        rows = prod([run.size for run in outer])
         tile = _tile(max(width, 1), fold)
         block = max(BLOCK // tile // TOGETHER, 1) * TOGETHER
         cut = _cut_tile(lines.size, rows, min(tile, max(width, 1)), block)
@@ -380,7 +390,7 @@ def _plan(
             *(lines.size, cut.piece, cut.pieces, rows, cut.portion, cut.units, slices, len(kept), len(outer)),
             *(width, tile, tiles, fold, lines.x, lines.y, lines.p, int(lanes_vary)),
         )
-        tasks = math.prod(run.size for run in kept) * tiles * cut.units
+        tasks = prod([run.size for run in kept]) * tiles * cut.units
     for run in (*reversed(kept), *reversed(outer)):
         geometry += (run.size, run.x, run.y, run.p)
 
@@ -406,11 +416,12 @@ def _plan(
         geometry=geometry,
         parameter_kind=kind,
         parameter_cells=tuple(
-            (cell.axis, cell.part, cell.size if cell.varies or (lanes_vary and cell in inner) else 1) for cell in cells
+            [(cell.axis, cell.part, cell.size if cell.varies else 1) for cell in rest]
+            + [(cell.axis, cell.part, cell.size if lanes_vary else 1) for cell in inner]
         ),
-        moments_cells=tuple((cell.axis, cell.size) for cell in cells if not cell.aggregated),
+        moments_cells=tuple(moments_cells),
         slices=slices,
-        tasks=tasks if math.prod(resolved.shape) else 0,
+        tasks=tasks if 0 not in resolved.shape else 0,
         copies=copies,
         order=order,
     )

@@ -33,7 +33,7 @@ def text_of(plan: Plan) -> str:
     shared = f": {_count(plan.tasks // plan.cut.units, whole)} in {plan.cut.units} units each"
     units = shared if plan.cut.units > 1 and plan.tasks else ""
     lines = {
-        "array": f"{plan.dtype} {resolved.shape}, {'a batch of examples' if resolved.batched else 'one example'}",
+        "array": f"{plan.dtype} {resolved.shape}, {_examples(resolved)}",
         "aggregates": f"{_places(resolved, resolved.aggregation)}: {_count(plan.slices, 'slice')} of "
         f"{_count(resolved.count, 'element')}",
         "groups": "; ".join(groups) or "none",
@@ -48,6 +48,12 @@ def text_of(plan: Plan) -> str:
         "parallel": f"{_count(plan.tasks, 'task')}{units}",
     }
     return "\n".join(f"{name:<11}{line}" for name, line in lines.items())
+
+
+def _examples(resolved: Resolved) -> str:
+    if not resolved.batched:
+        return "one example"
+    return f"a batch of {_count(resolved.shape[0], 'example')} of shape {resolved.shape[1:]}"
 
 
 def _places(resolved: Resolved, axes: tuple[int, ...]) -> str:

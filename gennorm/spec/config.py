@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
@@ -564,7 +565,10 @@ class Resolved:
     @property
     def count(self) -> int:
         """Number of elements of one slice."""
-        return math.prod(self.shape[axis] // self.groups[axis] for axis in self.aggregation)
+        count, shape, groups = 1, self.shape, self.groups
+        for axis in self.aggregation:
+            count *= shape[axis] // groups[axis]
+        return count
 
     def level(self, axis: int) -> int:
         """Return the level of an axis."""
@@ -605,31 +609,38 @@ def resolve_config(config: LayerConfig, shape: tuple[int, ...]) -> Resolved:
     batched = _decide_batched(config, shape)
     rank = len(shape) - batched
     _check_sizes(config, shape, batched)
-    aggregation, scaling = _levels(config, rank, batched=batched)
-    numbers = _group_numbers(config.group_number, aggregation, rank)
-    first = 0 if batched else 1  # the level of axis 0
-    for level, number in numbers.items():
-        _require_divides(levels.name(level, batched=batched), shape[level - first], number)
-    groups = tuple(numbers.get(axis + first, 1) for axis in range(len(shape)))
-    axes = tuple(level - first for level in aggregation)
-    kept = (
-        groups[axis] if axis in axes else size
-        for axis, size in enumerate(shape)
-        if axis not in axes or groups[axis] > 1
+    aggregation, scaling, groups = _axes_of(
+        config.aggregation_levels, config.scaling_levels, config.group_number, rank, batched
     )
-    resolved = Resolved(
-        rank=rank,
-        batched=batched,
-        shape=shape,
-        aggregation=axes,
-        scaling=tuple(level - first for level in scaling),
-        groups=groups,
-        parameter_shape=tuple(shape[level - first] for level in scaling),
-        moments_shape=tuple(kept),
-    )
+    kept = []
+    for axis, (size, number) in enumerate(zip(shape, groups, strict=True)):
+        if number > 1:
+            if size % number:
+                _require_divides(levels.name(axis if batched else axis + 1, batched=batched), size, number)
+            kept.append(number)
+        elif axis not in aggregation:
+            kept.append(size)
+    parameter_shape = tuple([shape[axis] for axis in scaling])
+    resolved = Resolved(rank, batched, shape, aggregation, scaling, groups, parameter_shape, tuple(kept))
     if config.unbiased and config.statistics == "input":
         require_unbiased(resolved)
     return resolved
+
+
+@functools.lru_cache(1024)
+def _axes_of(
+    aggregation_levels: LevelSpec, scaling_levels: LevelSpec, group_number: Groups, rank: int, batched: bool
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Return the aggregated axes, the scaling axes and the group number of every axis, for any sizes of this rank.
+
+    The result is cached, because resolving the levels takes longer than the rest of `resolve_config`.
+    """
+    aggregation = levels.resolve(aggregation_levels, rank, batched=batched, argument=AGGREGATION)
+    scaling = levels.resolve_scaling(scaling_levels, aggregation, rank, batched=batched)
+    numbers = _group_numbers(group_number, aggregation, rank)
+    first = 0 if batched else 1  # the level of axis 0
+    groups = tuple(numbers.get(axis + first, 1) for axis in range(rank + batched))
+    return tuple(level - first for level in aggregation), tuple(level - first for level in scaling), groups
 
 
 def require_unbiased(resolved: Resolved) -> None:
@@ -687,9 +698,10 @@ def _decide_batched(config: LayerConfig, shape: tuple[int, ...]) -> bool:
             msg = f"an array of shape {_written(shape)} is {found}, and the layer has batched={config.batched}\n"
             msg += f"pass {'a batch' if config.batched else 'one example'}, of {_axes(allowed[config.batched])}"
             raise ShapeError(msg, code="S003")
-    place = levels.batch_place(config.aggregation_levels)
-    if not batched and place is not None:
-        raise _no_batch(config, shape, place)
+    if not batched:
+        place = levels.batch_place(config.aggregation_levels)
+        if place is not None:
+            raise _no_batch(config, shape, place)
     return batched
 
 

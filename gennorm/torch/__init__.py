@@ -7,11 +7,15 @@
 torch.Size([2, 3, 8, 8])
 
 The modules, from the inside out: `tensors` has arrays over the memory of tensors, and checks; `computation` normalizes
-tensors by a kernel or by `gennorm.definition`; `distributed` merges moments over processes; `module` has the base class
-of every module and `NormalizationLayer`; `layers` has torch's own layers; `accelerating` changes models.
+tensors by a kernel or by `gennorm.definition`; `distributed` merges moments over processes; `moments` has moments as
+tensors; `module` has the base class of every module and `NormalizationLayer`; `layouts` has the strides of outputs;
+`layers` has torch's own layers; `crossover` decides where these call torch's operators; `folding` puts a norm into the
+layer before it; `proving` proves that a forward is a norm; `accelerating` changes models.
 """
 
 from gennorm.torch.accelerating import accelerate, restore
+from gennorm.torch.crossover import get_batch_invariant, set_batch_invariant
+from gennorm.torch.folding import fold
 from gennorm.torch.layers import (
     BatchNorm1d,
     BatchNorm2d,
@@ -24,6 +28,7 @@ from gennorm.torch.layers import (
     RMSNorm,
 )
 from gennorm.torch.module import NormalizationLayer
+from gennorm.torch.moments import Moments
 
 __all__ = [
     "BatchNorm1d",
@@ -34,8 +39,12 @@ __all__ = [
     "InstanceNorm2d",
     "InstanceNorm3d",
     "LayerNorm",
+    "Moments",
     "NormalizationLayer",
     "RMSNorm",
     "accelerate",
+    "fold",
+    "get_batch_invariant",
     "restore",
+    "set_batch_invariant",
 ]

@@ -12,12 +12,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, from_numpy, is_grad_enabled
 
 from gennorm import definition
 from gennorm.definition import SliceMoments
-from gennorm.errors import TensorError
+from gennorm.errors import ParameterError, TensorError
 from gennorm.extend import Computation, Given
 from gennorm.moments import Moments
 from gennorm.spec.config import LayerConfig
@@ -28,6 +29,7 @@ from gennorm.torch.tensors import (
     is_eager,
     is_plain,
     is_traced,
+    memory_of,
     require_mask,
     require_parameter,
     require_tensor,
@@ -150,6 +152,8 @@ class TensorComputation:
             moments = moments if group is None or across else joined(moments, group)
             config = self.config if self.config.momentum == keeps else replace(self.config, momentum=keeps)
             news: Any = definition.fold(mean, variance, moments, config, resolved, unbiased=unbiased)
+        elif group is None and mean is not None and x.numel() > 0 and 0 < keeps < 1 and _is_like(found, variance):
+            news = _fold_rows(found, mean, variance, x.numel(), keeps, unbiased=unbiased)
         else:
             measured = self._kernels.moments(shape, found)
             if group is not None and not across:
@@ -166,6 +170,38 @@ class TensorComputation:
             else:
                 old.lerp_(new.to(old.dtype), momentum.to(old.dtype))
         return y
+
+    def measure(self, x: Tensor, mask: Maybe = None) -> SliceMoments:
+        """Return the moments of the slices of a tensor, differentiable where the tensor has a gradient."""
+        require_tensor(x, "the input")
+        if mask is not None:
+            require_mask(mask, x)
+        with_gradient = x.requires_grad and is_grad_enabled()
+        if not with_gradient and is_eager() and is_plain(x) and (mask is None or is_plain(mask)):
+            with threads_for(x):
+                return _tensors(self._kernels.measure(array_of(x), None if mask is None else array_of(mask)))
+        return definition.measure(x, self.config, self._kernels.resolve(tuple(x.shape)), weights=mask)
+
+    def invert(
+        self, y: Tensor, weight: Maybe, bias: Maybe, moments: Pair, *, held: bool, apply: bool = False
+    ) -> Tensor:
+        """Return the input whose output is `y`, by the definition; or with `apply` the output of an input.
+
+        Parameters
+        ----------
+        y, weight, bias : Tensor or None
+        moments : tuple of Tensor
+            Mean and variance of the slices; the result is differentiable with respect to them.
+        held : bool
+            Whether the moments have no axis for the groups of the batch.
+        """
+        self._require(y, weight, bias)
+        resolved = self._kernels.resolve(tuple(y.shape), given=held)
+        self._require_parameters(resolved, weight, bias)
+        self._require_moments(resolved, moments[1])
+        function = definition.normalize if apply else definition.invert
+        found: Any = function(y, self.config, resolved, moments=moments, scaling=weight, biases=bias)
+        return found[0] if apply else found
 
     def _run(
         self, x: Tensor, weight: Maybe, bias: Maybe, mask: Maybe, moments: Pair | None, group: Any, *, keep: bool
@@ -211,8 +247,7 @@ class TensorComputation:
         if mask is not None:
             require_mask(mask, x)
         resolved = self._kernels.resolve(tuple(x.shape), given=moments is not None)
-        shapes = (None if one is None else tuple(one.shape) for one in (weight, bias))
-        self._kernels.require_parameters(resolved, *shapes)
+        self._require_parameters(resolved, weight, bias)
         given: Any = moments
         if moments is not None:
             given = tuple(None if one is None else one.detach() for one in moments)
@@ -233,8 +268,35 @@ class TensorComputation:
                 self._bound = bound = bound._replace(kernels=kernels)
             return cast("Computation", bound.kernels), None, None
         self._require(x, weight, bias)
+        if self._is_per_example(x, weight) or self._is_per_example(x, bias):
+            return self._kernels, *(None if one is None else array_of(one) for one in (weight, bias))  # type: ignore[return-value]
         self._bound = bound = _Bound(x.dtype, _Memory(weight), _Memory(bias), None)
         return self._kernels, bound.weight.array, bound.bias.array
+
+    def _is_per_example(self, x: Tensor, parameter: Maybe) -> bool:
+        """Return whether a parameter has an axis for the examples of a batch."""
+        if parameter is None or parameter.dim() == 0 or x.dim() == 0 or len(parameter) != len(x):
+            return False
+        return parameter.dim() == len(self._kernels.resolve(tuple(x.shape)).scaling) + 1
+
+    def _require_parameters(self, resolved: Any, weight: Maybe, bias: Maybe) -> None:
+        """Refuse parameters of other shapes than a tensor needs; there may be one set for each example."""
+        per_example = (resolved.shape[0], *resolved.parameter_shape) if resolved.batched else None
+        shapes = (None if one is None else tuple(one.shape) for one in (weight, bias))
+        shared = (None if shape is None or shape == per_example else shape for shape in shapes)
+        self._kernels.require_parameters(resolved, *shared)
+
+    def _require_moments(self, resolved: Any, variance: Tensor) -> None:
+        """Refuse moments of other slices than those of a tensor."""
+        shape = tuple(variance.shape)
+        wanted = resolved.moments_shape
+        if len(shape) > len(wanted) or any(
+            one not in {1, other} for one, other in zip(reversed(shape), reversed(wanted), strict=False)
+        ):
+            msg = f"the moments have the shape {shape}, and an input of shape {resolved.shape} needs {wanted}, "
+            msg += "or fewer that broadcast to it\n"
+            msg += "their axes are the levels that are kept, the batch included, and the groups of those that are split"
+            raise ParameterError(msg, code="T031")
 
     def _require(self, x: Tensor, weight: Maybe, bias: Maybe) -> None:
         require_tensor(x, "the input")
@@ -244,14 +306,22 @@ class TensorComputation:
 
 
 class _Memory:
-    """The memory of a tensor, which stays allocated: another tensor at this address is a view of it."""
+    """The place of a parameter in memory, and an array over it.
+
+    The array does not keep the memory, so that the storage can be resized. It is used for a tensor at this place only:
+    that tensor keeps the memory during the call.
+    """
 
     __slots__ = ("array", "at", "dtype", "shape", "steps")
 
     def __init__(self, tensor: Maybe) -> None:
         self.array: Array | None = None
         if tensor is not None:
-            self.array, self.at = array_of(tensor), tensor.data_ptr()
+            if tensor.data_ptr() == 0 and tensor.numel() > 0:
+                msg = "a parameter has no memory: its storage has been resized to 0\n"
+                msg += "call the model through the wrapper that shards its parameters"
+                raise TensorError(msg, code="T006")
+            self.array, self.at = memory_of(tensor), tensor.data_ptr()
             self.dtype, self.shape, self.steps = tensor.dtype, tensor.shape, tensor.stride()
 
     def fits(self, tensor: Maybe) -> bool:
@@ -360,6 +430,24 @@ def defined_gradients(ctx: Any, dy: Tensor, x: Tensor, weight: Maybe, bias: Mayb
     merge = None if group is None else partial(added, group=group)
     options: Any = {"scaling": weight, "biases": bias, "weights": mask, "moments": moments, "merge": merge}
     return definition.pull_back(x, dy, computation.config, resolved, **options)
+
+
+def _is_like(rows: Array, variance: Tensor) -> bool:
+    """Return whether rows of mean and second moment are of the slices that a moving variance has, all counted."""
+    return len(rows) == 2 and rows.shape[1:] == variance.shape
+
+
+def _fold_rows(
+    rows: Array, mean: Tensor, variance: Tensor, elements: int, momentum: float, *, unbiased: bool
+) -> tuple[Tensor, Tensor]:
+    """Return what `Computation.fold` returns, to the bit, for rows in which every element counts: in 10 µs, not 60."""
+    with np.errstate(all="ignore"):
+        new = rows.copy()
+        new[1] /= max(elements // variance.numel() - unbiased, 1)
+        new *= 1 - momentum
+        new[0] += momentum * array_of(mean).astype(np.float64)
+        new[1] += momentum * array_of(variance).astype(np.float64)
+    return from_numpy(new[0]), from_numpy(new[1])
 
 
 def _given(moments: Pair | None) -> Given | None:

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import gennorm as gn
-from gennorm.bench import cases, charts, growth, measuring, models, peers, report, startup, timing, values
+from gennorm.bench import between, cases, charts, growth, measuring, models, peers, report, startup, timing, values
 from gennorm.bench.cases import Case, Size, Work
 from gennorm.bench.measuring import Result
 from gennorm.cli import bench as command
@@ -390,7 +390,10 @@ def test_list_option():
             '"forwards" is none of forward, backward, out, inference, adapt, module, evaluation; did you mean "for',
         ),
         (["--peers", "jaxx"], '"jaxx" is none of torch, torch.compile, jax, onnxruntime, numpy, scikit-learn, sklearn'),
-        (["--measure", "sped"], '"sped" is none of speed, startup, accuracy, growth, models; did you mean "speed"?'),
+        (
+            ["--measure", "sped"],
+            '"sped" is none of speed, startup, accuracy, growth, models, between; did you mean "speed"?',
+        ),
         (["--threads", 4096], "Invalid value for '--threads': 4096 are more than the"),
         (
             ["--chart", "a.gif"],
@@ -453,6 +456,53 @@ def test_a_model_with_another_output_is_found(monkeypatch):
         {"BERT": (*models.MODELS["BERT"][:2], {"num_hidden_layers": 1, "vocab_size": 200}, models._words)},
     )
     assert "≠ BERT: the error is " in bench("--measure", "models", *QUICK, status=1)
+
+
+SMALL = (
+    between.Place("layer", (6, 32)),
+    between.Place("group", (2, 32, 4, 4)),
+    between.Place("batch", (2, 8, 4, 4), last=True),
+)
+
+
+def test_measuring_norms_between_operators(tmp_path, monkeypatch):
+    """Two measurements of each place: the columns of the table, the means, and the record."""
+    pytest.importorskip("torch")
+    monkeypatch.setattr(between, "PLACES", SMALL)
+    data = tmp_path / "between.json"
+    text = bench("--measure", "between", *QUICK, "--json", data)
+    for name in ("linear, layer norm, linear 6×32", "conv, batch norm, relu 2×8×4×4, channels last"):
+        assert re.search(rf"{name} +training +[\d.]+ .s +[\d.]+ .s +[\d.]+× +[\d.]+×", text)
+    assert re.search(r"geometric mean +inference +[\d.]+× +[\d.]+×", text)
+    found = json.loads(data.read_text(encoding="utf-8"))["between"]
+    assert [one["work"] for one in found] == ["inference", "training"] * 3
+    assert all(0 < one["torch"] < one["whole_torch"] and 0 < one["gennorm"] < one["whole_gennorm"] for one in found)
+    assert found[0]["elements"] == 192
+
+
+def test_a_norm_with_another_output_is_found(monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(between, "PLACES", SMALL[:1])
+    monkeypatch.setattr(between, "TOLERANCE", 1e-12)
+    monkeypatch.setattr(between, "_module", wrong_for_gennorm(between._module))
+    assert "≠ linear, layer norm, linear 6×32: the error is " in bench("--measure", "between", *QUICK, status=1)
+
+
+def wrong_for_gennorm(module):
+    """Make modules with another epsilon for gennorm than for torch."""
+
+    def made(nn, place):
+        norm = module(nn, place)
+        norm.eps = 0.1 if nn.__name__ == "gennorm.torch" else norm.eps
+        return norm
+
+    return made
+
+
+def test_places_have_sizes_on_both_sides_of_65536():
+    sizes = {math.prod(place.shape) >= 1 << 16 for place in between.PLACES}
+    assert sizes == {False, True}
+    assert len({place.name for place in between.PLACES}) == len(between.PLACES)
 
 
 def test_measuring_startup(monkeypatch):

@@ -118,6 +118,36 @@ def test_moving_moments_are_folded_once(failing, monkeypatch):
     close(found, trained(gn.batch_norm(6)))
 
 
+# Calls in training that need a second kernel after the first has computed an output.
+LATER = {
+    "jvp": (lambda layer: layer.jvp(X, DY, training=True), "backward"),
+    "list": (
+        lambda layer: layer([X, X.transpose(0, 2, 1).copy().transpose(0, 2, 1)], training=True),
+        "columns",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_moments_are_folded_once_where_a_later_kernel_is_missing(name, monkeypatch):
+    call, missing = LATER[name]
+    expected = gn.batch_norm(6)
+    call(expected)
+    build = engine_call.kernel_of.__wrapped__
+
+    def partly(family, step, *rest):
+        return refused() if missing in (family, step) else build(family, step, *rest)
+
+    layer = gn.batch_norm(6)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_call, "kernel_of", partly)
+        patch.setattr(engine, "_reason", None)
+        with pytest.warns(RuntimeWarning, match="LLVM ERROR"):
+            call(layer)
+    np.testing.assert_allclose(layer.moments.mean, expected.moments.mean, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(layer.moments.m2, expected.moments.m2, rtol=1e-5)
+
+
 def test_a_pullback_whose_kernel_cannot_be_compiled(monkeypatch):
     layer = differing(LAYERS["group norm"])
     expected = layer.vjp(X)[1](DY)
@@ -130,6 +160,32 @@ def test_a_pullback_whose_kernel_cannot_be_compiled(monkeypatch):
     monkeypatch.setattr(engine, "_reason", None)
     with pytest.warns(RuntimeWarning, match="LLVM ERROR"):
         found = pullback(DY)
+    close((found.input, found.scaling, found.biases), (expected.input, expected.scaling, expected.biases))
+
+
+@pytest.mark.parametrize("each", [False, True], ids=["own", "one set for each example"])
+@pytest.mark.parametrize("name", [*LAYERS, "folded columns", "reversed parameters"])
+def test_a_pullback_of_the_definition_has_the_parameters_of_its_call(name, each, monkeypatch):
+    """A kernel is missing when a pullback is called, and the parameters have been written to since."""
+    others = {
+        "folded columns": lambda: gn.group_norm(2, 6, channel_level=-1).initialize((*X.shape[::2], 6)),
+        "reversed parameters": lambda: gn.NormalizationLayer(1, "{2, 1}", batched=True).initialize(X.shape),
+    }
+    layer = differing({**LAYERS, **others}[name])
+    x, dy = (X, DY) if name != "folded columns" else (np.moveaxis(X, 1, -1).copy(), np.moveaxis(DY, 1, -1).copy())
+    own = np.random.default_rng(3).normal(1, 0.5, (len(x),) * each + layer.scaling.shape).astype(np.float32)
+    keywords = {"scaling": own} if each else {}
+    _, pullback = layer.vjp(x, training=True, **keywords)
+    expected = pullback(dy)
+    own[...] = 50
+    layer.scaling[...] = 50
+    with monkeypatch.context() as patch:
+        patch.setattr(jit, "build", refused)
+        patch.setattr(engine_call, "kernel_of", functools.cache(engine_call.kernel_of.__wrapped__))
+        patch.setattr(engine, "_reason", None)
+        pullback._residuals.call._sweeps.clear()
+        with pytest.warns(RuntimeWarning, match="LLVM ERROR"):
+            found = pullback(dy)
     close((found.input, found.scaling, found.biases), (expected.input, expected.scaling, expected.biases))
 
 

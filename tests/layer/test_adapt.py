@@ -1,6 +1,7 @@
 """Moments of a data set: what Keras' Normalization does, in any chunks, from anywhere, all or nothing."""
 
 import sys
+import threading
 import time
 import tracemalloc
 import warnings
@@ -537,8 +538,8 @@ def interrupted():
         (lambda: 5, gn.errors.InputError, "the data are of type int"),
         (lambda: DATA.astype(complex), gn.errors.DtypeError, "the data has the dtype complex128"),
         (lambda: [DATA, DATA[:, :2]], gn.errors.ShapeError, "batch 2 of the data has slices of shape"),
-        (list, gn.errors.InitializationError, "there is nothing in the data"),
-        (lambda: DATA[:0], gn.errors.InitializationError, "there is nothing in the data"),
+        (list, gn.errors.InitializationError, "the data have no element that counts"),
+        (lambda: DATA[:0], gn.errors.InitializationError, "the data have no element that counts"),
         (lambda: np.ma.masked_array(DATA), gn.errors.InputError, "masked array"),
         (broken, OSError, "the disk is gone"),
         (interrupted, KeyboardInterrupt, None),
@@ -558,7 +559,7 @@ def test_all_or_nothing(data, kind, text, reset):
     [
         ({"mask": np.ones(3)}, "mask has the dtype float64"),
         ({"mask": np.ones(2, bool)}, r"mask of shape \(2,\) does not broadcast"),
-        ({"mask": np.zeros(3, bool)}, "there is nothing in the data"),
+        ({"mask": np.zeros(3, bool)}, "the data have no element that counts"),
         ({"weights": [-1.0, 1.0, 1.0]}, "a weight is -1.0"),
         ({"weights": np.ones(3) * np.nan}, "a weight is nan"),
     ],
@@ -618,3 +619,60 @@ def test_progress(monkeypatch, small_chunks, bar, wanted, looked_at, patience, s
     if bar == "line" and shown:
         assert terminal.text.endswith("2,000 examples\n")
         assert "\r1,000 of 1,000 examples\n" in terminal.text
+
+
+# Layouts of small arrays: the layer, the shape of a batch, and what brings the aggregated axes to the front.
+STEPS = {
+    "features": (gn.feature_norm, (8, 17)),
+    "one feature": (gn.feature_norm, (3, 1)),
+    "more features than a vector has": (gn.feature_norm, (4, 40)),
+    "channels first": (lambda: gn.NormalizationLayer("{0, 2;;All}", batched=True, statistics="dataset"), (2, 3, 5)),
+    "channels last": (lambda: gn.NormalizationLayer("{0, 1}", batched=True, statistics="dataset"), (2, 5, 3)),
+    "groups": (lambda: gn.NormalizationLayer("{0, 1}", 1, {1: 2}, batched=True, statistics="dataset"), (2, 4, 3)),
+    "one slice": (lambda: gn.feature_norm(None), (4, 3)),
+}
+
+
+@pytest.mark.parametrize("center", [0.0, 1e6, 1e12])
+@pytest.mark.parametrize("name", STEPS)
+def test_small_batches_are_merged_in_one_pass_as_exactly_as_in_two(name: str, center: float) -> None:
+    make, shape = STEPS[name]
+    rng = np.random.default_rng(3)
+    x = center + rng.normal(size=(40, *shape))
+    x[..., -1] = center  # a constant, and a part of the slices of other layouts
+    layer = make().adapt(x[:2].reshape(-1, *shape[1:]))
+    assert layer.moments is not None
+    for batch in x[2:]:
+        following = adapting.extended(layer.moments, batch, layer._state.config)
+        layer.adapt(batch, reset=False)
+        if following is not None:
+            assert following == layer.moments
+    whole = make().adapt(x.reshape(-1, *shape[1:])).moments
+    np.testing.assert_array_equal(layer.moments.count, whole.count)
+    np.testing.assert_allclose(layer.moments.mean, whole.mean, rtol=2**-52, atol=1e-14)
+    np.testing.assert_allclose(layer.moments.m2, whole.m2, rtol=1e-13, atol=1e-25)
+
+
+def test_what_one_pass_would_lose_is_measured_in_two() -> None:
+    for values in ([np.nan], [np.inf], [1e-160], [1e200], [1.0] * 3):
+        held = gn.Moments.of(np.array([[0.0], [0.0]]), axes=0)
+        config = gn.feature_norm()._state.config
+        assert adapting.extended(held, np.array(values)[:, None], config) is None
+    rms = gn.Moments([4.0], None, [1.0])
+    assert adapting.extended(rms, np.ones((1, 1)), gn.feature_norm()._state.config) is None
+
+
+def test_adapting_while_another_thread_adapts_loses_nothing() -> None:
+    layer = gn.feature_norm().adapt(np.zeros((4, 3)))
+
+    def adapt() -> None:
+        for _ in range(200):
+            layer.adapt(np.ones((1, 3)), reset=False)
+
+    threads = [threading.Thread(target=adapt) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert layer.moments is not None
+    np.testing.assert_array_equal(layer.moments.count, 4 + 4 * 200)

@@ -858,7 +858,7 @@ PLANS = {
         gn.batch_norm(256),
         FIRST,
         """\
-array      float32 (32, 256, 14, 14), a batch of examples
+array      float32 (32, 256, 14, 14), a batch of 32 examples of shape (256, 14, 14)
 aggregates levels 0, 2, 3 (axes 0, 2, 3): 256 slices of 6,272 elements
 groups     none
 scales     level 1 (axis 1): scaling (256,), biases (256,)
@@ -872,7 +872,7 @@ parallel   256 tasks""",
         gn.batch_norm(256, channel_level=-1),
         LAST,
         """\
-array      float32 (32, 14, 14, 256), a batch of examples
+array      float32 (32, 14, 14, 256), a batch of 32 examples of shape (14, 14, 256)
 aggregates levels 0, 1, 2 (axes 0, 1, 2): 256 slices of 6,272 elements
 groups     none
 scales     level 3 (axis 3): scaling (256,), biases (256,)
@@ -886,7 +886,7 @@ parallel   49 tasks: 1 tile in 49 units each""",
         gn.instance_norm(256),
         FIRST,
         """\
-array      float32 (32, 256, 14, 14), a batch of examples
+array      float32 (32, 256, 14, 14), a batch of 32 examples of shape (256, 14, 14)
 aggregates levels 2, 3 (axes 2, 3): 8,192 slices of 196 elements
 groups     none
 scales     level 1 (axis 1): scaling (256,), biases (256,)
@@ -900,7 +900,7 @@ parallel   8,192 tasks""",
         gn.instance_norm(256, channel_level=-1),
         LAST,
         """\
-array      float32 (32, 14, 14, 256), a batch of examples
+array      float32 (32, 14, 14, 256), a batch of 32 examples of shape (14, 14, 256)
 aggregates levels 1, 2 (axes 1, 2): 8,192 slices of 196 elements
 groups     none
 scales     level 3 (axis 3): scaling (256,), biases (256,)
@@ -914,7 +914,7 @@ parallel   32 tasks""",
         gn.group_norm(32, 256),
         FIRST,
         """\
-array      float32 (32, 256, 14, 14), a batch of examples
+array      float32 (32, 256, 14, 14), a batch of 32 examples of shape (256, 14, 14)
 aggregates levels 1, 2, 3 (axes 1, 2, 3): 1,024 slices of 1,568 elements
 groups     level 1 (axis 1) in 32 of 8
 scales     level 1 (axis 1): scaling (256,), biases (256,)
@@ -928,7 +928,7 @@ parallel   1,024 tasks""",
         gn.group_norm(32, 256, channel_level=-1),
         LAST,
         """\
-array      float32 (32, 14, 14, 256), a batch of examples
+array      float32 (32, 14, 14, 256), a batch of 32 examples of shape (14, 14, 256)
 aggregates levels 1, 2, 3 (axes 1, 2, 3): 1,024 slices of 1,568 elements
 groups     level 3 (axis 3) in 32 of 8
 scales     level 3 (axis 3): scaling (256,), biases (256,)
@@ -942,7 +942,7 @@ parallel   32 tasks""",
         gn.group_norm(32, 256),
         np.broadcast_to(np.float32(0), LAST).copy().transpose(0, 3, 1, 2),
         """\
-array      float32 (32, 256, 14, 14), a batch of examples
+array      float32 (32, 256, 14, 14), a batch of 32 examples of shape (256, 14, 14)
 aggregates levels 1, 2, 3 (axes 1, 2, 3): 1,024 slices of 1,568 elements
 groups     level 1 (axis 1) in 32 of 8
 scales     level 1 (axis 1): scaling (256,), biases (256,)
@@ -956,7 +956,7 @@ parallel   32 tasks""",
         gn.NormalizationLayer(1, "Same", input_shape=(256, None, None)),
         FIRST,
         """\
-array      float32 (32, 256, 14, 14), a batch of examples
+array      float32 (32, 256, 14, 14), a batch of 32 examples of shape (256, 14, 14)
 aggregates level 1 (axis 1): 6,272 slices of 256 elements
 groups     none
 scales     level 1 (axis 1): scaling (256,), biases (256,)
@@ -970,7 +970,7 @@ parallel   64 tasks: 32 tiles in 2 units each""",
         gn.layer_norm(256, batched=True),
         LAST,
         """\
-array      float32 (32, 14, 14, 256), a batch of examples
+array      float32 (32, 14, 14, 256), a batch of 32 examples of shape (14, 14, 256)
 aggregates level 3 (axis 3): 6,272 slices of 256 elements
 groups     none
 scales     level 3 (axis 3): scaling (256,), biases (256,)
@@ -1012,7 +1012,7 @@ parallel   6,272 tasks""",
         gn.NormalizationLayer("All", (), {1: 8, 2: 2}, batched=True),
         FIRST,
         """\
-array      float32 (32, 256, 14, 14), a batch of examples
+array      float32 (32, 256, 14, 14), a batch of 32 examples of shape (256, 14, 14)
 aggregates levels 1, 2, 3 (axes 1, 2, 3): 512 slices of 3,136 elements
 groups     level 1 (axis 1) in 8 of 32; level 2 (axis 2) in 2 of 7
 scales     no level: scaling (), biases ()
@@ -1082,7 +1082,7 @@ parallel   64 tasks: 1 slice in 64 units each""",
         gn.layer_norm(256, batched=True),
         np.zeros((32, 512), np.float16)[:, ::2],
         """\
-array      float16 (32, 256), a batch of examples
+array      float16 (32, 256), a batch of 32 examples of shape (256,)
 aggregates level 1 (axis 1): 32 slices of 256 elements
 groups     none
 scales     level 1 (axis 1): scaling (256,), biases (256,)
@@ -1096,7 +1096,7 @@ parallel   32 tasks""",
         gn.batch_norm(2),
         (2, 2, 1 << 22),
         """\
-array      float32 (2, 2, 4194304), a batch of examples
+array      float32 (2, 2, 4194304), a batch of 2 examples of shape (2, 4194304)
 aggregates levels 0, 2 (axes 0, 2): 2 slices of 8,388,608 elements
 groups     none
 scales     level 1 (axis 1): scaling (2,), biases (2,)
@@ -1110,7 +1110,7 @@ parallel   128 tasks: 2 slices in 64 units each""",
         gn.feature_norm(input_shape=(256,)),
         (1 << 22, 256),
         """\
-array      float32 (4194304, 256), a batch of examples
+array      float32 (4194304, 256), a batch of 4,194,304 examples of shape (256,)
 aggregates level 0 (axis 0): 256 slices of 4,194,304 elements
 groups     none
 scales     level 1 (axis 1): no parameters

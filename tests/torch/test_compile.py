@@ -9,6 +9,8 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 import gennorm.torch as gt  # noqa: E402
+from gennorm import definition  # noqa: E402
+from gennorm.spec.config import LayerConfig, resolve_config  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 
@@ -69,3 +71,30 @@ def test_fake_tensors_and_exports():
     torch.testing.assert_close(traced(other), module(other))
     frozen = layer_norm().requires_grad_(False)
     torch.testing.assert_close(torch.jit.trace(frozen, x)(other), frozen(other))
+
+
+DEFINITIONS = {
+    "layer": ((-1, "Same"), {}, (6, 8)),
+    "order of the scaling levels": (((2, 3), (3, 2)), {"batched": True}, (4, 3, 5, 8)),
+    "groups": (("All", 1, {1: 3}), {"batched": True}, (4, 6, 5, 8)),
+    "batch": (("{0, 2;;All}", 1), {"batched": True}, (4, 6, 5, 8)),
+    "high axes": (((3, 4), (4, 2)), {"batched": True}, (4, 3, 5, 8, 2)),
+}
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_the_definition_with_open_sizes(name):
+    """Config and axes are arguments: torch.compile takes their integers for symbolic."""
+    levels, settings, shape = DEFINITIONS[name]
+    torch._dynamo.reset()
+    config = LayerConfig.make(*levels, **settings)
+
+    def function(x, scaling, config, resolved):
+        return definition.normalize(x, config, resolved, scaling=scaling)[0]
+
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="eager")
+    for number in (1, 3):
+        sizes = number * shape[0], *shape[1:]
+        resolved = resolve_config(config, sizes)
+        x, scaling = torch.randn(sizes), torch.randn(resolved.parameter_shape)
+        torch.testing.assert_close(compiled(x, scaling, config, resolved), function(x, scaling, config, resolved))

@@ -12,27 +12,54 @@ from tests.test_errors import constants, entries, lines_run, makers
 torch = pytest.importorskip("torch")
 
 import gennorm.torch as gt  # noqa: E402
-from gennorm.torch import accelerating, computation, distributed, layers, module, tensors  # noqa: E402
+from gennorm.torch import (  # noqa: E402
+    accelerating,
+    computation,
+    distributed,
+    folding,
+    layers,
+    layouts,
+    module,
+    moments,
+    proving,
+    tensors,
+)
 
 TABLE = Path(__file__).parent / "errors.txt"
-MODULES = [accelerating, computation, distributed, layers, module, tensors]
+MODULES = [accelerating, computation, distributed, folding, layers, layouts, module, moments, proving, tensors]
 ENTRIES = entries(TABLE.read_text(encoding="utf-8"))
-OF_THE_CORE = {"I001", "S010", "I010"}  # reached through a module
+OF_THE_CORE = {"I001", "S010", "I010", "P021", "P030", "P031", "C110", "C111"}  # reached through a module
 
 
 def layer_norm(size, **keywords):
     return gt.NormalizationLayer(-1, "Same", input_shape=(..., size), **keywords)
 
 
+def moving_norm(channels):
+    return gt.NormalizationLayer("{0, 2;;All}", 1, input_shape=(channels, ...), batched=True, statistics="moving")
+
+
+def without_a_count():
+    layer = gt.NormalizationLayer(0, (), batched=True, statistics="dataset", scaling=None, biases=None)
+    layer.load_state_dict({"mean": torch.zeros(3), "variance": torch.ones(3)})
+    return layer
+
+
 def without_cpu():
     distributed.added(torch.zeros(2), SimpleNamespace(_device_types=[torch.device("cuda")], group_name="lonely"))
+
+
+def without_memory():
+    module = layer_norm(3)
+    module.weight.untyped_storage().resize_(0)
+    return module
 
 
 NAMES = {
     "gt": gt,
     "np": np,
     "torch": torch,
-    **{f.__name__: f for f in (layer_norm, without_cpu)},
+    **{f.__name__: f for f in (layer_norm, moving_norm, without_a_count, without_cpu, without_memory)},
 }
 
 

@@ -195,6 +195,12 @@ def directional(function):
     return lambda x: func.jvp(function, (x,), (sample(*x.shape, seed=3),))[1]
 
 
+def ahead_of_time(module):
+    compiled = torch._functorch.aot_autograd.aot_module(module, fw_compiler=lambda graph, _: graph)
+    compiled.weight = module.weight  # for `gradients`
+    return compiled
+
+
 TRANSFORMS = {
     "grad": lambda m, x: func.grad(cubed(m))(x),
     "jacrev": lambda m, x: func.jacrev(m)(x),
@@ -208,6 +214,14 @@ TRANSFORMS = {
     "jvp of grad": lambda m, x: directional(func.grad(cubed(m)))(x),
     "vmap": lambda m, x: func.vmap(m)(torch.stack([x, 2 * x, x + 1])),
     "vmap along axis 1": lambda m, x: func.vmap(m, in_dims=1, out_dims=1)(torch.stack([x, 2 * x, x + 1], 1)),
+    "vmap in chunks": lambda m, x: func.vmap(m, chunk_size=2)(torch.stack([x, 2 * x, x + 1])),
+    "vmap with different random numbers": lambda m, x: func.vmap(
+        lambda x: m(x + 0 * torch.rand_like(x)), randomness="different"
+    )(torch.stack([x, 2 * x])),
+    "vmap of vmap": lambda m, x: func.vmap(func.vmap(m), in_dims=1)(torch.stack([torch.stack([x, 2 * x])] * 3)),
+    "functionalize of grad": lambda m, x: func.functionalize(func.grad(cubed(m)))(x),
+    "make_fx of grad": lambda m, x: torch.fx.experimental.proxy_tensor.make_fx(func.grad(cubed(m)))(x)(x + 1),
+    "AOT autograd": lambda m, x: gradients(ahead_of_time(m), x)[0],
     "vmap of grad": lambda m, x: func.vmap(func.grad(cubed(m)))(torch.stack([x, 2 * x])),
     "functional call": lambda m, x: func.functional_call(m, {k: 2 * v for k, v in m.named_parameters()}, (x,)),
     "per example": lambda m, x: func.vmap(
@@ -291,6 +305,22 @@ def test_export(name, strict):
     close(exported.module()(more), judge(more))
 
 
+@cases
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_with_every_size_open(name, strict):
+    """But those that the parameters declare; a pattern of sizes can be another one in the exported model."""
+    module, judge, x = made(name)
+    declared = x.dim() - 1 if name in {"LayerNorm", "RMSNorm"} else 1
+    more = x
+    for axis in range(x.dim()):
+        if axis != declared:
+            x = torch.cat([x, x + 0.3], axis)
+            more = torch.cat([more, more + 0.3, 2 * more], axis)
+    sizes = {axis: torch.export.Dim.DYNAMIC for axis in range(x.dim()) if axis != declared}
+    exported = torch.export.export(module, (x,), dynamic_shapes=(sizes,), strict=strict)
+    close(exported.module()(more), judge(more))
+
+
 @pytest.mark.parametrize("name", ["BatchNorm1d", "BatchNorm2d", "InstanceNorm2d", "NormalizationLayer"])
 def test_running_statistics_in_a_compiled_module(name):
     torch._dynamo.reset()
@@ -366,6 +396,29 @@ def test_subclasses_and_modes(name):
             y = module(x)
         assert mode.seen > 3
         close(y, judge(x))
+
+
+@pytest.fixture
+def mesh():
+    distributed = pytest.importorskip("torch.distributed.tensor")
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield torch.distributed.device_mesh.init_device_mesh("cpu", (1,)), distributed
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@cases
+def test_distributed_tensors(name, mesh):
+    mesh, tensors = mesh
+    module, judge, x = made(name)
+    module = tensors.distribute_module(module, mesh)
+    y = module(tensors.distribute_tensor(x, mesh, [tensors.Shard(0)]))
+    assert type(y) is tensors.DTensor
+    close(y.full_tensor(), judge(x))
+    y.full_tensor().pow(3).sum().backward()
+    judge(x).pow(3).sum().backward()
+    close(module.weight.grad.full_tensor(), judge.weight.grad)
 
 
 # --------------------------------------------------------------------------------------------------- masks and moments

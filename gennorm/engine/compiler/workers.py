@@ -1,13 +1,20 @@
-"""The machine code of the thread pool: a caller and its workers divide a kernel call without Python's interpreter.
+"""The machine code that divides a kernel call among threads, without Python's interpreter.
+
+There are two kinds of threads: the workers of the thread pool, and the threads of an OpenMP runtime. The entry point of
+a kernel calls `share` for the first and `share_openmp` for the second. Both return when the whole call is done and no
+other thread is running a part of it. All functions here are compiled like kernels.
 
 A thread that waits for Python's lock or sleeps needs 50 microseconds to wake up; in these a kernel processes 150,000
 elements. So workers wait without the lock, in `work_until_idle`, which polls for a call for a while before it
-returns to Python, where the worker goes to sleep. The entry point of a kernel calls `share`, which publishes the call,
-runs part of it, and returns when all of it is done and no worker is running any more. If another thread is using the
-pool, `share` runs the whole call itself. Both functions are compiled like kernels.
+returns to Python, where the worker goes to sleep. If another thread is using the pool, `share` runs the whole call
+itself.
 
-Caller and workers communicate through a *control block*, an array of integers that they access atomically. These are
-the positions in it. The first eight change only between calls; the others have two cache lines each:
+`share_openmp` starts a parallel region of OpenMP, in which each thread runs `take_part`. Inside another parallel region
+it runs the whole call itself.
+
+The threads communicate through a *control block*, an array of integers that they access atomically. The thread pool has
+one; `share_openmp` allocates one on its stack for each call. These are the positions in it. The first eight change only
+between calls; the others have two cache lines each:
 
 ========== ==========================================================================================
 FUNCTION   the function to call for a range: it takes ARGUMENTS, the range's start and end, and the thread's number
@@ -15,8 +22,10 @@ ARGUMENTS  the address of the other arguments
 LO, HI     the tasks of the call
 THREADS    how many threads take part: numbers below this
 RANGES     how many ranges there are in a portion: each thread has one, and helps with the others' after it
-POLLS      how often `work_until_idle` polls before it returns
-YIELD      the address of the system's function that yields the processor to another thread
+POLLS      thread pool: how often `work_until_idle` polls before it returns
+YIELD      thread pool: the address of the system's function that yields the processor to another thread
+NUMBER     OpenMP, at the place of POLLS: the address of ``omp_get_thread_num``
+TAKE_PART  OpenMP, at the place of YIELD: the address of `take_part`
 BUSY       1 while a caller uses the pool
 STATE      the number of the call times CALL, plus OPEN while workers may join, plus how many joined
 FINISHED   how many of these are done
@@ -26,11 +35,12 @@ TAKEN      for each portion, how many of its ranges were taken
 A *request* is an array of integers that describes how a call is to be divided. It never changes:
 
 ============ ========================================================================================
-CONTROL      the address of the control block
-SHARE        the address of `share`
+CONTROL      the address of the control block of the thread pool; of `take_part` for OpenMP
+SHARE        the address of `share` or `share_openmp`
 PARTICIPANTS how many threads take part, the caller included
 PORTION      how many ranges there are in a portion
 PARTS        how many equal parts the scratch arrays have: one for each thread, or one for all
+LAUNCH       OpenMP: the addresses of ``GOMP_parallel``, and behind it of ``omp_get_thread_num`` and ``omp_in_parallel``
 ============ ========================================================================================
 """
 
@@ -47,15 +57,18 @@ from . import Signature
 
 LINE = 16  # integers in two cache lines: processors fetch them in pairs
 FUNCTION, ARGUMENTS, LO, HI, THREADS, RANGES, POLLS, YIELD = range(8)
+NUMBER, TAKE_PART = POLLS, YIELD
 BUSY, STATE, FINISHED, TAKEN = LINE, 2 * LINE, 3 * LINE, 4 * LINE
-CONTROL, SHARE, PARTICIPANTS, PORTION, PARTS = range(5)
+CONTROL, SHARE, PARTICIPANTS, PORTION, PARTS, LAUNCH, THREAD_NUMBER, IN_PARALLEL = range(8)
 
 OPEN = 1 << 15
 CALL = 1 << 16
 
 SHARE_SIGNATURE = Signature(integers=5)
 WORK_SIGNATURE = Signature(integers=2)
+TAKE_PART_SIGNATURE = Signature(integers=1)
 
+INT32 = ir.IntType(32)
 INT64 = ir.IntType(64)
 VOID = ir.VoidType()
 
@@ -100,6 +113,31 @@ def work_until_idle(number: int, control: int) -> None:
         else:
             yield_processor(atomic_load(control, YIELD))
             polls += 1
+
+
+def share_openmp(function: int, arguments: int, lo: int, hi: int, request: int) -> None:
+    """Run a function for the tasks from ``lo`` to ``hi`` in a parallel region, and return when all of them are done."""
+    if call_for_integer(atomic_load(request, IN_PARALLEL)) != 0:
+        call(function, arguments, lo, hi, 0)
+        return
+    threads = atomic_load(request, PARTICIPANTS)
+    control = allocate(TAKEN + threads * LINE)
+    atomic_store(control, FUNCTION, function)
+    atomic_store(control, ARGUMENTS, arguments)
+    atomic_store(control, LO, lo)
+    atomic_store(control, HI, hi)
+    atomic_store(control, THREADS, threads)
+    atomic_store(control, RANGES, atomic_load(request, PORTION))
+    atomic_store(control, NUMBER, atomic_load(request, THREAD_NUMBER))
+    atomic_store(control, TAKE_PART, atomic_load(request, CONTROL))
+    for portion in range(threads):
+        atomic_store(control, TAKEN + portion * LINE, 0)
+    launch(atomic_load(request, LAUNCH), control, threads)
+
+
+def take_part(control: int) -> None:
+    """Do the part of one thread in a parallel region, and what is left of the others' parts."""
+    run_ranges(call_for_integer(atomic_load(control, NUMBER)), control)
 
 
 def run_ranges(number: int, control: int) -> None:
@@ -187,7 +225,7 @@ def yield_processor(typing: Any, function: Any) -> Any:
     """Yield the processor to a thread that waits for it, and then for a moment to the other half of the core."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.IntType(32), [])
+        kind = ir.FunctionType(INT32, [])
         builder.call(builder.inttoptr(args[0], kind.as_pointer()), [])
         if platform.machine().lower() in {"x86_64", "amd64"}:
             name = "llvm.x86.sse2.pause"
@@ -196,3 +234,55 @@ def yield_processor(typing: Any, function: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.intp), lower
+
+
+@intrinsic
+def allocate(typing: Any, count: Any) -> Any:
+    """Allocate integers on the stack of the function that is compiled, and return their address."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        memory = builder.alloca(INT64, size=args[0])
+        memory.align = 8 * LINE
+        return builder.ptrtoint(memory, INT64)
+
+    return types.intp(types.intp), lower
+
+
+@intrinsic
+def call_for_integer(typing: Any, function: Any) -> Any:
+    """Call a C function at an address, ``int function(void)``."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = ir.FunctionType(INT32, [])
+        return builder.sext(builder.call(builder.inttoptr(args[0], kind.as_pointer()), []), INT64)
+
+    return types.intp(types.intp), lower
+
+
+@intrinsic
+def launch(typing: Any, function: Any, control: Any, threads: Any) -> Any:
+    """Call ``void GOMP_parallel(void (*region)(void *), void *data, unsigned threads, unsigned flags)``."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        region = _region(context, builder.module)
+        kind = ir.FunctionType(VOID, [region.type, INT64.as_pointer(), INT32, INT32])
+        data = builder.inttoptr(args[1], INT64.as_pointer())
+        arguments = [region, data, builder.trunc(args[2], INT32), ir.Constant(INT32, 0)]
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), arguments)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp), lower
+
+
+def _region(context: Any, module: Any) -> Any:
+    """Define a C function that calls `take_part`, which has the calling convention of Numba."""
+    region = ir.Function(module, ir.FunctionType(VOID, [INT64.as_pointer()]), "gennorm.region")
+    region.linkage = "internal"
+    builder = ir.IRBuilder(region.append_basic_block())
+    control = builder.ptrtoint(region.args[0], INT64)
+    kind = context.call_conv.get_function_type(types.void, [types.intp])
+    found, raised = (builder.alloca(argument.pointee) for argument in kind.args[:2])
+    take_part = builder.inttoptr(read(builder, control, TAKE_PART), kind.as_pointer())
+    builder.call(take_part, [found, raised, control])
+    builder.ret_void()
+    return region

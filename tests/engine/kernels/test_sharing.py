@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import gennorm as gn
-from gennorm.engine import sharing
+from gennorm.engine import openmp, sharing
 from gennorm.engine import threads as threads_
 from gennorm.engine.compiler import jit
 
@@ -23,6 +23,7 @@ WHOLE = "int64", "int64", "int64"
 def as_before(monkeypatch):
     monkeypatch.setattr(threads_, "_threads", None)
     monkeypatch.setattr(sharing, "_pools", [])
+    monkeypatch.setattr(openmp, "runtime", lambda: None)  # another test may have imported torch
 
 
 def count(done, going, numbers, own, lo, hi, request):
