@@ -1,4 +1,4 @@
-"""The engine in other circumstances: in plain Python, with slices cut small, without its further passes."""
+"""Variants of the engine: in plain Python, with slices cut small, without the second pass."""
 
 import functools
 
@@ -14,31 +14,31 @@ SMALL = {"CACHED": 8, "CUT": 8, "UNIT": 4, "UNITS": 1 << 30, "LINES": 1, "BLOCK"
 
 
 def in_plain_python(patch):
-    """Kernels as they stand: Numba is not asked."""
+    """Run kernels as plain Python, without Numba."""
     patch.setattr(jit, "JIT", False)
     patch.setattr(engine_call, "kernel_of", functools.cache(engine_call.kernel_of.__wrapped__))
 
 
 def cut_small(patch, **sizes):
-    """Slices and tiles of more than a few elements are cut; `sizes` are others than those of `SMALL`."""
+    """Cut slices and tiles of more than a few elements; `sizes` replace those of `SMALL`."""
     for name, value in {**SMALL, **sizes}.items():
         patch.setattr(plan, name, value)
     patch.setattr(engine_call, "NEAR", 300)
 
 
 def in_pieces(patch):
-    """Rows with a parameter for each element are gone over piece by piece, a piece of every slice before the next."""
+    """Process rows with a parameter for each element piece by piece: a piece of every slice before the next."""
     patch.setattr(plan, "LONG", 1)
     patch.setattr(plan, "WINDOW", 20)
 
 
 def never(squared, *others):
-    """One pass is enough for every lane, however much it cancels."""
+    """Report that one pass is enough for every lane."""
     return np.zeros_like(squared)
 
 
 def in_one_pass(patch):
-    """In plain Python, without the second pass over what cancels, and about 0 instead of the mean of a sample."""
+    """In plain Python, without the second pass, and with a first pass about 0 instead of the mean of a sample."""
     in_plain_python(patch)
     build = jit.build
     patch.setattr(jit, "build", lambda kernel, settings, *rest: build(kernel, {**settings, "EXACT": 1}, *rest))
@@ -47,7 +47,7 @@ def in_one_pass(patch):
 
 
 def in_float32(patch):
-    """In plain Python, with sums of halves in float32 and no others."""
+    """In plain Python, with all sums of float16 and bfloat16 in float32."""
     in_plain_python(patch)
     for module in (rows, columns):
         patch.setattr(module, "rounded", never)

@@ -122,7 +122,7 @@ def test_core_tests_that_passed_are_left_out(tmp_path, monkeypatch):
     passed = [f"{core}::test_passes[a]", f"{core}::test_passes[b]"]
     assert record.read_text(encoding="utf-8").splitlines() == ["tests/cli/test_other.py::test_passes", *passed]
     again = session(tmp_path, OUTCOMES, ["-v", "-n", "1", "--except-passed", str(record)], name=core, MENDED="1")
-    assert "WorkStealScheduling" in again.stdout
+    assert "WorkStealingScheduling" in again.stdout
     assert "3 passed, 1 skipped, 1 error" in outcome(again), again.stdout
 
 

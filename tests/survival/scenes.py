@@ -499,7 +499,7 @@ def without_numba():
 
 
 def one_core(how):
-    """One thread is asked for by the environment, or there is one core: no other thread is ever started."""
+    """With one thread in the environment, or one core, no worker is started."""
     if how == "affinity":
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     assert gn.get_num_threads() == 1

@@ -1,4 +1,4 @@
-"""Unaligned arrays through every entry point, with output that is written past the caches."""
+"""Unaligned arrays through every entry point, with output by non-temporal stores."""
 
 import os
 import signal
