@@ -21,7 +21,7 @@ hypothesis.settings.register_profile("thorough", max_examples=200, **same)
 hypothesis.settings.register_profile("new", max_examples=50, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("same")
 
-FRAMEWORKS = ("flax", "jax", "keras", "onnx", "onnxruntime", "sklearn", "torch", "transformers")
+FRAMEWORKS = ("flax", "jax", "keras", "onnx", "onnxruntime", "sklearn", "tensorflow", "torch", "transformers")
 # An import at the top of a module, or in an example of a page or a docstring.
 IMPORT = re.compile(rf"^(?:>>> )?(?:import|from) ({'|'.join(FRAMEWORKS)})\b", re.MULTILINE)
 
@@ -34,7 +34,8 @@ def pytest_addoption(parser):
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
     """With `-n`, each process gets neighbouring tests, so that two processes seldom compile the same kernel."""
-    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+    chosen = any(str(argument).startswith("--dist") for argument in config.invocation_params.args)
+    if getattr(config.option, "numprocesses", None) and not chosen:
         config.option.dist = "worksteal"
 
 

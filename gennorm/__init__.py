@@ -60,7 +60,19 @@ _MODULES = {
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}
 _SUBMODULES = (
-    *("bench", "definition", "engine", "errors", "extend", "layer", "masks", "moments", "plan", "precompiling"),
+    *(
+        "bench",
+        "definition",
+        "engine",
+        "errors",
+        "extend",
+        "keras",
+        "layer",
+        "masks",
+        "moments",
+        "plan",
+        "precompiling",
+    ),
     *("presets", "spec"),
 )
 

@@ -517,7 +517,7 @@ def _example(channels: Any, level: int, spatial_levels: Any) -> tuple[Any, ...]:
             msg = f"channel_level={level} does not exist in examples with spatial_levels={number}\n"
             msg += f"they have {number + 1} levels, the channels included: write a level from 1 to {number + 1}, or -1"
             raise LevelRangeError(msg, code="L110")
-        before = number - after if before is None else before
+        before = level - 1 if level > 0 else number + level + 1
         after = number - before
     return (*([...] if before is None else [None] * before), size, *([...] if after is None else [None] * after))
 

@@ -82,6 +82,10 @@ def main() -> None:
         from tests.jax import test_errors as of_jax
 
         tables.append((ROOT / "tests/jax/errors.txt", of_jax.NAMES))
+    with contextlib.suppress(ImportError):
+        from tests.keras import test_errors as of_keras
+
+        tables.append((ROOT / "tests/keras/errors.txt", of_keras.NAMES))
     for path, names in tables:
         table = path.read_text(encoding="utf-8")
         path.write_text(rewritten_table(table, lambda trigger, names=names: eval(trigger, {**names})), encoding="utf-8")

@@ -113,14 +113,14 @@ def test_fails_afterwards(broken_afterwards):
 def test_core_tests_that_passed_are_left_out(tmp_path, monkeypatch):
     """But no tests that failed or were skipped, and no tests of other folders."""
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
-    record, other = tmp_path / "passed", tmp_path / "tests/cli/test_suite.py"
+    record, other = tmp_path / "passed", tmp_path / "tests/cli/test_other.py"
     other.parent.mkdir(parents=True)
     other.write_text("def test_passes():\n    pass\n", encoding="utf-8")
     core = "tests/spec/test_suite.py"
     recorded = session(tmp_path, OUTCOMES, name=core, GENNORM_RECORD=str(record))
     assert "1 failed, 4 passed, 1 skipped, 1 error" in outcome(recorded)
     passed = [f"{core}::test_passes[a]", f"{core}::test_passes[b]"]
-    assert record.read_text(encoding="utf-8").splitlines() == ["tests/cli/test_suite.py::test_passes", *passed]
+    assert record.read_text(encoding="utf-8").splitlines() == ["tests/cli/test_other.py::test_passes", *passed]
     again = session(tmp_path, OUTCOMES, ["-v", "-n", "1", "--except-passed", str(record)], name=core, MENDED="1")
     assert "WorkStealScheduling" in again.stdout
     assert "3 passed, 1 skipped, 1 error" in outcome(again), again.stdout

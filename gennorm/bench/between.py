@@ -128,8 +128,17 @@ def measured(place: Place, work: str, seconds: float) -> Between:
         if collecting:
             gc.enable()
     elements = torch.Size(place.shape).numel()
-    medians = [statistics.median(times) for times in (theirs.norm, own.norm, theirs.whole, own.whole)]
-    return Between(place.name, work, elements, *medians, wrong)
+    median = statistics.median
+    return Between(
+        place.name,
+        work,
+        elements,
+        torch=median(theirs.norm),
+        gennorm=median(own.norm),
+        whole_torch=median(theirs.whole),
+        whole_gennorm=median(own.whole),
+        wrong=wrong,
+    )
 
 
 class _Sequence:

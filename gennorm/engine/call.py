@@ -1,9 +1,9 @@
-"""The prepared call: what all calls on arrays of one layout share. Only this module runs kernels.
+"""The prepared call that runs kernels, for arrays of one layout. `interface` documents its methods.
 
-A `PreparedCall` belongs to one plan: to one shape, dtype, layout and form of the parameters. It knows how arrays,
-parameters and moments have to lie for the kernels (`Layout`), chooses the kernels, and runs them. Parameters come in
-the order and type of the kernel, as `Layout.parameter` returns them. Moments are *rows*: one row each for mean and
-second moment (or variance), with one column for each slice, in the order in which the kernel counts slices.
+A `PreparedCall` belongs to one plan: to one shape, dtype, layout and form of the parameters. It converts arrays,
+parameters and moments to the layout of the kernels (`Layout`), chooses the kernels, and runs them. Parameters have
+the order and type of the kernel, as `Layout.parameter` returns them. Rows of moments have one column for each slice,
+in the order in which the kernel counts slices.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Array = npt.NDArray[Any]
 Kernel = Callable[..., None]
 
 PLACEMENTS = {"inside": 0, "floor": 1, "outside": 2}
-NEAR = 16 << 20  # bytes of slices that are measured before they are applied, still in the last-level cache by then
+NEAR = 16 << 20  # bytes of slices that are measured and then applied: they stay in the last-level cache
 FORWARD = 12, 3  # numbers for each lane of a tile in the scratch of a forward kernel: float64, arithmetic
 BACKWARD = 8, 5  # the same for a backward kernel
 NOTHING = np.empty(0)
@@ -60,26 +60,27 @@ MODULES = {
     ("rows", "backward"): row_gradients,
     ("columns", "backward"): column_gradients,
 }
-# Blocks of units that add up the parameters' gradients in arrays of their own: at most one for each of 64 threads, with
-# at least as many elements as are worth a thread, and so many that the arrays are small in comparison with the input.
+# Blocks of units with separate arrays for the gradients of parameters: at most one for each of 64 threads, each with
+# enough elements for a thread, and so few that the arrays are small compared with the input.
 SHARES = 64
 SHARE = 1 << 15
-ENOUGH = 4  # slices, or tiles, for each thread from which no slice is shared by threads
-RECENT = 32  # terms of a parameter's gradient that are added up before they join the rest in float64
-# Bytes of output, or of gradients, from which rows are written past the caches. With layer norms of 1024 elements the
-# output of 16 MB takes 890 us with it and 720 without, that of 24 MB 1.12 ms and 1.25, that of 64 MB 3.8 and 4.1. Where
-# a gradient will be asked for there are two arrays more: output and gradient of 16.8 MB each take 4.1 ms together, and
-# 5.0 through the caches (on two cores 2.4 and 2.3), of 25 MB 6.7 and 8.2, of 12 MB 3.1 and 2.6.
+ENOUGH = 4  # with this many slices, or tiles, for each thread, threads do not share slices
+RECENT = 32  # terms of a parameter's gradient that are added up before their sum is added in float64
+# Bytes of output, or of gradients, from which non-temporal stores are used. For a layer norm of 1024 elements an output
+# of 16 MB takes 890 us with them and 720 without, one of 24 MB 1.12 ms and 1.25, one of 64 MB 3.8 and 4.1. If a
+# gradient follows ("kept"), there are two more arrays: output and gradient of 16.8 MB each take 4.1 ms together, and
+# 5.0 with normal stores (on two cores 2.4 and 2.3), of 25 MB 6.7 and 8.2, of 12 MB 3.1 and 2.6.
 STREAMED = {"forward": 1 << 25, "kept": 15 << 20, "backward": 15 << 20}
-# Parameters from which such terms are the gradients where there are no others: 216 us are 130 for (2, 64, 28, 28) over
-# three levels, 6.2 ms are 5.3 for (16, 64, 56, 56). 768 would pay 0.5 us for it.
+# From this many parameters on, recent terms are the gradients if there are no more than RECENT of each: (2, 64, 28, 28)
+# over three levels takes 130 us instead of 216, (16, 64, 56, 56) 5.3 ms instead of 6.2. 768 parameters take 0.5 us
+# more.
 FEW = 1 << 11
-SPARE = 1 << 26  # bytes their sums may take
+SPARE = 1 << 26  # the largest number of bytes of the separate arrays
 
 
 @functools.cache
 def kernel_of(family: str, step: str, dtypes: tuple[str, str, str], flags: frozenset[tuple[str, int]]) -> Kernel:
-    """Compile a kernel for some dtypes and settings; what is not set is 0."""
+    """Compile a kernel for some dtypes and settings; settings that are not given are 0."""
     if (reason := engine.compilation_failure()) is not None:
         raise CompilationError(reason)
     storage, result, compute = dtypes
@@ -113,18 +114,18 @@ def kernel_of(family: str, step: str, dtypes: tuple[str, str, str], flags: froze
 
 
 class _Sweep(NamedTuple):
-    """How a backward kernel goes over the units of a plan."""
+    """How a backward kernel processes the units of a plan."""
 
-    kernels: tuple[Kernel, ...]  # one, or where slices are larger than the cache one that sums and one that applies
+    kernels: tuple[Kernel, ...]  # one that sums and applies; or, for slices larger than the cache, one for each
     geometry: Array
     units: int  # in a slice
     parameters: int  # of each kind
     blocks: int  # of units
     block: int  # units in one
-    own: int  # arrays of gradients: one for each block, one for all where no two blocks share a parameter, or none
+    own: int  # separate arrays of gradients: one for each block; one for all if no blocks share a parameter; or none
     often: int  # parts of slices after which recent terms are added to the array
-    recent: int  # room for them, the gradients where there is no array, and to begin at the start of a cache line
-    key: tuple[bool, bool, int, bool, bool]  # what `PreparedCall._sweep` made it for
+    recent: int  # numbers in the scratch for recent terms, which are the gradients if there is no array
+    key: tuple[bool, bool, int, bool, bool]  # arguments of `PreparedCall._sweep`
 
 
 MERGERS = {"merge_moments": (3, 3), "merge_sums": (1, 2), "variances": (2, 2), "fold": (3, 2), "extend": (3, 2)}
@@ -168,16 +169,7 @@ class PreparedCall(Layout):
     ----------
     plan : Plan
     strides : tuple of int
-        Of the output, in bytes.
-
-    Attributes
-    ----------
-    single : bool
-        Whether the call is made on one example, and the plan is that of a batch of one. Set by the owner.
-    held_shape : tuple of int
-        Shape of the moments that a layer holds. Set by the owner.
-    views : tuple of (ndarray or None), or None
-        Scaling and biases of the layer as the kernels take them, where these are views. Set by the owner.
+        Strides of the output, in bytes.
     """
 
     def __init__(self, plan: Plan, strides: tuple[int, ...]) -> None:
@@ -205,10 +197,9 @@ class PreparedCall(Layout):
         self._steps: dict[Any, Step] = {}
         self._sweeps: dict[Any, _Sweep] = {}
 
-    # What the layer needs ---------------------------------------------------------------------------------------------
+    # Computation ----------------------------------------------------------------------------------------------------
 
     def output(self, x: Array) -> Array:
-        """Return a new array for the output of ``x``, or for a gradient; it has the memory order of ``x``."""
         if self._small and x.flags.c_contiguous:
             return np.empty(x.shape, self._result or x.dtype)
         return empty_like(x, self._result or x.dtype)
@@ -216,7 +207,6 @@ class PreparedCall(Layout):
     def normalize(
         self, x: Array, y: Array, gains: Array | None, shifts: Array | None, *, keep: bool = False
     ) -> Array | None:
-        """Write the output for ``x`` into ``y``, by the moments of ``x``; return mean and second moment if kept."""
         plan = self.plan
         if plan.tasks == 0:
             return np.zeros((2, plan.slices)) if keep else None
@@ -225,19 +215,13 @@ class PreparedCall(Layout):
         return self._normalize(x, y, gains, shifts, keep=keep)
 
     def apply(self, x: Array, y: Array, moments: Array, gains: Array | None, shifts: Array | None) -> None:
-        """Write the output for ``x`` into ``y``, by mean and variance of every slice."""
         self._by_given("apply", x, y, moments, gains, shifts)
 
     def invert(self, y: Array, x: Array, moments: Array, gains: Array | None, shifts: Array | None) -> None:
-        """Write into ``x`` the input whose output is ``y``, by mean and variance; the scaling has no zeros."""
         reciprocals = None if gains is None else (1.0 / gains.astype(np.float64)).astype(gains.dtype)
         self._by_given("invert", y, x, moments, reciprocals, shifts)
 
     def measure(self, x: Array, weights: Array | None = None) -> Array:
-        """Return mean, second moment and, with weights, count of every slice of ``x``.
-
-        The weights, or a mask, broadcast to ``x``; without them every element counts once, and there is no count.
-        """
         plan, units, slices = self.plan, self.plan.cut.units, self.plan.slices
         if plan.tasks == 0:
             return np.zeros((2 if weights is None else 3, slices))
@@ -261,45 +245,33 @@ class PreparedCall(Layout):
         return moments
 
     def statistics(self, moments: Array) -> Array:
-        """Return mean and variance (or mean square) of slices from mean, second moment and perhaps count."""
         unbiased, slices = self.plan.config.unbiased, self.plan.slices
         found = np.empty((2, slices))
         if len(moments) == 3:
             merger("variances", 1)(moments.reshape(-1), found.reshape(-1), slices, int(unbiased))
         else:
-            # A slice in which too little is counted has no spread: its variance is 0.
+            # A slice with too few counted elements has the variance 0.
             found[0] = moments[0]
             with np.errstate(all="ignore"):
                 np.divide(moments[1], max(self.plan.resolved.count - unbiased, 1.0), out=found[1])
         return found
 
     def fold(self, moments: Array, held: Array) -> None:
-        """Fold mean and second moment of every slice into moving means and variances, in place.
-
-        Parameters
-        ----------
-        moments : ndarray
-            Rows in the order of the kernel.
-        held : ndarray of float64
-            Of shape (2, \\*held_shape), contiguous: mean and variance.
-        """
         shaped = self.shaped(moments)
         examples = shaped.shape[1] if shaped.ndim > held.ndim else 1  # one axis more: the batch, or its groups
         if examples:
             merger("fold", 1)(shaped.reshape(-1), held.reshape(-1), self._folding, examples, held.size // 2)
 
     def last(self, moments: object, held: bool = True) -> Array | None:
-        """Return the rows of moments, if they are those that `remember` was called with last."""
         last = self._given
         return last[2] if last is not None and last[0] is moments and last[1] is held else None
 
     def remember(self, moments: object, held: bool, rows: Array) -> Array:
-        """Cache the rows of moments, which never change; those `held` by a layer are divided differently."""
         self._given = moments, held, rows
         return rows
 
     def _factors(self, moments: Array, *, through: bool) -> Array:
-        """Return the four numbers that a backward kernel needs of every slice; ``steps`` says which."""
+        """Return the four factors of every slice that a backward kernel needs; ``steps`` lists them."""
         factors = np.empty((4, self.plan.slices))
         factors[:2] = moments[:2]
         if not through:
@@ -312,7 +284,7 @@ class PreparedCall(Layout):
         return factors.reshape(-1)
 
     def _per_counts(self, count: Any) -> tuple[Any, Any]:
-        """Return one over the count and over the degrees of freedom, 0 where there are none or nothing is divided."""
+        """Return one over the count and over the degrees of freedom; 0 if these are 0 or the method has no mean."""
         count = np.asarray(count, np.float64)
         per_degree, per_count = (
             np.divide(1.0, number, out=np.zeros(count.shape), where=number > 0)
@@ -334,29 +306,6 @@ class PreparedCall(Layout):
         tangent: bool = False,
         merge: Callable[[Array], Array] | None = None,
     ) -> tuple[Array | None, Array | None]:
-        """Write the gradient of the input into ``dx``; return those of scaling and biases.
-
-        Parameters
-        ----------
-        x, dy, dx : ndarray
-            The input, the gradient of the output, and where the gradient of the input is written.
-        moments : ndarray
-            Where the gradient goes through the statistics: mean, second moment and, unless every element counts,
-            count. Otherwise mean and variance.
-        gains : ndarray or None
-            The scaling.
-        through : bool
-            Whether the gradient goes through the statistics.
-        biased : bool
-            Whether the gradient of biases is needed.
-        weights : ndarray, optional
-            The mask.
-        tangent : bool
-            ``dy`` is a direction of the input, and the derivative of the output along it is written into ``dx``.
-        merge : callable, optional
-            Takes the two sums of every slice, shaped as the moments behind an axis of two, and returns those of a
-            larger slice that this one is part of.
-        """
         plan = self.plan
         scaled = gains is not None and not tangent
         biased = biased and not tangent
@@ -389,7 +338,7 @@ class PreparedCall(Layout):
     # Kernels ---------------------------------------------------------------------------------------------------------
 
     def _by_copies(self, x: Array, y: Array, work: Callable[[Array, Array], Any]) -> Any:
-        """Do work on copies without gaps, where the kernels cannot read or write the arrays themselves."""
+        """Run `work` on contiguous copies, if the kernels cannot read or write the arrays themselves."""
         source, target = self.source(x), self.target(y)
         result = work(source, target)
         deliver(target, y)
@@ -474,7 +423,7 @@ class PreparedCall(Layout):
         plan = self.plan
         large = self.size * ITEMSIZE[plan.result] >= STREAMED["kept" if flags.get("KEEP") else step]
         flags["STREAM"] = int(large and "APPLY" in flags)
-        if step == "forward":  # going back, the method is in the numbers
+        if step == "forward":  # a backward kernel takes the method from its numbers
             flags.setdefault("CENTER", self.center)
             # Where nothing is measured, KEEP only chooses the threshold above; the kernel does not need it.
             flags["KEEP"] = flags.get("KEEP", 0) * flags.get("MEASURE", 0)
@@ -488,13 +437,13 @@ class PreparedCall(Layout):
         """
         if self.plan.cut.units == 1 or alone(self.size):
             return False
-        if self.size > STEP * self._blocks:  # between units Python may look for an interrupt
+        if self.size > STEP * self._blocks:  # Python can handle interrupts between units
             return True
         threads = get_num_threads()
         return self._blocks < ENOUGH * threads and self._blocks % threads > 0
 
     def _in_order_of_memory(self) -> tuple[Array, int, int]:
-        """Return geometry, tasks and the setting ACROSS for given moments: rows of all slices, one after another."""
+        """Return geometry, tasks and the setting ACROSS for given moments, in the order of memory."""
         cut, fields = self._pieces, self.plan.geometry
         geometry = self.geometry.copy()
         if cut is not None:
@@ -507,7 +456,7 @@ class PreparedCall(Layout):
         return geometry, fields[rows.ROWS] * fields[rows.PIECES] // portion * self.plan.slices, 1
 
     def _space(self, doubles: int, reals: int, parts: int, more: int = 0) -> tuple[Array, ...]:
-        """Allocate the scratch of a call: for each part numbers for every lane of a tile, and ``more`` behind them."""
+        """Allocate the scratch of a call: for each part, numbers for every lane of a tile and then ``more`` numbers."""
         if self.plan.family == "rows":
             return ()
         return np.empty(parts * doubles * self.tile), np.empty(parts * (reals * self.tile + more), self.compute)
@@ -519,7 +468,7 @@ class PreparedCall(Layout):
             merge(means.reshape(-1), spreads.reshape(-1), self._counts, self.plan.slices, first, last)
 
     def _merged(self, counts: Array, means: Array, spreads: Array) -> tuple[Array, Array]:
-        """Merge the moments of units with weights. The first unit may have hardly any, so there are two passes."""
+        """Merge the moments of units with weights. The first unit may have little weight, so there are two passes."""
         if len(means) == 1:
             return means[0], spreads[0]
         if not self.center:
@@ -535,7 +484,7 @@ class PreparedCall(Layout):
         return mean, _summed(away)
 
     def _sweep(self, scaled: bool, biased: bool, weighted: int, tangent: bool, merged: bool) -> _Sweep:
-        """How the backward kernel is run for some settings, made once and remembered."""
+        """Return how the backward kernel is run for some settings; it is cached."""
         key = (scaled, biased, weighted, tangent, merged)
         sweep = self._sweeps.get(key)
         if sweep is not None:
@@ -554,7 +503,7 @@ class PreparedCall(Layout):
             often = _parts_between(plan) if varying else 1
             least = max(32 * parameters, SHARE)
             own = max(1, min(SHARES, tasks, SPARE // max(16 * parameters, 1), self.size // least))
-            # Blocks of whole slices, or tiles, where there are as many of these as blocks.
+            # Blocks of whole slices, or tiles, if there are at least as many of these as blocks.
             block = -(-self._blocks // own) * units if self._blocks >= own else -(-tasks // own)
             own = -(-tasks // block)
         if few:
@@ -574,7 +523,7 @@ class PreparedCall(Layout):
         return sweep
 
     def _backward_kernels(self, key: tuple[bool, bool, int, bool, bool], *, apart: bool) -> tuple[Kernel, ...]:
-        """Return the kernel that takes the sums of slices and writes their gradient; or, apart, one for each."""
+        """Return the kernel that sums slices and writes their gradient; with `apart`, one kernel for each step."""
         scaled, biased, weighted, tangent, _ = key
         plan, kind = self.plan, self.plan.parameter_kind
         flags = {"SCALING": kind * scaled, "BIASES": kind * biased, "WEIGHTED": weighted, "TANGENT": int(tangent)}
@@ -594,7 +543,7 @@ class PreparedCall(Layout):
         factors: Array,
         merge: Callable[[Array], Array] | None,
     ) -> Array:
-        """Run the backward kernels, with the sums of slices between two of them; return gradients by parameter."""
+        """Run the backward kernels, and merge sums between two of them; return the gradients of parameters."""
         plan, units, slices, rows_ = self.plan, sweep.units, self.plan.slices, self.plan.family == "rows"
         blocks, block, parameters, often = sweep.blocks, sweep.block, sweep.parameters, sweep.often
         gradients = (np.empty if sweep.recent else np.zeros)((sweep.own, 2, parameters))
@@ -634,7 +583,7 @@ class PreparedCall(Layout):
             if merge is not None:
                 sums = self.ordered(merge(self.shaped(sums.reshape(2, slices)))).reshape(-1)
             kernel = kernels[1]
-            if geometry is self.geometry:  # no gradient of a parameter is added up: every unit is a block
+            if geometry is self.geometry:  # the second kernel adds up no gradients of parameters: a unit is a block
                 block, blocks = 1, plan.tasks
         run(work, blocks, self.size, apart=sweep.own > 0)
         return gradients[0] if len(gradients) == 1 else gradients.sum(0)
@@ -646,7 +595,7 @@ class PreparedCall(Layout):
 
     @functools.cached_property
     def _counts(self) -> Array:
-        """Elements that each unit of a slice contributes to it."""
+        """Return the number of elements of each unit of a slice."""
         cut, geometry = self.plan.cut, self.plan.geometry
         length, repeats = geometry[rows.LENGTH], geometry[rows.ROWS]
         sizes = np.full(cut.pieces, cut.piece, np.float64)
@@ -659,8 +608,8 @@ class PreparedCall(Layout):
     ) -> Array | None:
         """Measure units in parallel, merge them and apply the moments of the slices.
 
-        A few slices at a time for the last-level cache; or all of them where a piece of every slice is written before
-        the next piece, for the parameters.
+        A few slices at a time, so that they stay in the last-level cache; or all of them, if a piece of every slice is
+        written before the next piece, so that parameters are read once.
         """
         units, slices, blocks = self.plan.cut.units, self.plan.slices, self._blocks
         means, spreads = np.empty((units, slices)), np.empty((units, slices))
@@ -682,7 +631,7 @@ class PreparedCall(Layout):
         return np.stack((means[0], spreads[0])) if keep else None
 
     def _first_slice(self, block: int) -> int:
-        """The first slice of a block of the kernel's units: a slice, or a tile of columns."""
+        """Return the first slice of a block: of a slice, or of a tile of columns."""
         if self.plan.family == "rows":
             return block
         width, tile, tiles, fold = self.plan.geometry[columns.WIDTH : columns.FOLD + 1]
@@ -692,7 +641,7 @@ class PreparedCall(Layout):
 def _parts_between(plan: Plan) -> int:
     """Return how many parts of slices, one after another, contain at most `RECENT` terms of any parameter.
 
-    Parts are counted as the kernel takes them: pieces of a row, then the runs from the innermost outwards.
+    Parts are counted in the order of the kernel: pieces of a row, then the runs from the innermost outwards.
     """
     span, terms = plan.cut.pieces, 1
     nest = [run for run in reversed(plan.runs[:-1]) if run.aggregated]
@@ -707,7 +656,7 @@ def _parts_between(plan: Plan) -> int:
 
 
 def _summed(terms: Array) -> Array:
-    """Sums down the first axis, halves added to halves, in place."""
+    """Return the sums over the first axis; the second half is added to the first, in place."""
     count = len(terms)
     while count > 1:
         half = -(-count // 2)
@@ -729,7 +678,7 @@ def prepare(
     if jit.JIT:
         plan = make_plan(config, shape, dtype, strides, out_strides, per_example=per_example)
     else:
-        # Plain Python cannot reach beyond a view by its strides: everything but C order goes through copies.
+        # Plain Python cannot access memory outside a view, so arrays in other than C order are copied.
         plan = make_plan(config, shape, dtype, per_example=per_example)
         plain = (plan.order, dense_strides(shape, ITEMSIZE[dtype]), dense_strides(shape, ITEMSIZE[plan.result]))
         if plain != (tuple(range(len(shape))), strides, out_strides):

@@ -41,6 +41,9 @@ class DefinitionCall:
     def parameter(self, array: Array | None) -> Array | None:
         return array
 
+    def unordered(self, array: Array) -> Array:
+        return array
+
     def views_of(self, scaling: Array | None, biases: Array | None) -> tuple[Array | None, Array | None]:
         return scaling, biases
 

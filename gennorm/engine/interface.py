@@ -48,6 +48,9 @@ class PreparedCall(Protocol):
     def parameter(self, array: Array | None) -> Array | None:
         """Return a parameter as argument of the call; it is copied only if necessary."""
 
+    def unordered(self, array: Array) -> Array:
+        """Return a parameter in its own shape, from what `parameter` returned."""
+
     def views_of(self, scaling: Array | None, biases: Array | None) -> tuple[Array | None, Array | None] | None:
         """Return parameters as `parameter` does, if they share memory with the arrays; else None."""
 

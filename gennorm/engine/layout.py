@@ -1,4 +1,4 @@
-"""Arrays, parameters and moments as kernels take them: one-dimensional, in the order of memory."""
+"""Converts arrays, parameters and moments to the arguments of kernels: one-dimensional, in memory order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VIEWED: dict[str, np.dtype[Any]] = {
 
 
 class Layout:
-    """A plan, and how what belongs to it lies in memory.
+    """A plan, and the memory layout of its arrays, parameters and moments.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class Layout:
     # Arrays ----------------------------------------------------------------------------------------------------------
 
     def source(self, x: Array) -> Array:
-        """The array itself, or a copy without gaps where the plan says so."""
+        """Return the array itself, or a contiguous copy if the plan says so."""
         if self.plan.copies == "nothing":
             return x
         copy = dense(self.plan, x.dtype)
@@ -54,7 +54,7 @@ class Layout:
         return copy
 
     def target(self, y: Array) -> Array:
-        """The array itself, or one without gaps that `deliver` copies into it."""
+        """Return the array itself, or a contiguous one that `deliver` copies into it."""
         return y if self.plan.copies != "both" else dense(self.plan, y.dtype)
 
     def laid_out(self, values: Array) -> Array:
@@ -68,13 +68,13 @@ class Layout:
     # Moments ---------------------------------------------------------------------------------------------------------
 
     def shaped(self, rows: Array) -> Array:
-        """From rows in the order in which the kernel counts slices to arrays of the shape of the layer's moments."""
+        """Convert rows in the kernel's order of slices to arrays of the shape of the layer's moments."""
         if self._moments_order:
             rows = rows.reshape(len(rows), *self._moments_sizes).transpose(0, *(1 + i for i in self._moments_order))
         return rows.reshape(len(rows), *self.plan.resolved.moments_shape)
 
     def ordered(self, moments: Array) -> Array:
-        """From arrays of the shape of the layer's moments to rows in the order in which the kernel counts slices."""
+        """Convert arrays of the shape of the layer's moments to rows in the kernel's order of slices."""
         if self._moments_order:
             sizes = [self._moments_sizes[i] for i in self._moments_order]
             back = sorted(range(len(sizes)), key=self._moments_order.__getitem__)
@@ -84,7 +84,7 @@ class Layout:
     # Parameters ------------------------------------------------------------------------------------------------------
 
     def _prepared_steps(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
-        """How to bring a parameter array into the kernel's order; None where it is in it already."""
+        """Return how a parameter is converted to the kernel's order; None if it has this order already."""
         plan, resolved = self.plan, self.plan.resolved
         split, places = [], []
         for axis in resolved.scaling:
@@ -103,7 +103,7 @@ class Layout:
         return tuple(split), order, aligned, spread
 
     def parameter(self, array: Array | None) -> Array | None:
-        """Return a parameter as one contiguous run in the kernel's order and type, copied only if it is not one."""
+        """Return a parameter as a contiguous array in the kernel's order and type; it is copied only if necessary."""
         if array is None:
             return None
         if self._parameter_steps is None:
@@ -116,7 +116,6 @@ class Layout:
             return np.ascontiguousarray(array, self.compute).reshape(-1)
 
     def unordered(self, array: Array) -> Array:
-        """Return a parameter in its own shape, from one in the kernel's order; the inverse of `parameter`."""
         shape = self.plan.resolved.parameter_shape
         if self._parameter_steps is None:
             return array.reshape(shape)
@@ -127,7 +126,7 @@ class Layout:
         return np.ascontiguousarray(values).reshape(shape)
 
     def views_of(self, scaling: Array | None, biases: Array | None) -> tuple[Array | None, Array | None] | None:
-        """Return parameters as `parameter` does, if these are views that show what is written into the arrays later."""
+        """Return parameters as `parameter` does, if they share memory with the arrays; else None."""
         views = self.parameter(scaling), self.parameter(biases)
         for array, view in zip((scaling, biases), views, strict=True):
             if array is not None and view is not None and not np.may_share_memory(array, view):
@@ -135,7 +134,7 @@ class Layout:
         return views
 
     def gradient(self, array: Array) -> Array:
-        """From the kernel's order of the parameters to their shape; what was spread is summed up again."""
+        """Convert a gradient from the kernel's order to the shape of the parameters; spread parameters are summed."""
         shape = self.plan.resolved.parameter_shape
         if self._parameter_steps is None:
             return array.reshape(shape)
@@ -147,13 +146,13 @@ class Layout:
 
 
 def deliver(target: Array, y: Array) -> None:
-    """Copy what was written into a target, if it is not the array itself."""
+    """Copy a target into the array, if it is not the array itself."""
     if target is not y:
         np.copyto(y, target)
 
 
 def dense(plan: Plan, dtype: np.dtype[Any]) -> Array:
-    """A new array without gaps, in the memory order that the plan was made for."""
+    """Return a new contiguous array in the memory order of the plan."""
     order, shape = plan.order, plan.resolved.shape
     inverse = sorted(range(len(order)), key=lambda place: order[place])
     return np.empty([shape[axis] for axis in order], dtype).transpose(inverse)
@@ -161,12 +160,12 @@ def dense(plan: Plan, dtype: np.dtype[Any]) -> Array:
 
 @functools.cache
 def stored_empty(dtype: str) -> Array:
-    """Return an empty array of the type in which a kernel sees elements of this dtype."""
+    """Return an empty array of the storage type of a dtype in kernels."""
     return np.empty(0, (VIEWED.get(dtype) if jit.JIT else None) or np.dtype(dtype))
 
 
 def flat(array: Array, dtype: str) -> Array:
-    """A one-dimensional view that begins at the array's first element; kernels reach the others by their strides."""
+    """Return a one-dimensional view from the first element on; kernels access the others by strides."""
     if not array.flags.c_contiguous:
         array = array[(slice(0, 1),) * array.ndim]
     line = array.reshape(-1)

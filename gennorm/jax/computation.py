@@ -295,7 +295,7 @@ def _require_whole_batch(resolved: Resolved, axis: MappedAxis | None) -> None:
 # --------------------------------------------------------------------------------------------------------- the numbers
 
 
-@functools.partial(jax.jit, static_argnames=("config", "axis"), inline=True)
+@functools.partial(jax.jit, static_argnames=("config", "axis"))
 def _compute(
     x: Array,
     scaling: Array | None,
@@ -326,7 +326,7 @@ def _compute(
     return y.astype(_result_dtype(x)), found._replace(mean=None if found.mean is None else found.mean + centre)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "axis"), inline=True)
+@functools.partial(jax.jit, static_argnames=("config", "axis"))
 def _measure(x: Array, weights: Array | None, *, config: LayerConfig, axis: MappedAxis | None) -> SliceMoments:
     resolved = _computation(config).resolve(x.shape)
     if axis is None:
@@ -381,7 +381,7 @@ def _result_dtype(x: Array) -> Any:
     """Return the dtype of the output, as the definition has it."""
     if jnp.issubdtype(x.dtype, jnp.floating):
         return x.dtype
-    return jnp.float32 if x.dtype.itemsize <= 2 or not jax.config.jax_enable_x64 else jnp.float64
+    return jnp.float32 if x.dtype.itemsize <= 2 else jax.dtypes.canonicalize_dtype(np.float64)
 
 
 def _counted(mask: Any, weights: Any, shape: tuple[int, ...]) -> Array | None:

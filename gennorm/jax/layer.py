@@ -150,6 +150,9 @@ class NormalizationLayer:
         object.__setattr__(layer, "axis", settings[1])
         return layer
 
+    def __reduce__(self) -> Any:
+        return self.tree_unflatten, ((self.config, self.axis), tuple(getattr(self, name) for name in LEAVES))
+
     def replace(self, **arrays: Any) -> NormalizationLayer:
         """Return the layer with other parameters or moments.
 
@@ -342,11 +345,14 @@ class NormalizationLayer:
         >>> NormalizationLayer(-1, "Same", input_shape=(..., 2)).to_core()
         NormalizationLayer(-1, 'Same', input_shape=(..., 2))
         """
-        core = gennorm.NormalizationLayer.from_config(self.config.to_dict())
-        for name in ("scaling", "biases"):
-            own = None if getattr(self, name) is None else np.asarray(getattr(self, name))
-            if own is not None and not np.array_equal(own, getattr(core, name)):
-                setattr(core, name, own)
+        own = {
+            name: np.asarray(getattr(self, name)) for name in ("scaling", "biases") if getattr(self, name) is not None
+        }
+        explicit = {name: array for name, array in own.items() if getattr(self.config, name) == "explicit"}
+        core = gennorm.NormalizationLayer.from_config(self.config.to_dict(), **explicit)
+        for name, array in own.items():
+            if not np.array_equal(array, getattr(core, name)):
+                setattr(core, name, array)
         if self.variance is not None:
             mean = None if self.mean is None else np.asarray(self.mean, np.float64)
             core.moments = gennorm.Moments.from_variance(mean, np.asarray(self.variance, np.float64))

@@ -53,7 +53,8 @@ def shared_mean(part: SliceMoments, axis: MappedAxis) -> Array:
 
     It is not outside the means of the parts, so that it is exact where all elements are equal.
     """
-    count, mean, _ = lax.stop_gradient(part)
+    constants: Any = lax.stop_gradient(part)
+    count, mean, _ = constants
     counted = count > 0
     number, total = axis.sum(jnp.stack([count, jnp.where(counted, count * mean, 0)]))
     bounds = axis.largest(jnp.stack([jnp.where(counted, -mean, -jnp.inf), jnp.where(counted, mean, -jnp.inf)]))

@@ -26,12 +26,13 @@ __all__ = ["Calls"]
 
 Array = npt.NDArray[Any]
 
-MOST = 1024  # layouts for which a layer remembers the prepared call
+MOST = 1024  # prepared calls in the cache of a layer
+DROPPED = 64  # the oldest of them, which are dropped together to make room
 # Shapes of examples of any rank with the channels of colour pictures last, and the least sides of a picture.
 PICTURES = (..., 3), (..., 4)
 LEAST_SIDE = 16
-names: dict[np.dtype[Any], str] = {}  # NumPy takes a microsecond to find the name of a dtype
-DROPPED = 64  # the oldest of them, which are dropped together to make room
+
+_names: dict[np.dtype[Any], str] = {}  # NumPy takes a microsecond to find the name of a dtype
 
 
 class Calls:
@@ -91,13 +92,13 @@ class Calls:
             x = x[None]
         if given:
             config = self._for_given(x.shape)
-        strides = new_strides(x) if out is None else out
-        name = names.get(x.dtype) or names.setdefault(x.dtype, x.dtype.name)
+        strides = _new_strides(x) if out is None else out
+        name = _names.get(x.dtype) or _names.setdefault(x.dtype, x.dtype.name)
         call = engine.prepare(config, x.shape, name, x.strides, strides, per_example=per_example)
         call.single = single
         call.held_shape = held_shape(call.plan.resolved)
         if config.batched and config.input_shape in PICTURES:
-            warn_of_picture(call.plan.resolved)
+            _warn_of_picture(call.plan.resolved)
         if not per_example:
             self._parameters.require_fitting(call.plan.resolved)
             if self._complete:
@@ -113,7 +114,7 @@ class Calls:
         return config
 
 
-def warn_of_picture(resolved: Resolved) -> None:
+def _warn_of_picture(resolved: Resolved) -> None:
     """Warn if an array that is taken for a batch looks like one picture, and the difference matters.
 
     It has three axes with 3 or 4 channels last, and its rows would be normalized apart. Sequences of so many channels
@@ -131,7 +132,7 @@ def warn_of_picture(resolved: Resolved) -> None:
     warnings.warn(msg, UserWarning, stacklevel=depth)
 
 
-def new_strides(x: Array) -> tuple[int, ...]:
+def _new_strides(x: Array) -> tuple[int, ...]:
     """Return the strides of a new output for an array; those of ``numpy.empty_like``."""
     dtype = result_dtype(x.dtype)
     if x.flags.c_contiguous:

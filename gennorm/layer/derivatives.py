@@ -115,7 +115,7 @@ class Residuals(NamedTuple):
         # The copy: the caller may have written to the parameters since.
         gains = None if self.gains is None else self.call.unordered(self.gains)
         rows = call.ordered(self.call.shaped(self.rows))
-        return self._replace(call=call, gains=gains, rows=rows)  # type: ignore[arg-type]
+        return self._replace(call=call, gains=gains, rows=rows)
 
 
 def merged_sums(merge: Merge, sums: Array) -> Array:

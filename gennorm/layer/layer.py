@@ -184,24 +184,9 @@ class NormalizationLayer:
         epsilon_placement: str = "inside",
         learning_rate_multipliers: Any = None,
     ) -> None:
-        config = LayerConfig.make(
-            aggregation_levels,
-            scaling_levels,
-            group_number,
-            method,
-            unbiased,
-            epsilon,
-            scaling=parameter_mode("scaling", scaling),
-            biases=parameter_mode("biases", biases),
-            input_shape=input_shape,
-            batched=batched,
-            dtype=dtype,
-            statistics=statistics,
-            momentum=momentum,
-            trainable=trainable,
-            epsilon_placement=epsilon_placement,
-            learning_rate_multipliers=learning_rate_multipliers,
-        )
+        settings = locals()  # the arguments have the names of the settings
+        modes = {name: parameter_mode(name, settings[name]) for name in NAMES}
+        config = LayerConfig.make(**{name: settings[name] for name in DEFAULTS} | modes)
         self._begin(config, scaling, biases)
 
     def _begin(self, config: LayerConfig, scaling: Any, biases: Any) -> None:

@@ -130,7 +130,7 @@ def measured(call: PreparedCall, rows: Array) -> Moments:
     shaped = call.shaped(rows)
     if shaped.flags.writeable:  # a copy in another order
         shaped.setflags(write=False)
-    count = shaped[2, ...] if len(rows) == 3 else filled(shaped.shape[1:], call.plan.resolved.count)
+    count = shaped[2, ...] if len(rows) == 3 else _filled(shaped.shape[1:], call.plan.resolved.count)
     return Moments.of_read_only(count, shaped[0, ...] if call.center else None, shaped[1, ...])
 
 
@@ -302,16 +302,16 @@ def _over_slices(mean: Array | None, variance: Array, shape: tuple[int, ...]) ->
 
 
 @functools.lru_cache(64)
-def filled(shape: tuple[int, ...], count: int) -> Array:
+def _filled(shape: tuple[int, ...], count: int) -> Array:
     """Return a read-only array of one number, which takes no memory: the count of slices that are counted in full."""
     number = np.array(float(count))
     number.setflags(write=False)
     return np.broadcast_to(number, shape)
 
 
-def ones(shape: tuple[int, ...]) -> Array:
+def _ones(shape: tuple[int, ...]) -> Array:
     """Return the count of moving moments, which is 1 for every slice."""
-    return filled(shape, 1)
+    return _filled(shape, 1)
 
 
 def folded(
@@ -335,7 +335,7 @@ def folded(
     require_held(moving, resolved)
     variance = moving.mean_square() if moving.mean is None else moving.variance()
     mean, variance = following(moving.mean, variance, batch, resolved, config, unbiased=unbiased)
-    return Moments.trusted(ones(variance.shape), mean, variance)
+    return Moments.trusted(_ones(variance.shape), mean, variance)
 
 
 def folded_rows(moving: Moments, rows: Array, call: PreparedCall, config: LayerConfig) -> Moments:
@@ -346,7 +346,7 @@ def folded_rows(moving: Moments, rows: Array, call: PreparedCall, config: LayerC
         or call.plan.resolved.count == 0
         or not 0 < config.momentum < 1
         or shape != call.held_shape
-        or moving.count is not ones(shape)
+        or moving.count is not _ones(shape)
     ):
         return folded(moving, measured(call, rows.copy()), call.plan.resolved, config)
     new = np.empty((2, *shape))
@@ -354,7 +354,7 @@ def folded_rows(moving: Moments, rows: Array, call: PreparedCall, config: LayerC
     new[1] = moving.m2
     call.fold(rows, new)
     new.setflags(write=False)
-    return Moments.of_read_only(ones(shape), None if moving.mean is None else new[0, ...], new[1, ...])
+    return Moments.of_read_only(_ones(shape), None if moving.mean is None else new[0, ...], new[1, ...])
 
 
 def following(

@@ -1,11 +1,11 @@
-"""What the engine will do for one shape, dtype and layout: axes to runs, runs to a kernel's geometry.
+"""Makes plans for one shape, dtype and layout: axes become runs, and runs become the geometry of a kernel.
 
-Integers in, integers out. An array is read as a nest of runs: a grouped axis is split in two, axes are put in memory
-order, and neighbours that play one role and lie one behind the other are merged. By the role of the innermost run the
-plan belongs to one of two families of kernels. Where it is aggregated, a slice is a set of contiguous *rows*; where it
-is kept, neighbouring slices are *columns* of the lines of memory, and a tile of them is worked on at once.
+The planner uses integers only. A grouped axis is split in two, axes are sorted by memory order, and neighbouring axes
+of the same role that are contiguous are merged into runs. The role of the innermost run selects one of two families of
+kernels. If it is aggregated, a slice is a set of contiguous *rows*; if it is kept, neighbouring slices are *columns* of
+lines in memory, and a tile of them is processed at once.
 
-Parameters are strides in the same nest, 0 where they do not vary.
+Parameters have strides in the same runs, 0 where they do not vary.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from gennorm.spec.config import LayerConfig, Resolved, resolve_config
 __all__ = ["Plan", "Run", "dense_strides", "make_plan"]
 
 LANES = 16  # elements in a vector of the kernels; a plan never cuts a tile inside one
-TOGETHER = 8  # lines that the kernels take at a time; a piece is a multiple of them
+TOGETHER = 8  # lines that the kernels process at a time; pieces are multiples of it
 
-# Slices of up to this many bytes are read from memory once: their second reading, to write the output, finds them in
-# the cache. So are tiles of columns, all of whose slices are in the cache at once.
+# Slices, or tiles of columns, of up to this many bytes are read from memory once: the second reading, for the output,
+# finds them in the cache.
 CACHED = 4 << 20
 # A slice, or a tile of columns, of at least CUT elements is cut into units, which threads can share: up to UNITS of
-# them, of at least UNIT elements. The cut depends on the slice alone, neither on the number of threads nor on how many
-# slices there are: the results are the same to the bit for any number of threads, and for any size of the batch.
+# them, of at least UNIT elements. The cut depends neither on the number of threads nor on the number of slices: the
+# results are the same to the bit for any number of threads, and for any size of the batch.
 CUT = 1 << 15
 UNITS = 64
 UNIT = 1 << 13
-LARGEST = 1 << 21  # elements in a unit at the most: there are more than UNITS of them in a slice that has more
-LINES = 128  # lines in a unit of columns at the least: merging its moments costs as much as about ten lines
-BLOCK = 1 << 13  # elements of a block of lines: it stays in the first-level cache from lane to lane
-WIDEST = 1024  # lanes in a tile at the most: its sums fill half of the first-level cache
-# Rows of so many parameters that they fill the cache themselves are gone over piece by piece, a piece of every slice
-# before the next: the parameters are read once, not once a slice, and their gradients are written once. With 2 MB
-# of second-level cache 32 slices of 65,536 take 1.66 ms backwards against 1.38, 16 of 102,400 1.39 against 1.58, 16 of
-# 200,704 2.7 against 4.5; a smaller cache is full earlier.
+LARGEST = 1 << 21  # the largest number of elements in a unit: larger slices have more than UNITS units
+LINES = 128  # the smallest number of lines in a unit of columns: merging its moments takes as long as about ten lines
+BLOCK = 1 << 13  # elements of a piece of lines, which stays in the first-level cache for all lanes
+WIDEST = 1024  # the largest number of lanes in a tile: its sums fill half of the first-level cache
+# Rows with this many parameters, which fill the cache, are processed piece by piece: a piece of every slice before the
+# next piece. Parameters are then read once, not once for each slice, and their gradients are written once. With 2 MB of
+# second-level cache the backward pass of 32 slices of 65,536 takes 1.66 ms in pieces and 1.38 without, of 16 of 102,400
+# 1.39 and 1.58, of 16 of 200,704 2.7 and 4.5; with a smaller cache pieces pay earlier.
 LONG = 1 << 16
-WINDOW = 1 << 11  # elements of such a piece: what is added up for its parameters stays in the first-level cache
+WINDOW = 1 << 11  # elements of such a piece: the sums for its parameters stay in the first-level cache
 TILE, FOLD = 10, 12  # fields of the geometry of columns
-FOLDED = 32  # an aggregated innermost run shorter than this is summed as columns and folded where it can be
+FOLDED = 32  # a shorter aggregated innermost run is summed as columns and folded, if possible
 
 COMPUTED = {
     **dict.fromkeys(("bool", "int8", "uint8", "int16", "uint16", "float16", "bfloat16", "float32"), "float32"),
@@ -58,7 +58,7 @@ ITEMSIZE = {
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A block of axes that play one role and lie one behind the other in memory.
+    """Neighbouring axes in memory that have the same role and are contiguous.
 
     Attributes
     ----------
@@ -67,9 +67,9 @@ class Run:
     x, y, p : int
         Stride from one position to the next in the input, the output and the parameters, in elements.
     aggregated : bool
-        Whether it is part of the slices, or tells them apart.
+        Whether it is part of slices; otherwise it enumerates slices.
     axes : tuple of int
-        The axes it is made of, outermost first.
+        Its axes, outermost first.
     """
 
     size: int
@@ -81,19 +81,19 @@ class Run:
 
 
 class _Cell(NamedTuple):
-    """A whole axis, or one of the two parts of a grouped one."""
+    """An axis, or one of the two parts of a grouped axis."""
 
     size: int
     x: int
     y: int
     aggregated: bool
-    varies: bool  # with the parameters
+    varies: bool  # whether the parameters vary along it
     axis: int
-    part: int  # 0: the whole axis or the group, 1: the place within the group
+    part: int  # 0: the axis, or the number of the group; 1: the position within the group
 
 
 class _Cut(NamedTuple):
-    """How the lines or rows of a slice are cut into pieces and units."""
+    """The cut of the lines or rows of a slice into pieces and units."""
 
     piece: int
     pieces: int
@@ -103,7 +103,7 @@ class _Cut(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the engine does for arrays of one shape, dtype and layout. Print it.
+    """The plan of the engine for arrays of one shape, dtype and layout; it can be printed.
 
     Attributes
     ----------
@@ -111,29 +111,29 @@ class Plan:
     resolved : Resolved
         The levels as axes, with the shapes of parameters and moments.
     dtype, result, compute : str
-        Names of the input's dtype, the output's and the arithmetic's. Moments are float64 always.
+        Names of the dtypes of input, output and arithmetic. Moments are always float64.
     runs : tuple of Run
-        The nest, outermost run first.
+        The runs, outermost first.
     family : {"rows", "columns"}
-        Which kernels run it.
+        The family of kernels.
     cut : _Cut
     geometry : tuple of int
         The first array of integers of a kernel; see ``kernels/rows.py`` and ``kernels/columns.py`` for its fields.
     parameter_kind : int
-        How the parameters vary in the innermost loop, in the kernel's terms; 0 is not used.
+        How the parameters vary in the innermost loop: the setting of the kernels.
     parameter_cells : tuple of tuple of int
-        (axis, part, size) of every cell of the parameters as the kernel wants them, in memory order; size 1 does not
-        vary.
+        (axis, part, size) of every cell of the parameters in the order of the kernel; size 1 means that they do not
+        vary along it.
     moments_cells : tuple of tuple of int
         (axis, size) of the kept cells, in the order in which the kernel counts slices.
     tasks : int
-        Independent pieces of work that threads can share.
+        Number of independent tasks that threads can share.
     copies : {"nothing", "input", "both"}
-        What has to be copied first, because its innermost run has no unit stride.
+        Arrays that are copied, because their innermost run is not contiguous.
     order : tuple of int
         The axes in the memory order of a copy, outermost first.
     fallback : str or None
-        Why calls go by the definition in NumPy and not by kernels.
+        Why calls use the definition in NumPy instead of kernels.
 
     Examples
     --------
@@ -170,9 +170,9 @@ class Plan:
 
     @property
     def reads(self) -> int:
-        """How often the input is read from memory: once where a slice stays in the cache until it is written.
+        """Return how often the input is read from memory: once if slices stay in the cache until they are written.
 
-        Once too where its moments are those of a data set. Where they move, this is what a call in training does.
+        Once also for the moments of a data set. For moving moments it is the number of a call in training.
         """
         elements = self.resolved.count
         if self.family == "columns":
@@ -185,9 +185,9 @@ class Plan:
 
     @property
     def pieces(self) -> _Cut | None:
-        """Where a piece of every slice is worked on before the next: the cut into such pieces, each of them a unit.
+        """Return the cut into pieces, if a piece of every slice is processed before the next piece; a piece is a unit.
 
-        They are rows with parameters of their own for each element, `LONG` of them or more, the same for all slices.
+        This is for rows with one parameter for each element, `LONG` or more, which are the same for all slices.
         """
         if self.family != "rows" or self.parameter_kind != 2:
             return None
@@ -201,7 +201,7 @@ class Plan:
 
     @property
     def traffic(self) -> tuple[int, int]:
-        """Bytes that are read and written, those of copies included."""
+        """Return the bytes that are read and written, including copies."""
         input_, output = self.size * ITEMSIZE[self.dtype], self.size * ITEMSIZE[self.result]
         copied = {"nothing": 0, "input": input_, "both": input_ + output}[self.copies]
         return self.reads * input_ + copied, output + copied
@@ -225,7 +225,7 @@ def dense_strides(shape: tuple[int, ...], itemsize: int, like: tuple[int, ...] |
 
 
 def _memory_order(strides: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes from the largest stride to the smallest, in their own order where strides are alike."""
+    """Return the axes from the largest stride to the smallest; axes of equal stride keep their order."""
     for axis in range(1, len(strides)):
         if abs(strides[axis]) > abs(strides[axis - 1]):
             return tuple(sorted(range(len(strides)), key=lambda axis: -abs(strides[axis])))
@@ -297,7 +297,7 @@ def _cells(
     out_strides: tuple[int, ...],
     out_itemsize: int,
 ) -> list[_Cell] | None:
-    """Cells larger than 1, outermost first; None where the innermost one is not contiguous in input and output."""
+    """Return cells larger than 1, outermost first; None if the innermost is not contiguous in input and output."""
     cells: list[_Cell] = []
     in_order, last = True, math.inf
     for axis, (size, x, y) in enumerate(zip(resolved.shape, strides, out_strides, strict=True)):
@@ -326,10 +326,10 @@ def _cells(
 
 
 def _contiguous(cells: list[_Cell], size: int) -> tuple[int, int]:
-    """How many cells, from the innermost outwards, lie behind ``size`` elements in one run of one role, and its size.
+    """Return how many of the innermost cells form one run with ``size`` inner elements, and the size of this run.
 
-    Cells that differ in whether the parameters vary with them stay apart, so that parameters are one number a row,
-    unless the row would be too short to be worth it: then the parameters are spread over the longer one.
+    Cells along which the parameters vary are not merged with others, so that there is one parameter for each row,
+    unless the row would be too short: then the parameters are spread over the longer row.
     """
     last = cells[-1]
     taken = 0
@@ -428,7 +428,7 @@ def _plan(
 
 
 def _merged(cells: list[_Cell], inner: int) -> tuple[Run, ...]:
-    """Runs of the cells outside the innermost, outermost first; ``inner`` parameters lie inside them."""
+    """Merge the cells outside the innermost run into runs, outermost first; the inner run has ``inner`` parameters."""
     runs: list[Run] = []
     step = inner
     for cell in reversed(cells):
@@ -448,13 +448,13 @@ def _merged(cells: list[_Cell], inner: int) -> tuple[Run, ...]:
 
 
 def _tile(width: int, fold: int) -> int:
-    """Lanes in a tile: whole vectors and whole slices, all lanes of a line if they are not too many."""
+    """Return the lanes in a tile: whole vectors and whole slices, all lanes of a line if they are not too many."""
     step = math.lcm(LANES, fold)
     return min(max(WIDEST // step, 1), -(-width // step)) * step
 
 
 def _cut_row(length: int, rows: int) -> _Cut:
-    """The cut of a slice of so many rows into pieces and units of whole vectors."""
+    """Return the cut of a slice of ``rows`` rows into pieces and units of whole vectors."""
     elements = length * rows
     if elements < CUT:
         return _Cut(length, 1, rows, 1)
@@ -470,7 +470,7 @@ def _cut_row(length: int, rows: int) -> _Cut:
 
 
 def _cut_tile(length: int, rows: int, width: int, block: int) -> _Cut:
-    """The cut of a tile of ``rows`` times ``length`` lines of ``width`` elements into pieces and units."""
+    """Return the cut of a tile of ``rows`` times ``length`` lines of ``width`` elements into pieces and units."""
     lines = length * rows
     unit = max(min(max(-(-lines // UNITS), UNIT // max(width, 1), LINES), LARGEST // max(width, 1)), 1)
     if lines * width < CUT or lines < 2 * unit:

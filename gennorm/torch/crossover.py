@@ -10,29 +10,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torch import Tensor, is_grad_enabled, strided
+from torch import Tensor, get_num_threads, is_grad_enabled, strided
 from torch.compiler import is_dynamo_compiling
 
-from gennorm.torch.tensors import is_eager
+from gennorm.torch.tensors import HALVES, is_eager
 
 __all__ = ["Crossover", "computed", "get_batch_invariant", "is_faster_in_torch", "set_batch_invariant"]
 
 
 class Crossover(NamedTuple):
-    """Elements of an input from which kernels are faster than an operator of torch.
+    """Elements of an input of 32 or 64 bits from which kernels are faster than an operator of torch.
 
     Attributes
     ----------
     forward : int
-        Where no gradient is needed.
+        Where no gradient is needed, with one thread.
     both : int
-        Forward and backward together.
+        Forward and backward together, with one thread.
+    forward_shared, both_shared : int
+        The same with several threads.
     """
 
     forward: int
     both: int
+    forward_shared: int
+    both_shared: int
 
 
+# Kernels take as long for an element of 16 bits as for one of 32, torch's operators half as long.
+HALF = 4
 _batch_invariant = False
 
 
@@ -78,21 +84,35 @@ def set_batch_invariant(enabled: bool) -> None:
     _batch_invariant = bool(enabled)
 
 
-def is_faster_in_torch(x: Tensor, weight: Tensor | None, crossover: Crossover) -> bool:
-    """Return whether torch's own operator computes a call faster than a kernel; small calls are decided in 0.5 µs.
+def is_faster_in_torch(x: Tensor, weight: Tensor | None, crossover: Crossover, last: Crossover | None = None) -> bool:
+    """Return whether torch's own operator computes a call faster than a kernel. The decision takes 0.5 µs.
+
+    Parameters
+    ----------
+    x : Tensor
+        The input.
+    weight : Tensor or None
+        The scaling.
+    crossover : Crossover
+    last : Crossover, optional
+        That of inputs that are not contiguous, such as those with channels last.
 
     Examples
     --------
     >>> import torch
-    >>> [is_faster_in_torch(torch.ones(size), None, Crossover(9, 0)) for size in (8, 9)]
+    >>> [is_faster_in_torch(torch.ones(size), None, Crossover(9, 0, 9, 0)) for size in (8, 9)]
     [True, False]
     """
-    # A size is not read while torch compiles: a compiled model would then be limited to inputs of this size.
-    if is_dynamo_compiling() or type(x) is not Tensor or _batch_invariant:
+    # A size is not read while torch compiles or traces: the model would then be limited to inputs of this size.
+    if is_dynamo_compiling() or _batch_invariant or type(x) is not Tensor or not is_eager():
         return False
+    if last is not None and not x.is_contiguous():
+        crossover = last
     derived = is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad))
-    limit = crossover.both if derived else crossover.forward
-    return x.numel() < limit and is_eager() and x.is_cpu and x.layout is strided
+    limit = crossover[derived + 2 * (get_num_threads() > 1)]
+    if x.dtype in HALVES:
+        limit *= HALF
+    return x.numel() < limit and x.is_cpu and x.layout is strided
 
 
 def computed(operator: Callable[..., Tensor], *arguments: Any) -> Tensor | None:

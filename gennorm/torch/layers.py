@@ -35,8 +35,15 @@ __all__ = [
 
 MISFITS = (ShapeError, LevelRangeError, GroupError, ParameterError)
 
-# From these sizes on, kernels take at most as long as torch's operators. Measured on two cores of an AMD EPYC.
-LAYER = RMS = GROUP = BATCH = BATCH_EVALUATION = INSTANCE = Crossover(0, 0)
+# Measured on two cores of an AMD EPYC with torch 2.13, in inputs of 64 channels or rows of 768. Those that end with
+# LAST are for inputs with channels last, or without axes behind the channels.
+LAYER = Crossover(200_000, 200_000, 1_500_000, 2_500_000)
+RMS = Crossover(1_000, 16_000, 1_000, 16_000)
+GROUP, GROUP_LAST = Crossover(2_000_000, 2_000_000, 2_000_000, 2_000_000), Crossover(4_000_000, 0, 4_000_000, 0)
+BATCH, BATCH_LAST = Crossover(100_000, 300_000, 150_000, 300_000), Crossover(2_000_000, 4_000_000, 3_000_000, 4_000_000)
+EVALUATION = Crossover(2_500_000, 2_000_000, 2_500_000, 2_500_000)
+INSTANCE, INSTANCE_LAST = Crossover(4_000, 150_000, 4_000, 200_000), Crossover(0, 0, 0, 0)
+FEATURE_MAP = 1024  # elements of one channel of one example from which torch's group norm is fast with channels last
 
 
 class Configured(Normalization):
@@ -77,8 +84,8 @@ class LayerNorm(TorchNorm, nn.LayerNorm):
 
     Examples
     --------
-    >>> LayerNorm(4)(torch.tensor([[1.0, 2.0, 4.0, 5.0]]))
-    tensor([[-1.2649, -0.6325,  0.6325,  1.2649]], grad_fn=<NormalizeBackward>)
+    >>> LayerNorm(4)(torch.tensor([[1.0, 2.0, 4.0, 5.0]])).detach()
+    tensor([[-1.2649, -0.6325,  0.6325,  1.2649]])
     """
 
     def layer(self) -> gennorm.NormalizationLayer:
@@ -102,8 +109,8 @@ class RMSNorm(TorchNorm, nn.RMSNorm):
 
     Examples
     --------
-    >>> RMSNorm(2)(torch.tensor([[1.0, 7.0]]))
-    tensor([[0.2000, 1.4000]], grad_fn=<NormalizeBackward>)
+    >>> RMSNorm(2)(torch.tensor([[1.0, 7.0]])).detach()
+    tensor([[0.2000, 1.4000]])
     """
 
     _gennorm_float64: TensorComputation  # with its epsilon, where none is given
@@ -153,7 +160,10 @@ class GroupNorm(TorchNorm, nn.GroupNorm):
             return recorded
         _require_several(input, input.shape[0] * input.shape[1] // self.num_groups if input.dim() > 1 else 0)
         weight = self._parameter("weight")
-        if is_faster_in_torch(input, weight, GROUP):
+        # With channels last torch takes far longer for feature maps of fewer elements than it divides among threads.
+        if is_faster_in_torch(input, weight, GROUP, GROUP_LAST) and (
+            input.is_contiguous() or input.shape[2:].numel() >= FEATURE_MAP
+        ):
             y = computed(torch.group_norm, input, self.num_groups, weight, self._parameter("bias"), self.eps, False)
             if y is not None:
                 return y
@@ -207,20 +217,20 @@ class _BatchNorm(_Running):
         running = self.running_mean is not None
         if not self.training:
             moments = self._running() if running else None
-            y = self._by_torch(input, BATCH_EVALUATION if running else BATCH, moments, 0.0)
+            y = self._by_torch(input, moments, 0.0)
             return self._normalized(input, moments) if y is None else y
         _require_several(input, input.shape[0])
         if self.eps <= 0:
             msg = f"eps is {self.eps}, and torch's batch norm trains with a positive one\nassign module.eps = 1e-5"
             raise ConfigError(msg, code="C122")
         if not (self.track_running_stats and running):
-            y = self._by_torch(input, BATCH, None, 0.0)
+            y = self._by_torch(input, None, 0.0)
             return self._normalized(input) if y is None else y
         batches: Any = self.num_batches_tracked
         share = self.momentum
         if share is None and batches is not None:  # each batch counts as much as every one before it
             share = (batches + 1).double().reciprocal()
-        y = self._by_torch(input, BATCH, self._running(), share or 0.0)
+        y = self._by_torch(input, self._running(), share or 0.0)
         if y is None:
             momentum = share if isinstance(share, Tensor) else self._gennorm.config.momentum
             y = self._normalized_by_batch(input, momentum)
@@ -228,13 +238,17 @@ class _BatchNorm(_Running):
             batches.add_(1)
         return y
 
-    def _by_torch(self, x: Tensor, crossover: Crossover, moments: Any, share: float | Tensor) -> Tensor | None:
+    def _by_torch(self, x: Tensor, moments: Any, share: float | Tensor) -> Tensor | None:
         """Return the output of torch's operator, which folds in the moments in training; None if kernels are faster."""
-        weight = self._parameter("weight")
-        if not is_faster_in_torch(x, weight, crossover):
+        weight, measures = self._parameter("weight"), self.training or moments is None
+        if not measures:
+            faster = is_faster_in_torch(x, weight, EVALUATION)
+        else:
+            faster = is_faster_in_torch(x, weight, BATCH if x.dim() > 2 else BATCH_LAST, BATCH_LAST)
+        if not faster:
             return None
         mean, variance = (None, None) if moments is None else moments
-        measures, bias = self.training or moments is None, self._parameter("bias")
+        bias = self._parameter("bias")
         return computed(torch.batch_norm, x, weight, bias, mean, variance, measures, float(share), self.eps, False)
 
 
@@ -253,7 +267,7 @@ class _InstanceNorm(_Running):
     def _apply_instance_norm(self, input: Tensor) -> Tensor:
         weight = self._parameter("weight")
         own = self.training or not self.track_running_stats  # whether it is normalized by its own moments
-        if (own or self.running_mean is not None) and is_faster_in_torch(input, weight, INSTANCE):
+        if (own or self.running_mean is not None) and is_faster_in_torch(input, weight, INSTANCE, INSTANCE_LAST):
             if own:
                 _require_several(input, 1)
             bias, share = self._parameter("bias"), self.momentum or 0.0

@@ -183,7 +183,7 @@ def test_a_pullback_of_the_definition_has_the_parameters_of_its_call(name, each,
         patch.setattr(jit, "build", refused)
         patch.setattr(engine_call, "kernel_of", functools.cache(engine_call.kernel_of.__wrapped__))
         patch.setattr(engine, "_reason", None)
-        pullback._kept.call._sweeps.clear()
+        pullback._residuals.call._sweeps.clear()
         with pytest.warns(RuntimeWarning, match="LLVM ERROR"):
             found = pullback(dy)
     close((found.input, found.scaling, found.biases), (expected.input, expected.scaling, expected.biases))

@@ -35,6 +35,7 @@ def kernels(monkeypatch):
     if not ffi.is_available():
         pytest.skip(f"kernels cannot be used here: {fallback_reason() or ffi.api_version()}")
     monkeypatch.setattr(operations, "WORTH", 1)
+    monkeypatch.setattr(operations, "WORTH_FORWARD", 1)
     jax.clear_caches()
     yield
     jax.clear_caches()
@@ -160,6 +161,17 @@ def test_small_and_other_arrays_are_left_to_the_definition(counted, monkeypatch)
     jax.clear_caches()
     call(x)
     assert counted == {"forward": 0, "backward": 0}
+
+
+def test_a_forward_pass_alone_has_a_threshold_of_its_own(counted, monkeypatch):
+    call, x, _ = given("layer norm")
+    monkeypatch.setattr(operations, "WORTH_FORWARD", x.size + 1)
+    y = call(x)
+    assert counted["forward"] == 0
+    again, back = jax.vjp(call, x)
+    back(y)
+    assert counted == {"forward": 1, "backward": 1}
+    np.testing.assert_allclose(y, again, rtol=1e-4, atol=1e-5)
 
 
 def test_an_exported_program_has_no_kernels(counted):

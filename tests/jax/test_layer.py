@@ -13,7 +13,7 @@ import jax.numpy as jnp  # noqa: E402
 
 import gennorm.jax as gj  # noqa: E402
 
-BATCH_NORM = {"input_shape": (3, ...), "batched": True, "statistics": "moving", "momentum": 0.75}
+BATCH_NORM = {"input_shape": (3, 5), "batched": True, "statistics": "moving", "momentum": 0.75}
 X = np.random.default_rng(0).normal(2, 3, (8, 3, 5)).astype("float32")
 
 LAYERS = {
@@ -33,14 +33,16 @@ def test_the_core_s_layer_there_and_back(name):
     layer = gj.NormalizationLayer.from_core(core)
     np.testing.assert_allclose(layer(jnp.asarray(X)), core(X), rtol=2e-5, atol=2e-5)
     back = layer.to_core()
-    np.testing.assert_array_equal(back(X), core(X))
-    assert repr(layer) == repr(back) or core.moments is not None or "scaling=" in repr(back)
+    np.testing.assert_allclose(back(X), core(X), rtol=1e-5, atol=1e-6)
+    assert repr(back) == repr(core)
+    assert repr(layer) == repr(core) or name == "group norm"
     if core.moments is not None:
         np.testing.assert_allclose(layer.inverse(layer(X)), X, rtol=1e-4, atol=1e-4)
     copies = pickle.loads(pickle.dumps(layer)), jax.tree.map(lambda leaf: leaf + 0, layer)
     for copy in copies:
         assert jax.tree.structure(copy) == jax.tree.structure(layer)
-        np.testing.assert_array_equal(copy(X), layer(X))
+        for one, other in zip(jax.tree.leaves(copy), jax.tree.leaves(layer), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -66,15 +68,15 @@ def test_moving_moments_over_a_mapped_axis():
     for levels in ("{0, 2}", 2):  # slices that are shared, and slices of each example
         one = gj.NormalizationLayer(levels, 1, **BATCH_NORM)
         many = gj.NormalizationLayer(levels, 1, **BATCH_NORM, axis_name="n")
-        y, whole = one.fold(X)
-        parts, spread = jax.vmap(many.fold, axis_name="n", out_axes=(0, None))(X.reshape(4, 2, 3, 5))
+        y, whole = jax.jit(one.fold)(X)
+        parts, spread = jax.jit(jax.vmap(many.fold, axis_name="n", out_axes=(0, None)))(X.reshape(4, 2, 3, 5))
         np.testing.assert_allclose(parts.reshape(X.shape), y, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(spread.mean, whole.mean, rtol=1e-6)
         np.testing.assert_allclose(spread.variance, whole.variance, rtol=1e-5)
 
 
 def test_gradients_of_a_layer():
-    layer = gj.NormalizationLayer("{0, 2;;All}", 1, **BATCH_NORM)
+    layer = gj.NormalizationLayer("{0, 2}", 1, **BATCH_NORM)
 
     @jax.jit
     def loss(layer, x):
@@ -89,7 +91,7 @@ def test_gradients_of_a_layer():
     np.testing.assert_allclose(slope.biases, (3 * new.fold(X)[0] ** 2).sum((0, 2)), rtol=1e-4)
     held = jax.grad(lambda layer: (layer(X) ** 3).sum())(new)
     assert not held.mean.any()
-    frozen = gj.NormalizationLayer("{0, 2;;All}", 1, **BATCH_NORM, trainable=False)
+    frozen = gj.NormalizationLayer("{0, 2}", 1, **BATCH_NORM, trainable=False)
     slope = jax.grad(lambda layer: (layer.fold(X)[0] ** 3).sum())(frozen)
     assert not any(leaf.any() for leaf in jax.tree.leaves(slope))
     assert frozen.fold(X)[1] is frozen

@@ -211,7 +211,7 @@ def test_mapped_axes(name):
     """The statistics are those of all parts together."""
     graph, state = nnx.split(pair(name, axis_name="n")[0])
     x = X.reshape(2, 5, 4, 6) * jnp.asarray([1.0, 3.0]).reshape(2, 1, 1, 1)
-    y = jax.vmap(lambda x: nnx.merge(graph, state)(x), axis_name="n")(x)  # noqa: PLW0108  mutated inside
+    y = jax.vmap(lambda state, x: nnx.merge(graph, state)(x), in_axes=(None, 0), axis_name="n")(state, x)
     values = np.asarray(x, np.float64)
     mean = 0 if name == "RMSNorm" else values.mean(REDUCED[name], keepdims=True)
     spread = ((values - mean) ** 2).mean(REDUCED[name], keepdims=True)

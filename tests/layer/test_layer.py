@@ -690,7 +690,7 @@ def test_an_example_and_a_batch():
 
 @pytest.mark.parametrize("dtype", strategies.DTYPES)
 def test_the_dtype_of_the_output(dtype):
-    y = gn.normalize(sample((3, 5), dtype), 2)
+    y = gn.layer_norm(5)(sample((3, 5), dtype))
     assert y.dtype == dtype_of(strategies.RESULTS[dtype])
     assert y.dtype.isnative
 

@@ -11,15 +11,22 @@ from gennorm.errors import GennormError  # noqa: E402
 from gennorm.torch import crossover, layers  # noqa: E402
 from tests.torch.test_layers import CASES, gradients, laid_out, pair, sample, titled  # noqa: E402
 
-LIMITS = ("LAYER", "RMS", "GROUP", "BATCH", "BATCH_EVALUATION", "INSTANCE")
+LIMITS = ("LAYER", "RMS", "GROUP", "GROUP_LAST", "BATCH", "BATCH_LAST", "EVALUATION", "INSTANCE", "INSTANCE_LAST")
 
 
 @pytest.fixture(autouse=True)
 def small(batch_invariant, monkeypatch):
     """Let every layer call torch for inputs below 2,000 elements."""
     for name in LIMITS:
-        monkeypatch.setattr(layers, name, crossover.Crossover(2000, 2000))
+        monkeypatch.setattr(layers, name, crossover.Crossover(2000, 2000, 2000, 2000))
     gt.set_batch_invariant(False)
+
+
+@pytest.fixture
+def threads_of_torch():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def by_kernel(y):
@@ -89,18 +96,33 @@ def test_bits_do_not_depend_on_the_batch_where_that_is_wanted():
     ("elements", "derived", "expected"),
     [(9, False, True), (10, False, False), (19, True, True), (20, True, False)],
 )
-def test_the_limit_depends_on_gradients(elements, derived, expected):
-    limit = crossover.Crossover(10, 20)
+@pytest.mark.usefixtures("threads_of_torch")
+def test_the_limit_depends_on_gradients_and_threads(elements, derived, expected):
+    limit = crossover.Crossover(10, 20, 30, 40)
+    torch.set_num_threads(1)
     x, weight = torch.ones(elements), torch.ones(elements).requires_grad_(derived)
     assert crossover.is_faster_in_torch(x, weight, limit) is expected
     assert crossover.is_faster_in_torch(x.clone().requires_grad_(derived), None, limit) is expected
     with torch.no_grad():
         assert crossover.is_faster_in_torch(x, weight, limit) is (elements < 10)
+        assert crossover.is_faster_in_torch(x.half(), weight, limit)
+        torch.set_num_threads(2)
+        assert crossover.is_faster_in_torch(x, weight, limit)
+        assert not crossover.is_faster_in_torch(torch.ones(30), weight, limit)
+    assert crossover.is_faster_in_torch(torch.ones(30).requires_grad_(), None, limit)
+    assert not crossover.is_faster_in_torch(torch.ones(40).requires_grad_(), None, limit)
+
+
+def test_channels_last_have_a_limit_of_their_own():
+    first, last = crossover.Crossover(100, 100, 100, 100), crossover.Crossover(10, 10, 10, 10)
+    x = torch.ones(2, 3, 2, 2)
+    assert crossover.is_faster_in_torch(x, None, first, last)
+    assert not crossover.is_faster_in_torch(x.contiguous(memory_format=torch.channels_last), None, first, last)
 
 
 def test_only_plain_tensors_are_given_to_torch():
     """Others are computed by the definition, as they are for large inputs."""
-    limit, x = crossover.Crossover(100, 100), torch.ones(4)
+    limit, x = crossover.Crossover(100, 100, 100, 100), torch.ones(4)
     assert crossover.is_faster_in_torch(x, None, limit)
     assert not crossover.is_faster_in_torch(x.to("meta"), None, limit)
     assert not crossover.is_faster_in_torch(torch.nn.Parameter(x), None, limit)
