@@ -8,9 +8,9 @@ torch.Size([2, 3, 8, 8])
 
 The modules, from the inside out: `tensors` has arrays over the memory of tensors, and checks; `computation` normalizes
 tensors by a kernel or by `gennorm.definition`; `distributed` merges moments over processes; `moments` has moments as
-tensors; `module` has the base class of every module and `NormalizationLayer`; `layers` has torch's own layers;
-`crossover` decides where these call torch's operators; `folding` puts a norm into the layer before it; `accelerating`
-changes models.
+tensors; `module` has the base class of every module and `NormalizationLayer`; `layouts` has the strides of outputs;
+`layers` has torch's own layers; `crossover` decides where these call torch's operators; `folding` puts a norm into the
+layer before it; `proving` proves that a forward is a norm; `accelerating` changes models.
 """
 
 from gennorm.torch.accelerating import accelerate, restore

@@ -30,6 +30,7 @@ from gennorm.torch.tensors import (
     is_eager,
     is_plain,
     is_traced,
+    memory_of,
     require_mask,
     require_parameter,
     require_tensor,
@@ -310,14 +311,22 @@ class TensorComputation:
 
 
 class _Memory:
-    """The memory of a tensor, which stays allocated: another tensor at this address is a view of it."""
+    """The place of a parameter in memory, and an array over it.
+
+    The array does not keep the memory, so that the storage can be resized. It is used for a tensor at this place only:
+    that tensor keeps the memory during the call.
+    """
 
     __slots__ = ("array", "at", "dtype", "shape", "steps")
 
     def __init__(self, tensor: Maybe) -> None:
         self.array: Array | None = None
         if tensor is not None:
-            self.array, self.at = array_of(tensor), tensor.data_ptr()
+            if tensor.data_ptr() == 0 and tensor.numel() > 0:
+                msg = "a parameter has no memory: its storage has been resized to 0\n"
+                msg += "call the model through the wrapper that shards its parameters"
+                raise TensorError(msg, code="T006")
+            self.array, self.at = memory_of(tensor), tensor.data_ptr()
             self.dtype, self.shape, self.steps = tensor.dtype, tensor.shape, tensor.stride()
 
     def fits(self, tensor: Maybe) -> bool:

@@ -78,7 +78,7 @@ def fold(layer: nn.Module, norm: nn.Module) -> nn.Module:
     folded = copy.deepcopy(layer).eval()
     weight: Tensor = layer.weight  # type: ignore[assignment]
     device = weight.device
-    own = torch.zeros(channels, dtype=torch.float64) if layer.bias is None else layer.bias.detach().double().cpu()  # type: ignore[operator, union-attr]
+    own = torch.zeros(channels, dtype=torch.float64) if layer.bias is None else layer.bias.detach().double().cpu()  # type: ignore[operator]
     multiplied = _multiplied(layer, weight.detach().double().cpu(), gain)
     folded.weight = nn.Parameter(multiplied.to(device, weight.dtype), weight.requires_grad)
     folded.bias = nn.Parameter((own * gain + shift).to(device, weight.dtype), weight.requires_grad)
@@ -120,9 +120,9 @@ def _held(norm: Any) -> tuple[LayerConfig, tuple[Tensor | None, Tensor]]:
     return config, (wide[0], wide[1])  # type: ignore[return-value]
 
 
-def _multiplied(layer: Any, weight: Tensor, gain: Tensor) -> Tensor:
+def _multiplied(layer: Any, weight: Any, gain: Tensor) -> Tensor:
     """Return the weight with the outputs of each channel multiplied."""
-    if not isinstance(layer, tuple(TRANSPOSED)):
+    if not any(isinstance(layer, kind) for kind in TRANSPOSED):
         return weight * gain.reshape(-1, *[1] * (weight.dim() - 1))
     # The weight of a transposed convolution has the inputs first; the outputs of each group follow.
     gains = gain.reshape(layer.groups, 1, -1, *[1] * (weight.dim() - 2))

@@ -13,13 +13,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeight
 
 import gennorm
-from gennorm.errors import ConfigError, GroupError, LevelRangeError, ParameterError, ShapeError, TensorError
+from gennorm.errors import (
+    ConfigError,
+    GennormError,
+    GroupError,
+    LevelRangeError,
+    ParameterError,
+    ShapeError,
+    TensorError,
+)
 from gennorm.spec.config import LayerConfig
 from gennorm.torch.computation import Pair, TensorComputation
 from gennorm.torch.crossover import Crossover, computed, is_faster_in_torch
+from gennorm.torch.layouts import arranged, restrided
 from gennorm.torch.module import Normalization
+from gennorm.torch.tensors import FLOATING, HALVES
 
 __all__ = [
     "BatchNorm1d",
@@ -50,33 +61,74 @@ class Configured(Normalization):
     """A module whose config follows from its attributes, and is made again when one of them is assigned."""
 
     __constants__: Any
-    layer: Callable[[], gennorm.NormalizationLayer]  # makes the layer of the core that the attributes stand for
+    _gennorm_arrangement = "contiguous"  # the strides that torch gives the output: see gennorm.torch.layouts
+    _gennorm_layer: Callable[
+        [], gennorm.NormalizationLayer
+    ]  # makes the layer of the core that the attributes stand for
 
-    def _settings(self) -> LayerConfig:
-        return LayerConfig.from_dict(self.layer().to_config())
+    def _gennorm_settings(self) -> LayerConfig:
+        return LayerConfig.from_dict(self._gennorm_layer().to_config())
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if "_gennorm" in vars(self) and name in self.__constants__:
-            self._begin()
+            self._gennorm_begin()
 
-    def _normalized(
+    def _gennorm_normalized(
         self, x: Tensor, moments: Pair | None = None, computation: TensorComputation | None = None
     ) -> Tensor:
         computation = computation or self._gennorm
+        x = arranged(x, self._gennorm_arrangement) if isinstance(x, Tensor) else x
+        weight, bias = self._gennorm_parameter("weight"), self._gennorm_parameter("bias")
         try:
-            return computation.normalize(x, self._parameter("weight"), self._parameter("bias"), moments=moments)
+            y = computation.normalize(x, weight, bias, moments=moments)
         except MISFITS as error:
             raise TensorError(error.message, code=error.code) from None  # of the class that torch raises
+        return y if x.is_contiguous() else restrided(y, x)
 
 
 class TorchNorm(Configured):
-    """The base of the layers that torch has too."""
+    """The base of the layers that torch has too.
+
+    Every name that it adds to torch's class begins with ``_gennorm``, so that it hides no attribute of a subclass.
+    """
+
+    def _gennorm_begin(self) -> None:
+        try:
+            super()._gennorm_begin()
+        except GennormError:  # settings that torch takes and gennorm does not, such as eps=-1
+            vars(self)["_gennorm"] = None
+
+    def _gennorm_defers(self, x: Any) -> bool:
+        """Return whether torch's own forward computes: for settings, dtypes and tensors that only torch takes."""
+        if self._gennorm is None:
+            return True
+        if not isinstance(x, Tensor):
+            return False
+        if x.is_nested:
+            return True
+        for name in ("weight", "bias"):
+            parameter = self._gennorm_parameter(name)
+            if parameter is None or parameter.dtype is x.dtype:
+                if type(parameter) is ExpandedWeight:  # per-sample gradients
+                    return True
+            elif x.dtype in FLOATING and not (parameter.dtype is torch.float32 and x.dtype in HALVES):
+                return True
+        return False
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        # torch.jit.script compiles what this returns: torch's own layer with the same parameters.
+        original: Any = getattr(type(self), "_gennorm_original", None) or next(
+            kind for kind in type(self).__mro__ if not issubclass(kind, Normalization)
+        )
+        made: nn.Module = object.__new__(original)
+        vars(made).update({name: value for name, value in vars(self).items() if not name.startswith("_gennorm")})
+        return made
 
     def reset_parameters(self) -> None:
         """Set the initial parameters; torch's constructors do this last."""
         super().reset_parameters()  # type: ignore[misc] # torch's class comes after this one
-        self._begin()
+        self._gennorm_begin()
 
 
 class LayerNorm(TorchNorm, nn.LayerNorm):
@@ -88,20 +140,22 @@ class LayerNorm(TorchNorm, nn.LayerNorm):
     tensor([[-1.2649, -0.6325,  0.6325,  1.2649]])
     """
 
-    def layer(self) -> gennorm.NormalizationLayer:
+    def _gennorm_layer(self) -> gennorm.NormalizationLayer:
         """Make the layer of the core that the attributes stand for."""
         return gennorm.layer_norm(self.normalized_shape, epsilon=self.eps)
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize over the trailing axes."""
-        weight = self._parameter("weight")
+        weight = self._gennorm_parameter("weight")
         if is_faster_in_torch(input, weight, LAYER):
-            bias = self._parameter("bias")
+            bias = self._gennorm_parameter("bias")
             y = computed(torch.layer_norm, input, self.normalized_shape, weight, bias, self.eps, False)
             if y is not None:
                 return y
-        recorded = self._recorded(input)
-        return self._normalized(input) if recorded is None else recorded
+        recorded = self._gennorm_recorded(input)
+        if recorded is not None:
+            return recorded
+        return super().forward(input) if self._gennorm_defers(input) else self._gennorm_normalized(input)
 
 
 class RMSNorm(TorchNorm, nn.RMSNorm):
@@ -113,29 +167,36 @@ class RMSNorm(TorchNorm, nn.RMSNorm):
     tensor([[0.2000, 1.4000]])
     """
 
+    _gennorm_arrangement = "suggested"
     _gennorm_float64: TensorComputation  # with its epsilon, where none is given
 
-    def layer(self, dtype: torch.dtype = torch.float32) -> gennorm.NormalizationLayer:
+    def _gennorm_layer(self, dtype: torch.dtype = torch.float32) -> gennorm.NormalizationLayer:
         """Make the layer of the core that the attributes stand for."""
         return gennorm.rms_norm(self.normalized_shape, epsilon=torch.finfo(dtype).eps if self.eps is None else self.eps)
 
-    def _begin(self) -> None:
-        super()._begin()
-        self._gennorm_float64 = TensorComputation(LayerConfig.from_dict(self.layer(torch.float64).to_config()))
+    def _gennorm_begin(self) -> None:
+        super()._gennorm_begin()
+        if self._gennorm is None:
+            return
+        self._gennorm_float64 = TensorComputation(LayerConfig.from_dict(self._gennorm_layer(torch.float64).to_config()))
 
     def forward(self, x: Tensor) -> Tensor:
         """Divide by the root mean square over the trailing axes."""
-        weight = self._parameter("weight")
+        weight = self._gennorm_parameter("weight")
         if is_faster_in_torch(x, weight, RMS):
             y = computed(torch.rms_norm, x, self.normalized_shape, weight, self.eps)
             if y is not None:
                 return y
-        recorded = self._recorded(x)
+        recorded = self._gennorm_recorded(x)
         if recorded is not None:
             return recorded
-        return self._normalized(x, computation=self._of(x))
+        return (
+            super().forward(x)
+            if self._gennorm_defers(x)
+            else self._gennorm_normalized(x, computation=self._gennorm_of(x))
+        )
 
-    def _of(self, x: Any) -> TensorComputation:
+    def _gennorm_of(self, x: Any) -> TensorComputation:
         """Return the computation with the epsilon for the dtype of an input."""
         return self._gennorm_float64 if isinstance(x, Tensor) and x.dtype is torch.float64 else self._gennorm
 
@@ -149,25 +210,31 @@ class GroupNorm(TorchNorm, nn.GroupNorm):
     tensor([-1.0000,  1.0000, -1.0000,  1.0000])
     """
 
-    def layer(self) -> gennorm.NormalizationLayer:
+    _gennorm_arrangement = "suggested"
+
+    def _gennorm_layer(self) -> gennorm.NormalizationLayer:
         """Make the layer of the core that the attributes stand for."""
         return gennorm.group_norm(self.num_groups, self.num_channels if self.affine else None, epsilon=self.eps)
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize every example over groups of channels and all other axes."""
-        recorded = self._recorded(input)
+        recorded = self._gennorm_recorded(input)
         if recorded is not None:
             return recorded
+        if self._gennorm_defers(input):
+            return super().forward(input)
         _require_several(input, input.shape[0] * input.shape[1] // self.num_groups if input.dim() > 1 else 0)
-        weight = self._parameter("weight")
+        weight = self._gennorm_parameter("weight")
         # With channels last torch takes far longer for feature maps of fewer elements than it divides among threads.
         if is_faster_in_torch(input, weight, GROUP, GROUP_LAST) and (
             input.is_contiguous() or input.shape[2:].numel() >= FEATURE_MAP
         ):
-            y = computed(torch.group_norm, input, self.num_groups, weight, self._parameter("bias"), self.eps, False)
+            y = computed(
+                torch.group_norm, input, self.num_groups, weight, self._gennorm_parameter("bias"), self.eps, False
+            )
             if y is not None:
                 return y
-        return self._normalized(input)
+        return self._gennorm_normalized(input)
 
 
 class _Running(TorchNorm):
@@ -181,66 +248,76 @@ class _Running(TorchNorm):
     eps: float
     _check_input_dim: Callable[[Tensor], None]
 
-    def _settings(self) -> LayerConfig:
-        config = super()._settings()
+    def _gennorm_settings(self) -> LayerConfig:
+        config = super()._gennorm_settings()
+        if not 0 <= (self.momentum or 0.0) <= 1:
+            msg = f"momentum is {self.momentum}, and gennorm takes the share of the new value, from 0 to 1\n"
+            msg += "assign module.momentum = 0.1"
+            raise ConfigError(msg, code="C126")
         return replace(config, momentum=1 - (self.momentum or 0.0))  # torch counts the share of the new value
 
-    def _channels(self) -> int | None:
+    def _gennorm_channels(self) -> int | None:
         """Return the number of channels that an input has; None where any number will do."""
         return self.num_features if self.affine or self.running_mean is not None else None
 
-    def _running(self) -> Any:
+    def _gennorm_running(self) -> Any:
         return self.running_mean, self.running_var
 
-    def _normalized_by_batch(self, x: Tensor, momentum: float | Tensor) -> Tensor:
+    def _gennorm_by_batch(self, x: Tensor, momentum: float | Tensor) -> Tensor:
         """Normalize by the moments of the input, and fold them into the running ones."""
-        weight, bias = self._parameter("weight"), self._parameter("bias")
+        weight, bias = self._gennorm_parameter("weight"), self._gennorm_parameter("bias")
+        x = arranged(x, self._gennorm_arrangement)
         try:
-            return self._gennorm.normalize_and_fold(x, weight, bias, self._running(), momentum, unbiased=True)
+            y = self._gennorm.normalize_and_fold(x, weight, bias, self._gennorm_running(), momentum, unbiased=True)
         except MISFITS as error:
             raise TensorError(error.message, code=error.code) from None
+        return y if x.is_contiguous() else restrided(y, x)
 
 
 class _BatchNorm(_Running):
     """Over the batch and everything but the channels."""
 
-    def layer(self) -> gennorm.NormalizationLayer:
+    _gennorm_arrangement = "suggested"
+
+    def _gennorm_layer(self) -> gennorm.NormalizationLayer:
         """Make the layer of the core that the attributes stand for."""
-        return gennorm.batch_norm(self._channels(), epsilon=self.eps)
+        return gennorm.batch_norm(self._gennorm_channels(), epsilon=self.eps)
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize by the batch in training, by the running statistics in evaluation."""
-        recorded = self._recorded(input)
+        recorded = self._gennorm_recorded(input)
         if recorded is not None:
             return recorded
+        if self._gennorm_defers(input):
+            return super().forward(input)
         self._check_input_dim(input)
         running = self.running_mean is not None
         if not self.training:
-            moments = self._running() if running else None
-            y = self._by_torch(input, moments, 0.0)
-            return self._normalized(input, moments) if y is None else y
+            moments = self._gennorm_running() if running else None
+            y = self._gennorm_by_torch(input, moments, 0.0)
+            return self._gennorm_normalized(input, moments) if y is None else y
         _require_several(input, input.shape[0])
         if self.eps <= 0:
             msg = f"eps is {self.eps}, and torch's batch norm trains with a positive one\nassign module.eps = 1e-5"
             raise ConfigError(msg, code="C122")
         if not (self.track_running_stats and running):
-            y = self._by_torch(input, None, 0.0)
-            return self._normalized(input) if y is None else y
+            y = self._gennorm_by_torch(input, None, 0.0)
+            return self._gennorm_normalized(input) if y is None else y
         batches: Any = self.num_batches_tracked
         share = self.momentum
         if share is None and batches is not None:  # each batch counts as much as every one before it
             share = (batches + 1).double().reciprocal()
-        y = self._by_torch(input, self._running(), share or 0.0)
+        y = self._gennorm_by_torch(input, self._gennorm_running(), share or 0.0)
         if y is None:
             momentum = share if isinstance(share, Tensor) else self._gennorm.config.momentum
-            y = self._normalized_by_batch(input, momentum)
+            y = self._gennorm_by_batch(input, momentum)
         if batches is not None:
             batches.add_(1)
         return y
 
-    def _by_torch(self, x: Tensor, moments: Any, share: float | Tensor) -> Tensor | None:
+    def _gennorm_by_torch(self, x: Tensor, moments: Any, share: float | Tensor) -> Tensor | None:
         """Return the output of torch's operator, which folds in the moments in training; None if kernels are faster."""
-        weight, measures = self._parameter("weight"), self.training or moments is None
+        weight, measures = self._gennorm_parameter("weight"), self.training or moments is None
         if not measures:
             faster = is_faster_in_torch(x, weight, EVALUATION)
         else:
@@ -248,38 +325,42 @@ class _BatchNorm(_Running):
         if not faster:
             return None
         mean, variance = (None, None) if moments is None else moments
-        bias = self._parameter("bias")
+        bias = self._gennorm_parameter("bias")
         return computed(torch.batch_norm, x, weight, bias, mean, variance, measures, float(share), self.eps, False)
 
 
 class _InstanceNorm(_Running):
     """Over everything but the channels, for every example."""
 
-    def layer(self) -> gennorm.NormalizationLayer:
+    def _gennorm_layer(self) -> gennorm.NormalizationLayer:
         """Make the layer of the core that the attributes stand for."""
-        return gennorm.instance_norm(self._channels(), epsilon=self.eps)
+        return gennorm.instance_norm(self._gennorm_channels(), epsilon=self.eps)
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize by the input, or by the running statistics in evaluation."""
-        recorded = self._recorded(input)
+        recorded = self._gennorm_recorded(input)
         return super().forward(input) if recorded is None else recorded
 
     def _apply_instance_norm(self, input: Tensor) -> Tensor:
-        weight = self._parameter("weight")
+        if self._gennorm_defers(input):
+            return super()._apply_instance_norm(input)  # type: ignore[misc] # torch's class comes after this one
+        weight = self._gennorm_parameter("weight")
         own = self.training or not self.track_running_stats  # whether it is normalized by its own moments
         if (own or self.running_mean is not None) and is_faster_in_torch(input, weight, INSTANCE, INSTANCE_LAST):
             if own:
                 _require_several(input, 1)
-            bias, share = self._parameter("bias"), self.momentum or 0.0
-            y = computed(torch.instance_norm, input, weight, bias, *self._running(), own, share, self.eps, False)
+            bias, share = self._gennorm_parameter("bias"), self.momentum or 0.0
+            y = computed(
+                torch.instance_norm, input, weight, bias, *self._gennorm_running(), own, share, self.eps, False
+            )
             if y is not None:
                 return y
         if not self.training and self.track_running_stats:
-            return self._normalized(input, self._running())
+            return self._gennorm_normalized(input, self._gennorm_running())
         _require_several(input, 1)
         if self.running_mean is None:
-            return self._normalized(input)
-        return self._normalized_by_batch(input, self._gennorm.config.momentum)
+            return self._gennorm_normalized(input)
+        return self._gennorm_by_batch(input, self._gennorm.config.momentum)
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):

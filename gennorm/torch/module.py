@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx.proxy import Proxy
 
 import gennorm
-from gennorm.errors import ConfigError, FrozenError, InitializationError, ParameterError, UnknownNameError
+from gennorm.errors import ConfigError, FrozenError, InitializationError, ParameterError, TensorError, UnknownNameError
 from gennorm.extend import initial, is_one_example, kept_shape, parameter_shape, required, resolve_config
 from gennorm.layer.parameters import Parameters
 from gennorm.layer.state import State
@@ -41,26 +41,32 @@ MISSING: Any = object()
 
 
 class Normalization(nn.Module):
-    """The base of every module: it has parameters `weight` and `bias`, and a computation, which `_begin` makes.
+    """The base of every module: it has parameters `weight` and `bias`, and a computation, which `_gennorm_begin` makes.
 
     The parameters of a call are what the attributes `weight` and `bias` are at that moment.
     """
 
     _gennorm: TensorComputation
 
-    def _settings(self) -> LayerConfig:
+    def _gennorm_settings(self) -> LayerConfig:
         """Return the config of what the module computes."""
         raise NotImplementedError
 
-    def _begin(self) -> None:
-        self._gennorm = TensorComputation(self._settings())
+    def _gennorm_begin(self) -> None:
+        self._gennorm = TensorComputation(self._gennorm_settings())
 
-    def _parameter(self, name: str) -> Tensor | None:
+    def _gennorm_parameter(self, name: str) -> Tensor | None:
         """Return `weight` or `bias`; None where the module has none."""
         found = self._parameters.get(name, MISSING)  # saves most of the microsecond that an attribute takes
         return getattr(self, name, None) if found is MISSING else found
 
-    def _recorded(self, x: Any, *others: Any, **named: Any) -> Any:
+    def __prepare_scriptable__(self) -> Any:
+        # torch.jit.script calls this before it compiles.
+        msg = "torch.jit.script cannot compile the module, whose forward is Python\n"
+        msg += "pass torch.jit.trace(module, x), or call torch.compile(module)"
+        raise TensorError(msg, code="T012")
+
+    def _gennorm_recorded(self, x: Any, *others: Any, **named: Any) -> Any:
         """Record the call of a proxy of `torch.fx.symbolic_trace`, as for torch's layers; None for other inputs."""
         tracer: Any = None if type(x) is Tensor or not isinstance(x, Proxy) else x.tracer
         if tracer is None or self is tracer.root:
@@ -86,7 +92,7 @@ def _setting(name: str) -> Any:
             return
         self.config = LayerConfig.make(**{**self.config.arguments(), name: value})
         self._cumulative = self._cumulative and name != "momentum"
-        self._begin()
+        self._gennorm_begin()
 
     return property(get, change, doc=f"The setting `{name}` of `gennorm.NormalizationLayer`.")
 
@@ -173,7 +179,7 @@ class NormalizationLayer(Normalization):
         self.config, self._cumulative = config, False
         for name, array in zip(PARAMETERS.values(), (made.scaling, made.biases), strict=True):
             self.register_parameter(name, None if array is None else nn.Parameter(tensor_of(array).clone()))
-        self._begin()
+        self._gennorm_begin()
         if not config.trainable:
             self.requires_grad_(False)
         self.synchronized, self.process_group = synchronized, process_group
@@ -195,7 +201,7 @@ class NormalizationLayer(Normalization):
         self.register_buffer("batches", torch.tensor(0) if config.statistics == "moving" else None)
         self._hold(initial(config, shape))
 
-    def _settings(self) -> LayerConfig:
+    def _gennorm_settings(self) -> LayerConfig:
         return self.config
 
     def forward(
@@ -240,7 +246,7 @@ class NormalizationLayer(Normalization):
                 [[-5.,  5.]]])
         """
         named = {key: value for key, value in (("scaling", scaling), ("biases", biases)) if value is not None}
-        recorded = self._recorded(x, mask, **named)
+        recorded = self._gennorm_recorded(x, mask, **named)
         if recorded is not None:
             return recorded
         weight, bias = self._parameters_of(scaling, biases)
@@ -413,7 +419,7 @@ class NormalizationLayer(Normalization):
     def reset_parameters(self) -> None:
         """Set the weight to ones, the bias to zeros, and the moments to what they were at first."""
         for name, value in (("weight", 1.0), ("bias", 0.0)):
-            parameter = self._parameter(name)
+            parameter = self._gennorm_parameter(name)
             if parameter is not None:
                 nn.init.constant_(parameter, value)
         self.reset_moments()
@@ -510,7 +516,7 @@ class NormalizationLayer(Normalization):
         factors = self.config.learning_rate_multipliers
         found = []
         for name, key in PARAMETERS.items():
-            parameter = self._parameter(key)
+            parameter = self._gennorm_parameter(key)
             if parameter is not None:
                 factor = dict(factors).get(name, 1.0) if isinstance(factors, tuple) else factors
                 found.append({"params": [parameter], "lr": learning_rate * (1.0 if factor is None else factor)})
@@ -518,18 +524,20 @@ class NormalizationLayer(Normalization):
 
     def extra_repr(self) -> str:
         """Return the arguments that make the module."""
-        modes = {name: None if self._parameter(key) is None else "Automatic" for name, key in PARAMETERS.items()}
+        modes = {
+            name: None if self._gennorm_parameter(key) is None else "Automatic" for name, key in PARAMETERS.items()
+        }
         arguments = text_of(replace(self.config, **modes)).removeprefix("NormalizationLayer(")[:-1]  # type: ignore[arg-type]
         return arguments + (", synchronized=True" if self.synchronized else "")
 
     def _get_name(self) -> str:
-        return "NormalizationLayer" if type(self) is _MovingLayer else super()._get_name()
+        return "NormalizationLayer" if type(self) is _MovingLayer else super()._get_name()  # type: ignore[no-untyped-call]
 
     def _parameters_of(self, scaling: Tensor | None, biases: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Return the parameters of a call, which may be passed to it."""
         return (
-            self._parameter("weight") if scaling is None else scaling,
-            self._parameter("bias") if biases is None else biases,
+            self._gennorm_parameter("weight") if scaling is None else scaling,
+            self._gennorm_parameter("bias") if biases is None else biases,
         )
 
     def _is_single(self, x: Tensor) -> bool:
@@ -585,10 +593,10 @@ class NormalizationLayer(Normalization):
             if self.config.statistics == "dataset":
                 if found is None:
                     self._buffers[name] = None if name == "count" else self._buffers[name]
-                elif self._buffers[name] is None or self._buffers[name].shape != found.shape:  # type: ignore[union-attr]
+                elif (own := self._buffers[name]) is None or own.shape != found.shape:
                     self._buffers[name] = torch.empty_like(found, dtype=moments_dtype(found.device))
         absent: list[str] = []
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, absent, *rest)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, absent, *rest)
         missing += [key for key in absent if key != prefix + "batches"]
 
 

@@ -53,7 +53,7 @@ class Moments(NamedTuple):
         """
         return definition.variance_of(SliceMoments(*self), unbiased=unbiased)
 
-    def __add__(self, other: Any) -> Moments:  # type: ignore[override]
+    def __add__(self, other: Any) -> Moments:
         """Return the moments of everything that was counted in either."""
         if not isinstance(other, Moments):
             return NotImplemented
@@ -61,12 +61,12 @@ class Moments(NamedTuple):
 
     def detach(self) -> Moments:
         """Return the same moments without their gradient."""
-        return Moments(*(None if one is None else one.detach() for one in self))  # type: ignore[arg-type]
+        return Moments(*(None if one is None else one.detach() for one in self))
 
     def to_core(self) -> gennorm.Moments:
         """Return the moments as arrays, as the layer of the core takes them."""
-        count, mean, m2 = (None if one is None else array_of(one.detach().cpu()) for one in self)
-        return gennorm.Moments(count, mean, m2)
+        count, m2 = (array_of(one.detach().cpu()) for one in (self.count, self.m2))
+        return gennorm.Moments(count, None if self.mean is None else array_of(self.mean.detach().cpu()), m2)
 
     @classmethod
     def from_core(cls, moments: gennorm.Moments, device: Any = None) -> Moments:
@@ -79,7 +79,7 @@ class Moments(NamedTuple):
         """
         dtype = moments_dtype(torch.device("cpu") if device is None else torch.device(device))
         arrays = moments.count, moments.mean, moments.m2
-        return cls(*(None if one is None else torch.tensor(one, dtype=dtype, device=device) for one in arrays))  # type: ignore[arg-type]
+        return cls(*(None if one is None else torch.tensor(one, dtype=dtype, device=device) for one in arrays))
 
 
 def moments_dtype(device: torch.device) -> torch.dtype:
@@ -119,7 +119,6 @@ def mean_and_variance(moments: Any, config: LayerConfig, device: torch.device) -
         msg += "pass what measure(x) returned, a pair of tensors (mean, variance), or gennorm.Moments"
         raise ParameterError(msg, code="T030")
     dtype = moments_dtype(device)
-    mean, variance = (
-        None if one is None else torch.tensor(one, dtype=dtype, device=device) for one in used(moments, config)
-    )
-    return mean, variance
+    center, spread = used(moments, config)
+    mean = None if center is None else torch.tensor(center, dtype=dtype, device=device)
+    return mean, torch.tensor(spread, dtype=dtype, device=device)

@@ -1,6 +1,7 @@
 """Accelerate and restore: what is served and what is not, and that a model stays what it is."""
 
 import copy
+import importlib
 import pickle
 
 import pytest
@@ -72,14 +73,15 @@ def served(module):
     return [one.by for one in gt.accelerate(module).replaced]
 
 
-@pytest.mark.parametrize("made", [LlamaRMSNorm, MistralRMSNorm, T5LayerNorm])
+@pytest.mark.parametrize("made", [LlamaRMSNorm, MistralRMSNorm, T5LayerNorm, GemmaRMSNorm])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_rms_norms_of_transformers(made, dtype):
     theirs = made(16).to(dtype)
     with torch.no_grad():
         theirs.weight.copy_(sample(16))
     ours = copy.deepcopy(theirs)
-    assert served(ours) == ["NormalizationLayer(-1, 'Same', method='RMS', epsilon=1e-06, input_shape=(..., 16))"]
+    text = "NormalizationLayer(-1, 'Same', method='RMS', epsilon=1e-06, input_shape=(..., 16))"
+    assert served(ours) == [text + " of 1 + weight" * (made is GemmaRMSNorm)]
     assert isinstance(ours, made)
     x = sample(2, 3, 16, dtype=dtype)
     calls = []
@@ -94,48 +96,55 @@ def test_rms_norms_of_transformers(made, dtype):
         made.forward = made_forward
 
 
-def test_right_arithmetic_is_proved():
-    module = NormWith()
-    assert served(module) == ["NormalizationLayer(-1, 'Same', epsilon=1e-05, input_shape=(..., 8))"]
+@pytest.mark.parametrize(
+    ("wrong", "epsilon"), [(None, "1e-05"), ("epsilon of its own", "2e-05"), ("no bias", "1e-05")], ids=str
+)
+def test_right_arithmetic_is_proved(wrong, epsilon):
+    module = NormWith(wrong)
+    theirs, x = copy.deepcopy(module), sample(3, 8)
+    assert served(module) == [f"NormalizationLayer(-1, 'Same', epsilon={epsilon}, input_shape=(..., 8))"]
     assert isinstance(module, NormWith)
+    torch.testing.assert_close(module(x), theirs(x))
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "why"),
     [
-        "unbiased",
-        "epsilon outside",
-        "epsilon of its own",
-        "constant statistics",
-        "evaluation",
-        "squared weight",
-        "no bias",
+        ("unbiased", "its forward is not a norm"),
+        ("epsilon outside", "its forward is not a norm"),
+        ("constant statistics", "its forward calls detach"),
+        ("evaluation", "its forward computes something else in training"),
+        ("squared weight", "its forward is not a norm"),
     ],
 )
-def test_wrong_arithmetic_is_left(wrong):
+def test_wrong_arithmetic_is_left(wrong, why):
     """Each differs in one thing only, which parameters of one and inputs of one scale would not show."""
     module = NormWith(wrong)
     (left,) = gt.accelerate(nn.Sequential(module)).left
     assert type(module) is NormWith
-    if wrong != "no bias":
-        assert left.why.startswith("on a probe it differs by ")
+    assert left.why == why
 
 
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (lambda: GemmaRMSNorm(8), "on a probe it differs by "),
         (lambda: nn.LayerNorm(8, device="meta"), "its parameters are on the device meta"),
-        (lambda: nn.SyncBatchNorm(8), "its class is not known, and has num_batches_tracked, running_mean, running_var"),
+        (lambda: nn.SyncBatchNorm(8), "it has its own forward and running statistics"),
         (nn.LazyBatchNorm1d, "its parameters have no sizes yet: call the model once"),
-        (lambda: Other(8), "it has a forward of its own, and running statistics, which cannot be probed"),
+        (lambda: Other(8), "it has its own forward and running statistics"),
+        (
+            lambda: nn.BatchNorm2d(8, momentum=1.5),
+            "momentum is 1.5, and gennorm takes the share of the new value, from 0",
+        ),
+        (lambda: nn.LayerNorm(8, eps=-1.0), "epsilon cannot be -1.0"),
+        (lambda: LlamaRMSNorm(8).double(), "its forward computes torch.float64 in torch.float32"),
         (lambda: nn.LayerNorm(8).to(torch.float8_e4m3fn), "its parameters are of the dtype torch.float8_e4m3fn"),
         (
             lambda: nn.utils.parametrize.register_parametrization(nn.LayerNorm(8), "weight", nn.Identity()),
             "its class was made by torch.nn.utils.parametrize",
         ),
         (lambda: patched(nn.LayerNorm(8)), "its forward has been replaced by another"),
-        (lambda: nn.LocalResponseNorm(2), "on a probe it differs by "),
+        (lambda: nn.LocalResponseNorm(2), "its forward "),
     ],
 )
 def test_what_is_left_and_why(make, why):
@@ -264,7 +273,7 @@ def test_report():
         "batched=True, "
         "statistics='moving', momentum=0.9)",
         "left because",
-        "  1 SyncBatchNorm  d  its class is not known, and has num_batches_tracked, running_mean, running_var",
+        "  1 SyncBatchNorm  d  it has its own forward and running statistics",
     ]
 
 
@@ -284,3 +293,166 @@ def test_threads_are_torch_s(monkeypatch):
     finally:
         torch.set_num_threads(before)
     assert set(seen) == {2}
+
+
+# ---------------------------------------------------------------------- what users do with a model afterwards
+
+
+def workflow_model():
+    """A drop-in class, a class that is proved, one with zero-centred scaling and one with running statistics."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), LlamaRMSNorm(8), GemmaRMSNorm(8), nn.BatchNorm1d(8))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return net
+
+
+def pruned(net, x, path):
+    prune = importlib.import_module("torch.nn.utils.prune")
+    for layer in (net[1], net[2], net[3]):
+        prune.l1_unstructured(layer, "weight", amount=0.5)
+    before = net(x)
+    net(x).sum().backward()
+    assert net[2].weight_orig.grad is not None
+    for layer in (net[1], net[2], net[3]):
+        prune.remove(layer, "weight")
+    torch.testing.assert_close(net(x), before)
+    return before
+
+
+def averaged(net, x, path):
+    average = torch.optim.swa_utils.AveragedModel(net)
+    with torch.no_grad():
+        net[2].weight.add_(1.0)
+    average.update_parameters(net)
+    average.update_parameters(net)
+    return average.eval()(x)
+
+
+def saved(net, x, path):
+    torch.save(net, path / "model.pt")
+    return torch.load(path / "model.pt", weights_only=False)(x)
+
+
+def saved_state(net, x, path):
+    torch.save(net.state_dict(), path / "state.pt")
+    other = workflow_model()
+    gt.accelerate(other)
+    other.load_state_dict(torch.load(path / "state.pt"), assign=True)
+    return other.train(net.training)(x)
+
+
+def copied(net, x, path):
+    return copy.deepcopy(net)(x)
+
+
+def exported(net, x, path):
+    return torch.export.export(net.eval(), (x,), strict=False).module()(x)
+
+
+def exported_strictly(net, x, path):
+    return torch.export.export(net.eval(), (x,), strict=True).module()(x)
+
+
+def symbolically_traced(net, x, path):
+    return torch.fx.symbolic_trace(net)(x)
+
+
+def traced(net, x, path):
+    return torch.jit.trace(net.eval(), (x,))(x)
+
+
+def scripted(net, x, path):
+    one = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.BatchNorm1d(8))
+    gt.accelerate(one)
+    first, other = torch.jit.script(one.eval()), copy.deepcopy(one)
+    torch.testing.assert_close(first(x), other(x))
+    torch.testing.assert_close(torch.jit.script(gt.LayerNorm(8))(x), gt.LayerNorm(8)(x))
+    return net(x)
+
+
+def to_onnx(net, x, path):
+    onnx = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.onnx.export(net.eval(), (x,), str(path / "model.onnx"), dynamo=True)
+    session = onnx.InferenceSession(str(path / "model.onnx"))
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+
+
+def replicated(net, x, path):
+    for at, layer in list(net.named_children())[1:4]:
+        replica = layer._replicate_for_data_parallel()
+        for name, parameter in layer.named_parameters():
+            setattr(replica, name, parameter.detach())
+        net[int(at)] = replica
+    return net(x)
+
+
+def called_functionally(net, x, path):
+    return torch.func.functional_call(net, {name: value + 1 for name, value in net.named_parameters()}, (x,))
+
+
+def parametrized(net, x, path):
+    for layer in (net[1], net[2]):
+        torch.nn.utils.parametrize.register_parametrization(layer, "weight", nn.Tanh())
+    y = net(x)
+    for layer in (net[1], net[2]):
+        torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    return y
+
+
+def compiled(net, x, path):
+    return torch.compile(net, backend="aot_eager", fullgraph=True)(x)
+
+
+WORKFLOWS = [
+    *(pruned, averaged, saved, saved_state, copied, exported, exported_strictly, symbolically_traced, traced, scripted),
+    *(to_onnx, replicated, called_functionally, parametrized, compiled),
+]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit
+@pytest.mark.parametrize("use", WORKFLOWS)
+def test_an_accelerated_model_is_used_like_any_other(use, tmp_path):
+    theirs, x = workflow_model(), sample(4, 8)
+    ours = copy.deepcopy(theirs)
+    assert len(gt.accelerate(ours).replaced) == 4
+    with torch.random.fork_rng():
+        expected, found = (use(one, x, tmp_path) for one in (theirs, ours))
+    torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_save_pretrained(tmp_path):
+    config = transformers.LlamaConfig(
+        vocab_size=16, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    model = transformers.LlamaModel(config).eval()
+    ids = torch.tensor([[1, 2, 3]])
+    expected = model(ids).last_hidden_state
+    gt.accelerate(model)
+    model.save_pretrained(tmp_path)
+    loaded = transformers.LlamaModel.from_pretrained(tmp_path)
+    assert type(loaded.norm) is LlamaRMSNorm
+    torch.testing.assert_close(loaded(ids).last_hidden_state, expected)
+
+
+def test_what_cannot_be_replaced_does_not_stop_the_rest():
+    net = nn.Sequential(
+        nn.LayerNorm(8), nn.BatchNorm1d(8, momentum=1.5), nn.LayerNorm(8, eps=-1.0), nn.GroupNorm(2, 8), Broken()
+    )
+    kinds = [type(one) for one in net]
+    report = gt.accelerate(net)
+    assert [one.name for one in report.replaced] == ["0", "3"]
+    assert [one.name for one in report.left] == ["1", "2", "4"]
+    assert [type(net[i]) for i in (1, 2, 4)] == [kinds[i] for i in (1, 2, 4)]
+
+
+class Broken(nn.Module):
+    """Named a NormBroken, and raises for every input."""
+
+    def forward(self, x):
+        raise KeyError(x)
+
+
+Broken.__name__ = "BrokenNorm"

@@ -12,10 +12,21 @@ from tests.test_errors import constants, entries, lines_run, makers
 torch = pytest.importorskip("torch")
 
 import gennorm.torch as gt  # noqa: E402
-from gennorm.torch import accelerating, computation, distributed, folding, layers, module, moments, tensors  # noqa: E402
+from gennorm.torch import (  # noqa: E402
+    accelerating,
+    computation,
+    distributed,
+    folding,
+    layers,
+    layouts,
+    module,
+    moments,
+    proving,
+    tensors,
+)
 
 TABLE = Path(__file__).parent / "errors.txt"
-MODULES = [accelerating, computation, distributed, folding, layers, module, moments, tensors]
+MODULES = [accelerating, computation, distributed, folding, layers, layouts, module, moments, proving, tensors]
 ENTRIES = entries(TABLE.read_text(encoding="utf-8"))
 OF_THE_CORE = {"I001", "S010", "I010", "P021", "P030", "P031", "C110", "C111"}  # reached through a module
 
@@ -38,11 +49,17 @@ def without_cpu():
     distributed.added(torch.zeros(2), SimpleNamespace(_device_types=[torch.device("cuda")], group_name="lonely"))
 
 
+def without_memory():
+    module = layer_norm(3)
+    module.weight.untyped_storage().resize_(0)
+    return module
+
+
 NAMES = {
     "gt": gt,
     "np": np,
     "torch": torch,
-    **{f.__name__: f for f in (layer_norm, moving_norm, without_a_count, without_cpu)},
+    **{f.__name__: f for f in (layer_norm, moving_norm, without_a_count, without_cpu, without_memory)},
 }
 
 

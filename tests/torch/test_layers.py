@@ -363,3 +363,100 @@ def test_a_backward_pass_after_the_parameters_were_others():
             found.append(torch.autograd.grad(y, [given, *module.parameters()], dy))
     for one in found[1:]:
         torch.testing.assert_close(one, found[0], **TOLERANCES[torch.float32])
+
+
+# ---------------------------------------------------------------------- what torch takes, the same way
+
+
+FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+MIXED = {
+    "LayerNorm": ((6,), {}, (4, 6)),
+    "RMSNorm": ((6,), {}, (4, 6)),
+    "GroupNorm": ((2, 6), {}, (4, 6, 5)),
+    "BatchNorm2d": ((6,), {}, (4, 6, 5, 3)),
+    "InstanceNorm1d": ((6,), {"affine": True, "track_running_stats": True}, (4, 6, 5)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # of torch's RMS norm
+@pytest.mark.parametrize("values", FLOATS, ids=str)
+@pytest.mark.parametrize("name", MIXED)
+def test_mixed_dtypes_as_torch_takes_them(name, values):
+    """The same values and dtype where torch's layer takes them, and an error of its class where it does not."""
+    arguments, settings, shape = MIXED[name]
+    x = sample(shape, values)
+    for parameters in FLOATS:
+        for training in (True, False):
+            theirs, ours = pair(name, arguments, settings, parameters)
+            theirs.train(training), ours.train(training)
+            try:
+                expected = theirs(x)
+            except (ValueError, RuntimeError) as error:
+                with pytest.raises(RuntimeError if isinstance(error, RuntimeError) else ValueError):
+                    ours(x)
+                continue
+            found = ours(x)
+            assert found.dtype is expected.dtype
+            coarse = max(torch.finfo(dtype).eps for dtype in (values, parameters))
+            tolerance = max(8 * coarse, 2e-5)
+            torch.testing.assert_close(found.double(), expected.double(), rtol=tolerance, atol=4 * tolerance)
+            for one, other in zip(ours.buffers(), theirs.buffers(), strict=True):
+                torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+def test_settings_that_only_torch_takes():
+    """The constructor takes them, and torch's own forward computes."""
+    for name, settings in (
+        ("BatchNorm1d", {"momentum": 1.5}),
+        ("LayerNorm", {"eps": -1.0}),
+        ("RMSNorm", {"eps": -1.0}),
+    ):
+        theirs, ours = pair(name, (6,), settings)
+        x = sample((4, 6))
+        for training in (True, False):
+            torch.testing.assert_close(ours.train(training)(x), theirs.train(training)(x), equal_nan=True)
+        for one, other in zip(ours.buffers(), theirs.buffers(), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_jagged_tensors():
+    theirs, ours = pair("LayerNorm", (6,), {})
+    jagged = torch.nested.nested_tensor([sample((2, 6)), sample((3, 6))], layout=torch.jagged)
+    assert torch.equal(ours(jagged).values(), theirs(jagged).values())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "arguments", "shape"),
+    [("LayerNorm", (6,), (3, 2, 6)), ("GroupNorm", (2, 6), (3, 6, 4)), ("InstanceNorm1d", (6,), (3, 6, 4))],
+)
+def test_per_sample_gradients(name, arguments, shape):
+    from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
+
+    settings = {"affine": True} if name == "InstanceNorm1d" else {}
+    theirs, ours = pair(name, arguments, settings)
+    for module in (theirs, ours):
+        call_for_per_sample_grads(module)(sample(shape)).sum().backward()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert one.grad_sample.shape[0] == shape[0]
+        torch.testing.assert_close(one.grad_sample, other.grad_sample, **TOLERANCES[torch.float32])
+
+
+def test_running_statistics_that_vmap_maps_over():
+    """Each example of `vmap` has buffers of its own; with one buffer for all it is an error, as in torch."""
+    theirs, ours = pair("BatchNorm1d", (6,), {})
+    x = sample((3, 5, 6))
+    found = []
+    for module in (theirs, ours):
+        state = {key: torch.stack([value] * 3) for key, value in module.named_buffers()}
+
+        def call(buffers, x, module=module):
+            y = torch.func.functional_call(module, buffers, (x,))
+            return y, buffers
+
+        y, state = torch.func.vmap(call)(state, x)
+        found.append((y, state["running_mean"], state["running_var"], state["num_batches_tracked"]))
+        with pytest.raises(RuntimeError):
+            torch.func.vmap(module)(x)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, **TOLERANCES[torch.float32])
