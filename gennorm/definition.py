@@ -200,8 +200,9 @@ def merge(one: SliceMoments, other: SliceMoments) -> SliceMoments:
     Examples
     --------
     >>> import numpy as np
-    >>> merge(SliceMoments(*map(np.float64, (2, 1, 2))), SliceMoments(*map(np.float64, (2, 5, 2))))
-    SliceMoments(count=np.float64(4.0), mean=np.float64(3.0), m2=np.float64(20.0))
+    >>> one, other = (SliceMoments(*np.array([[2.0], [mean], [2.0]])) for mean in (1.0, 5.0))
+    >>> merge(one, other)
+    SliceMoments(count=array([4.]), mean=array([3.]), m2=array([20.]))
     """
     xp = namespace_of(other.m2)
     count = one.count + other.count

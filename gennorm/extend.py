@@ -224,12 +224,12 @@ class Computation:
         call = self._state.calls.find(x, False)
         return measured(call, call.measure(x, None if mask is None else mask_for(mask, x)))
 
-    def resolve(self, shape: tuple[int, ...], *, given: bool = False) -> Resolved:
+    def resolve(self, shape: tuple[int, ...], *, given: bool = False, cached: bool = True) -> Resolved:
         """Return what the config means for an array of a shape, whose moments are its own or `given` ones."""
         config = self.config
         if given and (config.unbiased or config.group_number is not None):
             config = replace(ungrouped(config, shape), statistics="dataset")
-        return resolve_config(config, shape)
+        return resolve_config(config, shape, cached=cached)
 
     def require_parameters(
         self, resolved: Resolved, scaling: tuple[int, ...] | None, biases: tuple[int, ...] | None

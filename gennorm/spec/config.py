@@ -575,7 +575,7 @@ class Resolved:
         return axis if self.batched else axis + 1
 
 
-def resolve_config(config: LayerConfig, shape: tuple[int, ...]) -> Resolved:
+def resolve_config(config: LayerConfig, shape: tuple[int, ...], *, cached: bool = True) -> Resolved:
     """Resolve a config for an array of this shape.
 
     Parameters
@@ -583,6 +583,8 @@ def resolve_config(config: LayerConfig, shape: tuple[int, ...]) -> Resolved:
     config : LayerConfig
     shape : tuple of int
         Shape of the array.
+    cached : bool, default True
+        Whether the axes may come from a cache. `torch.compile` warns of a cache that it traces.
 
     Returns
     -------
@@ -609,7 +611,7 @@ def resolve_config(config: LayerConfig, shape: tuple[int, ...]) -> Resolved:
     batched = _decide_batched(config, shape)
     rank = len(shape) - batched
     _check_sizes(config, shape, batched)
-    aggregation, scaling, groups = _axes_of(
+    aggregation, scaling, groups = (_cached_axes_of if cached else _axes_of)(
         config.aggregation_levels, config.scaling_levels, config.group_number, rank, batched
     )
     kept = []
@@ -627,13 +629,12 @@ def resolve_config(config: LayerConfig, shape: tuple[int, ...]) -> Resolved:
     return resolved
 
 
-@functools.lru_cache(1024)
 def _axes_of(
     aggregation_levels: LevelSpec, scaling_levels: LevelSpec, group_number: Groups, rank: int, batched: bool
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Return the aggregated axes, the scaling axes and the group number of every axis, for any sizes of this rank.
 
-    The result is cached, because resolving the levels takes longer than the rest of `resolve_config`.
+    `resolve_config` caches it, because resolving the levels takes longer than the rest.
     """
     aggregation = levels.resolve(aggregation_levels, rank, batched=batched, argument=AGGREGATION)
     scaling = levels.resolve_scaling(scaling_levels, aggregation, rank, batched=batched)
@@ -641,6 +642,9 @@ def _axes_of(
     first = 0 if batched else 1  # the level of axis 0
     groups = tuple(numbers.get(axis + first, 1) for axis in range(rank + batched))
     return tuple(level - first for level in aggregation), tuple(level - first for level in scaling), groups
+
+
+_cached_axes_of = functools.lru_cache(1024)(_axes_of)
 
 
 def require_unbiased(resolved: Resolved) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from torch import Tensor, from_numpy, is_grad_enabled
+from torch.compiler import is_dynamo_compiling
 
 from gennorm import definition
 from gennorm.definition import SliceMoments
@@ -147,7 +148,7 @@ class TensorComputation:
         mean, variance = moving
         shape = tuple(x.shape)
         if isinstance(found, SliceMoments):
-            resolved = self._kernels.resolve(shape)
+            resolved = self._resolve(shape)
             moments = SliceMoments(*(None if one is None else one.detach() for one in found))
             moments = moments if group is None or across else joined(moments, group)
             config = self.config if self.config.momentum == keeps else replace(self.config, momentum=keeps)
@@ -180,7 +181,7 @@ class TensorComputation:
         if not with_gradient and is_eager() and is_plain(x) and (mask is None or is_plain(mask)):
             with threads_for(x):
                 return _tensors(self._kernels.measure(array_of(x), None if mask is None else array_of(mask)))
-        return definition.measure(x, self.config, self._kernels.resolve(tuple(x.shape)), weights=mask)
+        return definition.measure(x, self.config, self._resolve(tuple(x.shape)), weights=mask)
 
     def invert(
         self, y: Tensor, weight: Maybe, bias: Maybe, moments: Pair, *, held: bool, apply: bool = False
@@ -196,7 +197,7 @@ class TensorComputation:
             Whether the moments have no axis for the groups of the batch.
         """
         self._require(y, weight, bias)
-        resolved = self._kernels.resolve(tuple(y.shape), given=held)
+        resolved = self._resolve(tuple(y.shape), given=held)
         self._require_parameters(resolved, weight, bias)
         self._require_moments(resolved, moments[1])
         function = definition.normalize if apply else definition.invert
@@ -246,7 +247,7 @@ class TensorComputation:
         self._require(x, weight, bias)
         if mask is not None:
             require_mask(mask, x)
-        resolved = self._kernels.resolve(tuple(x.shape), given=moments is not None)
+        resolved = self._resolve(tuple(x.shape), given=moments is not None)
         self._require_parameters(resolved, weight, bias)
         given: Any = moments
         if moments is not None:
@@ -273,11 +274,15 @@ class TensorComputation:
         self._bound = bound = _Bound(x.dtype, _Memory(weight), _Memory(bias), None)
         return self._kernels, bound.weight.array, bound.bias.array
 
+    def _resolve(self, shape: tuple[int, ...], *, given: bool = False) -> Any:
+        """Return what the config means for a tensor of a shape."""
+        return self._kernels.resolve(shape, given=given, cached=not is_dynamo_compiling())
+
     def _is_per_example(self, x: Tensor, parameter: Maybe) -> bool:
         """Return whether a parameter has an axis for the examples of a batch."""
         if parameter is None or parameter.dim() == 0 or x.dim() == 0 or len(parameter) != len(x):
             return False
-        return parameter.dim() == len(self._kernels.resolve(tuple(x.shape)).scaling) + 1
+        return parameter.dim() == len(self._resolve(tuple(x.shape)).scaling) + 1
 
     def _require_parameters(self, resolved: Any, weight: Maybe, bias: Maybe) -> None:
         """Refuse parameters of other shapes than a tensor needs; there may be one set for each example."""

@@ -52,7 +52,9 @@ class Recorder:
         yield
         print(f"{title}: {self.seconds - began:.1f} s", flush=True)
 
-    def case(self, group: str, table: str, name: str, function: Callable[[], float | None]) -> None:
+    def case(
+        self, group: str, table: str, name: str, function: Callable[[], float | None], *, always: bool = False
+    ) -> None:
         """Run one case.
 
         Parameters
@@ -62,12 +64,14 @@ class Recorder:
         name : str
         function : callable
             Raises if the case fails. It may return its error as a part of the tolerance.
+        always : bool, default False
+            Run it even after the time limit.
         """
         found = self.groups.setdefault(
             (group, table),
             {"group": group, "table": table, "cases": 0, "failed": 0, "skipped": 0, "worst": None, "seconds": 0.0},
         )
-        left = min(self.until, self.limit) - self.seconds
+        left = self.most if always else min(self.until, self.limit) - self.seconds
         if left <= 0:
             found["skipped"] += 1
             self.complete = False

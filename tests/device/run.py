@@ -107,7 +107,7 @@ def imported(recorder: Any) -> str:
             warnings.simplefilter("ignore")
             state["text"] = fallback_reason() or "compiled by Numba"
 
-    recorder.case("import", "gennorm.torch", "gennorm.torch", load)
+    recorder.case("import", "gennorm.torch", "gennorm.torch", load, always=True)
     return state["text"]
 
 
