@@ -1,8 +1,8 @@
 """Runs test files on the backend of KERAS_BACKEND, in a process that a test starts.
 
-`python tests/keras/in_process.py [--replace] FILE...` prints `PASSED`, `FAILED` or `SKIPPED` and a name in a line for each
-test. A relative file is one of Keras' wheel, such as `layers/normalization/x_test.py`. With `--replace`, Keras' modules
-have the classes of gennorm in the place of Keras' own.
+`python tests/keras/in_process.py [--replace] FILE...` prints `PASSED`, `FAILED` or `SKIPPED` and a name in a line for
+each test. A relative file is one of Keras' wheel, such as `layers/normalization/x_test.py`. With `--replace`, Keras'
+modules have the classes of gennorm in the place of Keras' own.
 """
 
 import sys
@@ -37,7 +37,7 @@ def main(files):
         for name in gennorm.keras.layers.__all__:
             for module in (keras.layers, keras.src.layers):
                 setattr(module, name, getattr(gennorm.keras, name))
-    options = ["-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:terminal", "-c", "/dev/null"]
+    options = ["-p", "no:cacheprovider", "-p", "no:terminal", "-c", "/dev/null"]
     paths = [str(PACKAGE / file) for file in files]
     return pytest.main([*options, "--rootdir", str(Path(paths[0]).parent), *paths], plugins=[Report()])
 
