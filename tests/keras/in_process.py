@@ -19,6 +19,10 @@ PACKAGE = Path(keras.__file__).parent / "src"
 class Report:
     """Prints the outcome of each test."""
 
+    def pytest_runtest_setup(self, item):
+        if item.get_closest_marker("requires_trainable_backend") and keras.backend.backend() == "numpy":
+            pytest.skip("the backend numpy does not train")
+
     def pytest_runtest_logreport(self, report):
         name = report.nodeid.partition("::")[2].replace("::", ".")
         if report.when == "call" or not report.passed:
