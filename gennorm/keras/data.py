@@ -39,7 +39,7 @@ def batches_of(data: Any) -> Iterator[np.ndarray[Any, Any]]:
         spec = spec[0] if isinstance(spec, tuple) else spec
         data = data.batch(128) if len(spec.shape) == 1 else data
     elif isinstance(data, keras.utils.PyDataset):
-        data = (data[index] for index in range(data.num_batches))
+        data = map(data.__getitem__, range(data.num_batches))
     elif not isinstance(data, Iterable):
         msg = f"adapt() does not take data of type {type(data).__name__}\n"
         msg += "pass an array, a tensor, a tf.data.Dataset, a keras.utils.PyDataset or an iterable of batches"
