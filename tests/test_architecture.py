@@ -37,6 +37,7 @@ INSIDE = {
         for front in FRONTS
     },
 }
+INSIDE["keras"] |= {"torch"}  # which computes the tensors of the backend torch
 # The libraries that `gennorm bench` measures, imported where they are measured.
 BENCHED = {"torch", "jax", "onnx", "onnxruntime", "sklearn", "transformers"}
 # What each may import from elsewhere, the standard library apart.
@@ -53,6 +54,7 @@ OUTSIDE = {
     "cli": {"numpy", "ml_dtypes", "typer", "rich", "PIL", "matplotlib"},
     **{front: {"numpy", "ml_dtypes", *frameworks} for front, frameworks in FRONTS.items()},
 }
+OUTSIDE["keras"] |= {"jax", "tensorflow"}
 
 
 def room(path: Path) -> str:

@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from typing import Any
 
 import keras
@@ -117,11 +117,12 @@ class BackendComputation:
     array([-1.2247,  0.    ,  1.2247], dtype=float32)
     """
 
-    __slots__ = ("_arrays", "_tensors", "config")
+    __slots__ = ("_arrays", "_compiled", "_tensors", "config")
 
     def __init__(self, config: LayerConfig) -> None:
         self._arrays = Computation(config)
         self._tensors: Any = None
+        self._compiled: dict[Any, Any] = {}
         self.config = self._arrays.config
 
     def normalize(
@@ -169,6 +170,8 @@ class BackendComputation:
         if library == "numpy":
             given = None if moments is None else Given(*moments)
             return self._arrays.normalize(x, scaling, biases, mask=mask, moments=given)
+        if library == "jax":
+            return self._jitted("_defined_output")(x, scaling, biases, mask, moments)
         return self._defined(x, scaling, biases, mask, moments, replicas)[0]
 
     def normalize_and_fold(
@@ -217,9 +220,21 @@ class BackendComputation:
             measured = self._arrays.moments(x.shape, kept)
             olds = None if mean is None else np.asarray(mean), np.asarray(variance)
             return y, self._arrays.fold(*olds, measured, x.shape, momentum)
+        if library == "jax":
+            return self._jitted("_defined_fold", momentum)(x, scaling, biases, mask, moving)
+        return self._defined_fold(momentum, x, scaling, biases, mask, moving, replicas)
+
+    def _defined_output(self, *arguments: Any) -> Tensor:
+        return self._defined(*arguments, None)[0]
+
+    def _defined_fold(
+        self, momentum: float, x: Tensor, scaling: Any, biases: Any, mask: Any, moving: Pair, replicas: Any = None
+    ) -> tuple[Tensor, Pair]:
+        """Return the output by the definition, and the moving moments after those of the input are folded in."""
         y, moments, resolved = self._defined(x, scaling, biases, mask, None, replicas)
         config = replace(self.config, momentum=momentum)
-        wrap, unwrap = _wrappers(library)
+        mean, variance = moving
+        wrap, unwrap = _wrappers(library_of(x))
         new_mean, new_variance = definition.fold(wrap(mean), wrap(variance), moments, config, resolved)
         return y, (unwrap(new_mean), unwrap(new_variance))
 
@@ -243,6 +258,16 @@ class BackendComputation:
     def measure(self, x: np.ndarray[Any, Any], mask: np.ndarray[Any, Any] | None = None) -> Moments:
         """Return the moments of the slices of an array."""
         return self._arrays.measure(x, mask)
+
+    def _jitted(self, name: str, *settings: Any) -> Any:
+        """Return a method compiled by JAX. Eager calls would compile every operation of the definition by itself."""
+        key = (name, *settings)
+        found = self._compiled.get(key)
+        if found is None:
+            import jax
+
+            found = self._compiled[key] = jax.jit(partial(getattr(self, name), *settings))
+        return found
 
     def _torch(self) -> Any:
         if self._tensors is None:

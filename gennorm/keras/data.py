@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import backend, ops
+from keras import ops
 
 from gennorm.errors import InputError
 
@@ -31,7 +31,7 @@ def batches_of(data: Any) -> Iterator[np.ndarray[Any, Any]]:
     [(2, 3), (4, 3)]
     """
     tensorflow = sys.modules.get("tensorflow")
-    if isinstance(data, np.ndarray) or backend.is_tensor(data):
+    if isinstance(data, np.ndarray) or ops.is_tensor(data):
         yield _array(data)
         return
     if tensorflow is not None and isinstance(data, tensorflow.data.Dataset):
@@ -39,7 +39,7 @@ def batches_of(data: Any) -> Iterator[np.ndarray[Any, Any]]:
         spec = spec[0] if isinstance(spec, tuple) else spec
         data = data.batch(128) if len(spec.shape) == 1 else data
     elif isinstance(data, keras.utils.PyDataset):
-        data = (data[index] for index in range(data.num_batches))
+        data = map(data.__getitem__, range(data.num_batches))
     elif not isinstance(data, Iterable):
         msg = f"adapt() does not take data of type {type(data).__name__}\n"
         msg += "pass an array, a tensor, a tf.data.Dataset, a keras.utils.PyDataset or an iterable of batches"
@@ -54,4 +54,4 @@ def batches_of(data: Any) -> Iterator[np.ndarray[Any, Any]]:
 
 
 def _array(x: Tensor) -> np.ndarray[Any, Any]:
-    return x if isinstance(x, np.ndarray) else ops.convert_to_numpy(x) if backend.is_tensor(x) else np.asarray(x)
+    return x if isinstance(x, np.ndarray) else ops.convert_to_numpy(x) if ops.is_tensor(x) else np.asarray(x)

@@ -65,7 +65,7 @@ def pair(name, shape=X.shape, **settings):
 
 
 def weighted_sum(layer, x, *, call, dy):
-    return ops.sum(layer(x, **call) * dy)
+    return ops.sum(layer(x, **call) * ops.convert_to_tensor(dy))
 
 
 CASES = [
@@ -76,9 +76,9 @@ CASES = [
     ("BatchNormalization", {"scale": False, "epsilon": 0.1}),
     ("BatchNormalization", {"renorm": True, "renorm_clipping": {"rmax": 1.5, "rmin": 0.5, "dmax": 1.0}}),
     ("LayerNormalization", {}),
-    ("LayerNormalization", {"axis": [1, 2], "scale": False}),
+    ("LayerNormalization", {"axis": [2, 3], "scale": False}),
     ("LayerNormalization", {"axis": (-1, -2), "center": False}),
-    ("LayerNormalization", {"axis": [0, 3], "epsilon": 0.1}),
+    ("LayerNormalization", {"axis": [0, 1, 2, 3], "epsilon": 0.1}),
     ("LayerNormalization", {"rms_scaling": True}),
     ("RMSNormalization", {}),
     ("RMSNormalization", {"axis": [-1, -2], "epsilon": 0.1}),
@@ -204,7 +204,7 @@ def test_b7_frozen_is_inference():
     assert (len(layer.trainable_weights), len(layer.non_trainable_weights)) == (0, 4)
 
 
-@pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 3, 2), (2, 3, 2, 2, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 2), (2, 3, 2, 2, 2)], ids=str)
 @pytest.mark.parametrize("axis", [-1, 0])
 def test_b8_any_rank(shape, axis):
     x = rng.normal(size=shape).astype("float32")
@@ -244,7 +244,7 @@ def test_b9_synchronized_is_for_tensorflow():
     y, dx = (np.concatenate([one.numpy() for one in strategy.experimental_local_results(part)]) for part in found)
     alone = ours.BatchNormalization(momentum=0.0, epsilon=0.0)
     assert_close(y, alone(x, training=True), 1e-4)
-    assert_close(dx, gradients(lambda one: ops.sum(alone(one, training=True) * dy), x)[0], 1e-4)
+    assert_close(dx, gradients(functools.partial(weighted_sum, alone, call={"training": True}, dy=dy), x)[0], 1e-4)
     assert_close(layer.moving_mean, x.mean(0), 1e-4)
     assert_close(layer.moving_variance, x.var(0), 1e-4)
 
@@ -261,6 +261,20 @@ def test_l1_to_l4_layer_normalization():
 
 
 # ------------------------------------------------------------------------------------------- where Keras is not right
+
+
+@pytest.mark.parametrize("axis", [[1, 2], [0, 3], 1, (-3, -1)], ids=str)
+def test_layer_normalization_over_axes_that_are_not_the_last_ones(axis):
+    layer = ours.LayerNormalization(axis=axis, epsilon=0.1)
+    layer.build(X.shape)
+    layer.gamma.assign(rng.uniform(0.5, 2, layer.gamma.shape))
+    axes = tuple(one % 4 for one in np.atleast_1d(axis))
+    gamma = array(layer.gamma).reshape([size if one in axes else 1 for one, size in enumerate(X.shape)])
+    deviations = X - X.mean(axes, keepdims=True)
+    assert_close(layer(X), deviations / np.sqrt(X.var(axes, keepdims=True) + 0.1) * gamma)
+    if BACKEND == "torch":
+        with pytest.raises(RuntimeError, match="normalized_shape"):
+            theirs.LayerNormalization(axis=axis)(X)
 
 
 def test_a_mask_of_channels_first():
@@ -374,11 +388,12 @@ if TRAINS:
         for model in models:
             model.compile("sgd", "mse", jit_compile=compiled)
             history = model.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
-            losses.append(
-                [*history.history["loss"], model.evaluate(x, y, verbose=0), model.train_on_batch(x[:16], y[:16])]
-            )
+            losses.append(history.history["loss"])
+            if not compiled:  # each of these is compiled for itself, which takes seconds
+                losses[-1] += [model.evaluate(x, y, verbose=0), model.train_on_batch(x[:16], y[:16])]
         assert_close(losses[0], losses[1], 1e-3)
-        assert_close(models[0].predict(x, verbose=0), models[1].predict(x, verbose=0), 1e-2)
+        if not compiled:
+            assert_close(models[0].predict(x, verbose=0), models[1].predict(x, verbose=0), 1e-2)
 
     def test_general_layer_learns_with_regularizers_and_constraints():
         layer = ours.NormalizationLayer(
@@ -405,9 +420,7 @@ def test_files_go_both_ways(tmp_path):
     again = keras.saving.load_model(path)
     assert type(again.layers[2]) is ours.BatchNormalization
     assert_close(again(x), y)
-    swapped = {f"gennorm>{name}": getattr(theirs, name) for name in NAMES}
-    original = keras.saving.load_model(path, custom_objects=swapped)
-    assert type(ours.convert_model(again, to="keras").layers[2]) is theirs.BatchNormalization
+    original = ours.convert_model(again, to="keras")
     assert type(original.layers[2]) is theirs.BatchNormalization
     assert_close(original(x), y)
     original.save(tmp_path / "theirs.keras")
@@ -435,7 +448,7 @@ SPECS = [
 @pytest.mark.parametrize("masked", [False, True])
 def test_general_layer_is_the_core_s(arguments, settings, masked):
     layer = ours.NormalizationLayer(*arguments, **settings)
-    layer.build((None, 6, None, 8) if "Same" not in str(arguments) else X.shape)
+    layer.build((None, 6, None, 8) if arguments[1:] not in {("Same",), ("{2, 1}",)} else X.shape)
     values = [rng.uniform(0.5, 2, weight.shape).astype("float32") for weight in layer.weights]
     layer.set_weights(values)
     named = dict(zip([weight.name for weight in layer.weights], values, strict=True))
@@ -450,7 +463,7 @@ def test_general_layer_is_the_core_s(arguments, settings, masked):
     assert again.config == layer.config
     if TRAINS:
         dy = rng.normal(size=X.shape).astype("float32")
-        found = gradients(lambda x: ops.sum(layer(x, mask=given) * dy), X)[0]
+        found = gradients(functools.partial(weighted_sum, layer, call={"mask": given}, dy=dy), X)[0]
         assert_close(found, core.vjp(X, mask=mask)[1](dy).input, 1e-4)
 
 

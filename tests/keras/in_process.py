@@ -1,8 +1,8 @@
 """Runs test files on the backend of KERAS_BACKEND, in a process that a test starts.
 
-`python tests/keras/in_process.py [--replace] FILE...` prints `PASSED`, `FAILED` or `SKIPPED` and a name in a line for each
-test. A relative file is one of Keras' wheel, such as `layers/normalization/x_test.py`. With `--replace`, Keras' modules
-have the classes of gennorm in the place of Keras' own.
+`python tests/keras/in_process.py [--replace] FILE...` prints `PASSED`, `FAILED` or `SKIPPED` and a name in a line for
+each test. A relative file is one of Keras' wheel, such as `layers/normalization/x_test.py`. With `--replace`, Keras'
+modules have the classes of gennorm in the place of Keras' own.
 """
 
 import sys
@@ -18,6 +18,10 @@ PACKAGE = Path(keras.__file__).parent / "src"
 
 class Report:
     """Prints the outcome of each test."""
+
+    def pytest_runtest_setup(self, item):
+        if item.get_closest_marker("requires_trainable_backend") and keras.backend.backend() == "numpy":
+            pytest.skip("the backend numpy does not train")
 
     def pytest_runtest_logreport(self, report):
         name = report.nodeid.partition("::")[2].replace("::", ".")
@@ -37,7 +41,7 @@ def main(files):
         for name in gennorm.keras.layers.__all__:
             for module in (keras.layers, keras.src.layers):
                 setattr(module, name, getattr(gennorm.keras, name))
-    options = ["-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:terminal", "-c", "/dev/null"]
+    options = ["-p", "no:cacheprovider", "-p", "no:terminal", "-c", "/dev/null"]
     paths = [str(PACKAGE / file) for file in files]
     return pytest.main([*options, "--rootdir", str(Path(paths[0]).parent), *paths], plugins=[Report()])
 

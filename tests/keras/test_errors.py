@@ -1,6 +1,7 @@
 """Every error text of the front in full."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def built(layer, shape):
     return layer
 
 
-NAMES = {"gk": gk, "keras": keras, "np": np, "model": model, "built": built}
+NAMES = {"SimpleNamespace": SimpleNamespace, "gk": gk, "keras": keras, "np": np, "model": model, "built": built}
 
 
 def run(entry):
