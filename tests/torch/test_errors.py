@@ -12,10 +12,10 @@ from tests.test_errors import constants, entries, lines_run, makers
 torch = pytest.importorskip("torch")
 
 import gennorm.torch as gt  # noqa: E402
-from gennorm.torch import accelerating, computation, distributed, layers, layouts, module, proving, tensors  # noqa: E402
+from gennorm.torch import accelerating, computation, distributed, layers, layouts, module, tensors  # noqa: E402
 
 TABLE = Path(__file__).parent / "errors.txt"
-MODULES = [accelerating, computation, distributed, layers, layouts, module, proving, tensors]
+MODULES = [accelerating, computation, distributed, layers, layouts, module, tensors]
 ENTRIES = entries(TABLE.read_text(encoding="utf-8"))
 OF_THE_CORE = {"I001", "S010", "I010"}  # reached through a module
 
