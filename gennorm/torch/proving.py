@@ -98,7 +98,7 @@ def prove(module: nn.Module, dtype: torch.dtype, rank: int, sizes: dict[int, int
     require_plain_attributes(module)
     free = [axis for axis in range(rank) if axis not in sizes]
     usual = [sizes.get(axis, 3 + 2 * axis) for axis in range(rank)]
-    frames = _Frames()
+    frames = _Frames(module)
     frames.add(type(module).forward)
     frames.require_pure(module)  # before it runs, and has effects
 
@@ -690,7 +690,8 @@ STATE = {
 class _Frames:
     """The code that runs in a context, except for that of torch and of Python's library."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: nn.Module) -> None:
+        self.packages = {kind.__module__.partition(".")[0] for kind in type(module).__mro__} - TRUSTED
         self.found: dict[CodeType, tuple[dict[str, Any], dict[str, Any]]] = {}
         self.reads_sizes = self.reads_training = False
         self._checked: set[CodeType] = set()
@@ -706,10 +707,9 @@ class _Frames:
         if event == "call":
             code, back = frame.f_code, frame.f_back
             package = _package(frame.f_globals)
-            # Generated code, such as that of named tuples, has no package: it belongs to its caller.
-            generated = not package or package.startswith("namedtuple_")
-            own = back is not None and back.f_code in self.found if generated else package not in TRUSTED
-            if own and code not in self.found:
+            # The code of packages that torch imports at its first use is no part of the forward.
+            called = back is not None and back.f_code in self.found
+            if package not in TRUSTED and (package in self.packages or called) and code not in self.found:
                 free = {name: frame.f_locals[name] for name in code.co_freevars if name in frame.f_locals}
                 self.found[code] = frame.f_globals, free
 
