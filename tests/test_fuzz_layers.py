@@ -821,7 +821,7 @@ class CompiledForAll(Compiled):
 
 
 MACHINES = {"plain Python": InPlainPython, "definition": ByDefinition, "compiled": Compiled}
-EXAMPLES = {"plain Python": 6, "definition": 8, "compiled": 4}  # sequences that every session draws
+EXAMPLES = {"plain Python": 24, "definition": 24, "compiled": 4}  # sequences that every session draws
 # Not the phase that explains a failure: it runs every line under a tracer, which takes minutes.
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 RELAXED = {"suppress_health_check": list(HealthCheck), "deadline": None, "phases": PHASES}
