@@ -506,7 +506,8 @@ def _example(channels: Any, level: int, spatial_levels: Any) -> tuple[Any, ...]:
     if channels is not None and (size is None or size < 0):
         msg = f"channels cannot be {shown(channels)}\nwrite how many there are, or None where that varies"
         raise ConfigError(msg, code="C052")
-    before, after = (level - 1, None) if level > 0 else (None, -level - 1)
+    before: int | None = level - 1 if level > 0 else None
+    after: int | None = -level - 1 if level < 0 else None
     if spatial_levels is not None:
         number = integer(spatial_levels)
         if number is None or not 0 <= number < MOST_LEVELS:
@@ -517,8 +518,7 @@ def _example(channels: Any, level: int, spatial_levels: Any) -> tuple[Any, ...]:
             msg = f"channel_level={level} does not exist in examples with spatial_levels={number}\n"
             msg += f"they have {number + 1} levels, the channels included: write a level from 1 to {number + 1}, or -1"
             raise LevelRangeError(msg, code="L110")
-        before = number - after if before is None else before
-        after = number - before
+        before, after = (level - 1, number - level + 1) if level > 0 else (number + level + 1, -level - 1)
     return (*([...] if before is None else [None] * before), size, *([...] if after is None else [None] * after))
 
 
