@@ -34,7 +34,7 @@ from spec import reference
 from tests import accuracy, derivatives, strategies
 from tests.engines import in_plain_python
 from tests.model import HALVES, Held, Model, assert_moments, expected, pooled, result_of
-from tests.strategies import FLOATS, buffer_of, dtype_of, sample
+from tests.strategies import FLOATS, buffer_of, dtype_of, sample, slow
 
 MOST_LAYERS, MOST_ARRAYS, MOST_PULLBACKS = 4, 40, 6
 CHANGES = {
@@ -827,7 +827,7 @@ PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 RELAXED = {"suppress_health_check": list(HealthCheck), "deadline": None, "phases": PHASES}
 
 
-@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.parametrize("name", ["plain Python", "definition", slow("compiled")])
 def test_sequences(name, request):
     machine = MACHINES[name]
     run_state_machine_as_test(
