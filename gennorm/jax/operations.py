@@ -9,6 +9,7 @@ too: XLA would collect the whole array for a foreign function.
 from __future__ import annotations
 
 import functools
+import os
 from typing import Any
 
 import jax
@@ -33,6 +34,8 @@ Array = Any
 # with 4,194,304. Forward alone: 1.1 to 1.8 with 262,144, 1.2 to 3.5 with 1,048,576, 2.5 to 4.3 with 4,194,304.
 WORTH = 1 << 20
 WORTH_FORWARD = 1 << 22
+# Kernels are off unless the environment asks for them.
+ENABLED = os.environ.get("GENNORM_JAX_KERNELS") == "1"
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 normalize_p = Primitive("gennorm_normalize")
@@ -44,7 +47,12 @@ for _primitive in (normalize_p, tangent_p, gradient_p):
 
 def is_worth_a_kernel(x: Array, parameters: tuple[Array | None, ...], resolved: Resolved) -> bool:
     """Return whether an array is normalized by the primitives: its size, dtype and platform allow kernels."""
-    if not all(isinstance(size, int) for size in x.shape) or x.size < WORTH or x.dtype.name not in DTYPES:
+    if (
+        not ENABLED
+        or not all(isinstance(size, int) for size in x.shape)
+        or x.size < WORTH
+        or x.dtype.name not in DTYPES
+    ):
         return False
     for one in parameters:
         if one is not None and (one.ndim != len(resolved.scaling) or one.dtype.name not in DTYPES):

@@ -34,6 +34,7 @@ def kernels(monkeypatch):
     """Every size is worth a kernel, and programs that were compiled before do not count."""
     if not ffi.is_available():
         pytest.skip(f"kernels cannot be used here: {fallback_reason() or ffi.api_version()}")
+    monkeypatch.setattr(operations, "ENABLED", True)
     monkeypatch.setattr(operations, "WORTH", 1)
     monkeypatch.setattr(operations, "WORTH_FORWARD", 1)
     jax.clear_caches()
@@ -251,7 +252,7 @@ print("end")
 
 
 def test_a_process_ends_while_programs_run():
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "GENNORM_JAX_KERNELS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=100, env=environment, check=False
     )
