@@ -1,4 +1,4 @@
-"""What a layer computes, as functions of arrays of JAX: checks, mapped axes, and the choice of kernels or definition.
+"""What a layer computes, as functions of arrays of JAX: checks, mapped axes, and the definition.
 
 The functions can be transformed by `jit`, `grad`, `vjp`, `jvp`, `vmap`, `scan`, `checkpoint` and `shard_map`, to any
 order and in any combination.
@@ -21,8 +21,6 @@ from gennorm.errors import GroupError, ParameterError
 from gennorm.extend import Computation, Given
 from gennorm.jax.arrays import array_of, has_open_sizes, mask_of, parameter_of, weights_of
 from gennorm.jax.merging import MappedAxis, concatenated, merged, shared_mean
-from gennorm.jax.operations import is_worth_a_kernel
-from gennorm.jax.operations import normalize as by_kernels
 from gennorm.layer.statistics import applicable
 from gennorm.moments import Moments
 from gennorm.spec import levels
@@ -308,8 +306,6 @@ def _compute(
 ) -> tuple[Array, Any]:
     resolved = _computation(config).resolve(x.shape, given=moments is not None)
     parameters = {"scaling": scaling, "biases": biases}
-    if axis is None and weights is None and moments is None and is_worth_a_kernel(x, (scaling, biases), resolved):
-        return by_kernels(x, scaling, biases, config, resolved)
     if axis is None:
         return definition.normalize(x, config, resolved, **parameters, weights=weights, moments=moments)
     counted = None if weights is None else weights != 0
