@@ -307,7 +307,7 @@ class _BatchNorm(_Running):
         share = self.momentum
         if share is None and batches is not None:  # each batch counts as much as every one before it
             share = (batches + 1).double().reciprocal()
-        y = self._gennorm_by_torch(input, self._gennorm_running(), share or 0.0)
+        y = self._gennorm_by_torch(input, self._gennorm_running(), 0.0 if share is None else share)
         if y is None:
             momentum = share if isinstance(share, Tensor) else self._gennorm.config.momentum
             y = self._gennorm_by_batch(input, momentum)
