@@ -474,12 +474,16 @@ def _proved(module: nn.Module) -> Verdict | str:
         torch.enable_grad(),
     ):
         warnings.simplefilter("ignore")  # where warnings are errors, a probe would fail
+        proofs: list[Proof] = []
         for place in ["groups"] if isinstance(module, nn.GroupNorm) else ["last", "channels"]:
             found = _proof(module, dtype, place)
             if isinstance(found, str):
                 reason = reason or found
-                continue
-            checked = _checked(module, found)
+            else:
+                proofs.append(found)
+        # With two axes the last one is that of the channels: the place that was proved for more ranks is the right one.
+        for proof in sorted(proofs, key=lambda one: len(one.ranks), reverse=True):
+            checked = _checked(module, proof)
             if not isinstance(checked, str):
                 return _class(kind, Proved), checked
             reason = checked
