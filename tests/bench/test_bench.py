@@ -449,6 +449,8 @@ def test_measuring_models(tmp_path, monkeypatch):
 
 def test_a_model_with_another_output_is_found(monkeypatch):
     pytest.importorskip("transformers")
+    crossover = pytest.importorskip("gennorm.torch.crossover")
+    monkeypatch.setattr(crossover, "_batch_invariant", True)  # torch's own operators give the same bits
     monkeypatch.setattr(models, "TOLERANCE", 1e-12)
     monkeypatch.setattr(
         models,

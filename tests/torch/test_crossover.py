@@ -120,6 +120,7 @@ def test_channels_last_have_a_limit_of_their_own():
     assert not crossover.is_faster_in_torch(x.contiguous(memory_format=torch.channels_last), None, first, last)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated")
 def test_only_plain_tensors_are_given_to_torch():
     """Others are computed by the definition, as they are for large inputs."""
     limit, x = crossover.Crossover(100, 100, 100, 100), torch.ones(4)
