@@ -195,12 +195,6 @@ def directional(function):
     return lambda x: func.jvp(function, (x,), (sample(*x.shape, seed=3),))[1]
 
 
-def ahead_of_time(module):
-    compiled = torch._functorch.aot_autograd.aot_module(module, fw_compiler=lambda graph, _: graph)
-    compiled.weight = module.weight  # for `gradients`
-    return compiled
-
-
 TRANSFORMS = {
     "grad": lambda m, x: func.grad(cubed(m))(x),
     "jacrev": lambda m, x: func.jacrev(m)(x),
@@ -221,7 +215,6 @@ TRANSFORMS = {
     "vmap of vmap": lambda m, x: func.vmap(func.vmap(m), in_dims=1)(torch.stack([torch.stack([x, 2 * x])] * 3)),
     "functionalize of grad": lambda m, x: func.functionalize(func.grad(cubed(m)))(x),
     "make_fx of grad": lambda m, x: torch.fx.experimental.proxy_tensor.make_fx(func.grad(cubed(m)))(x)(x + 1),
-    "AOT autograd": lambda m, x: gradients(ahead_of_time(m), x)[0],
     "vmap of grad": lambda m, x: func.vmap(func.grad(cubed(m)))(torch.stack([x, 2 * x])),
     "functional call": lambda m, x: func.functional_call(m, {k: 2 * v for k, v in m.named_parameters()}, (x,)),
     "per example": lambda m, x: func.vmap(
@@ -306,8 +299,7 @@ def test_export(name, strict):
 
 
 @cases
-@pytest.mark.parametrize("strict", [False, True])
-def test_export_with_every_size_open(name, strict):
+def test_export_with_every_size_open(name):
     """But those that the parameters declare; a pattern of sizes can be another one in the exported model."""
     module, judge, x = made(name)
     declared = x.dim() - 1 if name in {"LayerNorm", "RMSNorm"} else 1
@@ -317,7 +309,7 @@ def test_export_with_every_size_open(name, strict):
             x = torch.cat([x, x + 0.3], axis)
             more = torch.cat([more, more + 0.3, 2 * more], axis)
     sizes = {axis: torch.export.Dim.DYNAMIC for axis in range(x.dim()) if axis != declared}
-    exported = torch.export.export(module, (x,), dynamic_shapes=(sizes,), strict=strict)
+    exported = torch.export.export(module, (x,), dynamic_shapes=(sizes,), strict=True)
     close(exported.module()(more), judge(more))
 
 
@@ -408,7 +400,7 @@ def mesh():
         torch.distributed.destroy_process_group()
 
 
-@cases
+@pytest.mark.parametrize("name", sorted({*CASES} - {"InstanceNorm3d"}))  # of one example, which cannot be sharded
 def test_distributed_tensors(name, mesh):
     mesh, tensors = mesh
     module, judge, x = made(name)
