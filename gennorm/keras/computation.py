@@ -224,8 +224,8 @@ class BackendComputation:
             return self._jitted("_defined_fold", momentum)(x, scaling, biases, mask, moving)
         return self._defined_fold(momentum, x, scaling, biases, mask, moving, replicas)
 
-    def _defined_output(self, *arguments: Any) -> Tensor:
-        return self._defined(*arguments, None)[0]
+    def _defined_output(self, x: Tensor, scaling: Any, biases: Any, mask: Any, moments: Pair | None) -> Tensor:
+        return self._defined(x, scaling, biases, mask, moments, None)[0]
 
     def _defined_fold(
         self, momentum: float, x: Tensor, scaling: Any, biases: Any, mask: Any, moving: Pair, replicas: Any = None
@@ -252,7 +252,7 @@ class BackendComputation:
         given = tuple(wrap(one) for one in moments)
         with np.errstate(all="ignore"):
             return unwrap(
-                definition.invert(wrap(y), self.config, resolved, given, scaling=wrap(scaling), biases=wrap(biases))  # type: ignore[arg-type]
+                definition.invert(wrap(y), self.config, resolved, given, scaling=wrap(scaling), biases=wrap(biases))
             )
 
     def measure(self, x: np.ndarray[Any, Any], mask: np.ndarray[Any, Any] | None = None) -> Moments:
@@ -326,7 +326,7 @@ def _without_batch(shape: tuple[int, ...] | None, resolved: Resolved) -> tuple[i
     return shape
 
 
-def _fitting(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+def _fitting(parameter: Any, x: Tensor) -> Tensor | None:
     """Return a parameter in the dtype of the input; beside an input of 16 bits it may be float32."""
     if parameter is None:
         return None

@@ -358,7 +358,7 @@ class Normalization(keras.layers.Normalization):
         shape = self._mean_and_var_shape
         moments: Pair = tuple(
             self.backend.numpy.reshape(self.convert_weight(one), shape) for one in (self.mean, self.variance)
-        )  # type: ignore[assignment]
+        )
         computation = self._computation()
         return computation.invert(x, moments) if self.invert else computation.normalize(x, None, None, moments=moments)
 

@@ -261,6 +261,7 @@ class NormalizationLayer(keras.layers.Layer):
             batches = itertools.chain([first], batches)
         core = gennorm.NormalizationLayer.from_config(config.to_dict())
         moments = core.adapt(batches, mask=None if mask is None else batches_of(mask)).moments
+        assert moments is not None
         if self.mean is not None:
             self.mean.assign(moments.mean)
         self.variance.assign(moments.mean_square() if self.mean is None else moments.variance())
