@@ -78,13 +78,14 @@ class Configured(Normalization):
         self, x: Tensor, moments: Pair | None = None, computation: TensorComputation | None = None
     ) -> Tensor:
         computation = computation or self._gennorm
+        strided = isinstance(x, Tensor) and not x.is_contiguous()
         x = arranged(x, self._gennorm_arrangement) if isinstance(x, Tensor) else x
         weight, bias = self._gennorm_parameter("weight"), self._gennorm_parameter("bias")
         try:
             y = computation.normalize(x, weight, bias, moments=moments)
         except MISFITS as error:
             raise TensorError(error.message, code=error.code) from None  # of the class that torch raises
-        return y if x.is_contiguous() else restrided(y, x)
+        return restrided(y, x) if strided else y
 
 
 class TorchNorm(Configured):
@@ -266,12 +267,13 @@ class _Running(TorchNorm):
     def _gennorm_by_batch(self, x: Tensor, momentum: float | Tensor) -> Tensor:
         """Normalize by the moments of the input, and fold them into the running ones."""
         weight, bias = self._gennorm_parameter("weight"), self._gennorm_parameter("bias")
+        strided = not x.is_contiguous()
         x = arranged(x, self._gennorm_arrangement)
         try:
             y = self._gennorm.normalize_and_fold(x, weight, bias, self._gennorm_running(), momentum, unbiased=True)
         except MISFITS as error:
             raise TensorError(error.message, code=error.code) from None
-        return y if x.is_contiguous() else restrided(y, x)
+        return restrided(y, x) if strided else y
 
 
 class _BatchNorm(_Running):

@@ -80,7 +80,8 @@ def outcome(module, x, *, grad):
         y.sum().backward()
     except (ValueError, RuntimeError) as error:
         return None, isinstance(error, ValueError)
-    return y, (y.stride(), leaf.grad.stride())
+    # Along axes of size 1 the stride of a gradient means nothing.
+    return y, (y.stride(), tuple(step for step, size in zip(leaf.grad.stride(), x.shape, strict=True) if size > 1))
 
 
 @pytest.mark.parametrize(("name", "arguments", "settings", "shape"), CASES, ids=str)
