@@ -448,7 +448,7 @@ SPECS = [
 @pytest.mark.parametrize("masked", [False, True])
 def test_general_layer_is_the_core_s(arguments, settings, masked):
     layer = ours.NormalizationLayer(*arguments, **settings)
-    layer.build((None, 6, None, 8) if arguments[1:] not in {("Same",), ("{2, 1}",)} else X.shape)
+    layer.build((None, 6, None, 8) if arguments[1:] not in [("Same",), ("{2, 1}",)] else X.shape)
     values = [rng.uniform(0.5, 2, weight.shape).astype("float32") for weight in layer.weights]
     layer.set_weights(values)
     named = dict(zip([weight.name for weight in layer.weights], values, strict=True))
