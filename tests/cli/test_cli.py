@@ -735,7 +735,7 @@ def npy(shape="(3, 4)", descr="'<f4'", more=""):
         (b"", "x.npy is not a .npy file: it is empty\nnumpy.save writes such files"),
         (
             b"PK\x03\x04 and more",
-            "x.npy is not a .npy file: it starts with b'PK\\x03\\x04 a', and an array with b'\\x93NUMPY'\n"
+            "x.npy is not a .npy file: it starts with b'PK\\x03\\x04 a', and a .npy file with b'\\x93NUMPY'\n"
             "numpy.save writes such files",
         ),
         (
