@@ -93,7 +93,7 @@ def _form(layer: Any) -> tuple[int, int]:
         if isinstance(layer, kind):
             return rank, 1
     msg = f"the layer is of type {type(layer).__name__}\npass a torch.nn.Linear or a convolution"
-    raise InputError(msg, code="A040")
+    raise InputError(msg, code="A042")
 
 
 def _held(norm: Any) -> tuple[LayerConfig, tuple[Tensor | None, Tensor]]:
@@ -115,7 +115,7 @@ def _held(norm: Any) -> tuple[LayerConfig, tuple[Tensor | None, Tensor]]:
         mean, variance = norm.running_mean, norm.running_var
     else:
         msg = f"the norm is of type {type(norm).__name__}\npass a NormalizationLayer or a batch norm"
-        raise InputError(msg, code="A041")
+        raise InputError(msg, code="A043")
     wide = [None if one is None else one.detach().double().cpu() for one in (mean, variance)]
     return config, (wide[0], wide[1])  # type: ignore[return-value]
 

@@ -74,6 +74,12 @@ class Normalization(nn.Module):
         return tracer.create_proxy("call_module", tracer.path_of_module(self), (x, *others), named)
 
 
+def _fixed(name: str) -> FrozenError:
+    msg = f"{name} of a layer cannot be changed\n"
+    msg += f"make another layer: NormalizationLayer(..., {name}=...)"
+    return FrozenError(msg, code="T040")
+
+
 def _setting(name: str) -> Any:
     """Return a property for a setting: it can be read, and assigned where the layer stays the same kind of layer."""
 
@@ -84,9 +90,7 @@ def _setting(name: str) -> Any:
 
     def change(self: Any, value: Any) -> None:
         if name in FIXED:
-            msg = f"{name} of a layer cannot be changed\n"
-            msg += f"make another layer: NormalizationLayer(..., {name}=...)"
-            raise FrozenError(msg, code="T040")
+            raise _fixed(name)
         if name == "momentum" and value is None:  # as torch.optim.swa_utils.update_bn assigns it
             self._cumulative = True
             return
