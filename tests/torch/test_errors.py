@@ -21,12 +21,11 @@ from gennorm.torch import (  # noqa: E402
     layouts,
     module,
     moments,
-    proving,
     tensors,
 )
 
 TABLE = Path(__file__).parent / "errors.txt"
-MODULES = [accelerating, computation, distributed, folding, layers, layouts, module, moments, proving, tensors]
+MODULES = [accelerating, computation, distributed, folding, layers, layouts, module, moments, tensors]
 ENTRIES = entries(TABLE.read_text(encoding="utf-8"))
 OF_THE_CORE = {"I001", "S010", "I010", "P021", "P030", "P031", "C110", "C111"}  # reached through a module
 
