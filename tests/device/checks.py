@@ -300,6 +300,7 @@ class Masked(nn.Module):
         return self.linear(self.norm(x, x.detach()[..., :1] < 1.0))
 
 
+# A bias before a norm that keeps its level has the gradient 0, and what is found are rounding errors.
 BLOCKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual, RMS norm, linear": (lambda: Residual(lambda: gt.RMSNorm(64, eps=1e-6), 64), (4, 10, 64)),
     "residual, layer norm, linear": (lambda: Residual(lambda: gt.LayerNorm(64), 64), (4, 10, 64)),
@@ -312,11 +313,11 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         (4, 3, 12, 12),
     ),
     "convolution, batch norm, relu": (
-        lambda: nn.Sequential(nn.Conv2d(3, 16, 3), gt.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 3)),
+        lambda: nn.Sequential(nn.Conv2d(3, 16, 3, bias=False), gt.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 3)),
         (4, 3, 12, 12),
     ),
     "convolution, instance norm": (
-        lambda: nn.Sequential(nn.Conv2d(3, 8, 3), gt.InstanceNorm2d(8, affine=True), nn.Tanh()),
+        lambda: nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), gt.InstanceNorm2d(8, affine=True), nn.Tanh()),
         (4, 3, 12, 12),
     ),
     "moving statistics of the general layer": (
