@@ -103,10 +103,13 @@ def precompile(
     stand_in = copy.copy(layer)
     stand_in.initialize(x.shape)
     with np.errstate(all="ignore"):
-        if stand_in.information("statistics") == "dataset" and (training or stand_in.moments is None):
+        of_data = stand_in.information("statistics") == "dataset"
+        if of_data and (training or stand_in.moments is None):
             stand_in.adapt(x, reset=False, progress=False)
         stand_in(x)
-        if training:
+        if training and of_data:  # once more: now there are moments to which the data are added
+            stand_in.adapt(x, reset=False, progress=False)
+        elif training:
             stand_in(x, training=True)
         if gradients:
             y, pullback = stand_in.vjp(x, training=training)
