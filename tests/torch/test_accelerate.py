@@ -412,7 +412,7 @@ WORKFLOWS = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of torch itself
 @pytest.mark.parametrize("use", WORKFLOWS)
 def test_an_accelerated_model_is_used_like_any_other(use, tmp_path):
     theirs, x = workflow_model(), sample(4, 8)

@@ -49,7 +49,7 @@ def test_every_task_is_done_once(number):
         for _ in range(20):
             done = Tasks(tasks).run()
             assert done.right()
-            assert (done.teams == [0]) is (tasks == 1)
+            assert (done.requests == [0]) is (tasks == 1)
 
 
 @pytest.mark.parametrize("number", [2, 5])
@@ -103,7 +103,7 @@ def test_a_call_inside_a_parallel_region_is_done_by_its_caller():
     (tasks,) = found
     assert tasks.right()
     assert tasks.each[0] == 64  # and not the number that the thread has in the region
-    assert tasks.teams != [0]
+    assert tasks.requests != [0]
 
 
 @pytest.mark.usefixtures("openmp_only")
