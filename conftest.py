@@ -5,6 +5,7 @@ import importlib.util
 import os
 import re
 import signal
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -144,6 +145,14 @@ def pytest_unconfigure(config):
 
 
 # ---------------------------------------------------------------------------------------------------------- fixtures
+
+
+@pytest.fixture(autouse=True)
+def _jax_with_32_bits():
+    """Each test finds JAX with its default, whatever a test before it has switched on."""
+    jax = sys.modules.get("jax")
+    if jax is not None and hasattr(jax, "config") and jax.config.read("jax_enable_x64"):
+        jax.config.update("jax_enable_x64", False)
 
 
 @pytest.fixture

@@ -275,12 +275,17 @@ class TensorComputation:
         return self._kernels, bound.weight.array, bound.bias.array
 
     def _resolve(self, shape: tuple[int, ...], *, given: bool = False) -> Any:
-        """Return what the config means for a tensor of a shape."""
-        return self._kernels.resolve(shape, given=given, cached=not is_dynamo_compiling())
+        """Return what the config means for a tensor of a shape.
+
+        A cache compares sizes, and a symbolic size that is compared is no longer open in an exported model.
+        """
+        cached = not is_dynamo_compiling() and all(type(size) is int for size in shape)
+        return self._kernels.resolve(shape, given=given, cached=cached)
 
     def _is_per_example(self, x: Tensor, parameter: Maybe) -> bool:
         """Return whether a parameter has an axis for the examples of a batch."""
-        if parameter is None or parameter.dim() == 0 or x.dim() == 0 or len(parameter) != len(x):
+        # By the number of axes only: a size that is compared is no longer open in an exported model.
+        if parameter is None or parameter.dim() == 0 or x.dim() == 0:
             return False
         return parameter.dim() == len(self._resolve(tuple(x.shape)).scaling) + 1
 
@@ -288,7 +293,13 @@ class TensorComputation:
         """Refuse parameters of other shapes than a tensor needs; there may be one set for each example."""
         per_example = (resolved.shape[0], *resolved.parameter_shape) if resolved.batched else None
         shapes = (None if one is None else tuple(one.shape) for one in (weight, bias))
-        shared = (None if shape is None or shape == per_example else shape for shape in shapes)
+        # Tuples of other lengths are not compared: a size that is compared is no longer open in an exported model.
+        shared = (
+            None
+            if shape is None or (per_example is not None and len(shape) == len(per_example) and shape == per_example)
+            else shape
+            for shape in shapes
+        )
         self._kernels.require_parameters(resolved, *shared)
 
     def _require_moments(self, resolved: Any, variance: Tensor) -> None:
@@ -313,8 +324,7 @@ class TensorComputation:
 class _Memory:
     """The place of a parameter in memory, and an array over it.
 
-    The array does not keep the memory, so that the storage can be resized. It is used for a tensor at this place only:
-    that tensor keeps the memory during the call.
+    The storage can be resized: the array is used for a tensor at this place only, which has its memory then.
     """
 
     __slots__ = ("array", "at", "dtype", "shape", "steps")

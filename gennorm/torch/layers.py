@@ -30,7 +30,7 @@ from gennorm.torch.computation import Pair, TensorComputation
 from gennorm.torch.crossover import Crossover, computed, is_faster_in_torch
 from gennorm.torch.layouts import arranged, restrided
 from gennorm.torch.module import Normalization
-from gennorm.torch.tensors import FLOATING, HALVES
+from gennorm.torch.tensors import FLOATING, HALVES, is_eager
 
 __all__ = [
     "BatchNorm1d",
@@ -78,14 +78,22 @@ class Configured(Normalization):
         self, x: Tensor, moments: Pair | None = None, computation: TensorComputation | None = None
     ) -> Tensor:
         computation = computation or self._gennorm
-        strided = isinstance(x, Tensor) and not x.is_contiguous()
-        x = arranged(x, self._gennorm_arrangement) if isinstance(x, Tensor) else x
+        x, strided = self._gennorm_arranged(x)
         weight, bias = self._gennorm_parameter("weight"), self._gennorm_parameter("bias")
         try:
             y = computation.normalize(x, weight, bias, moments=moments)
         except MISFITS as error:
             raise TensorError(error.message, code=error.code) from None  # of the class that torch raises
         return restrided(y, x) if strided else y
+
+    def _gennorm_arranged(self, x: Tensor) -> tuple[Tensor, bool]:
+        """Return an input with the strides that the output is to have, and whether those are not contiguous.
+
+        While torch traces or compiles, strides depend on sizes that may be open, and stay as they are.
+        """
+        if not isinstance(x, Tensor) or not is_eager() or x.is_contiguous():
+            return x, False
+        return arranged(x, self._gennorm_arrangement), True
 
 
 class TorchNorm(Configured):
@@ -267,8 +275,7 @@ class _Running(TorchNorm):
     def _gennorm_by_batch(self, x: Tensor, momentum: float | Tensor) -> Tensor:
         """Normalize by the moments of the input, and fold them into the running ones."""
         weight, bias = self._gennorm_parameter("weight"), self._gennorm_parameter("bias")
-        strided = not x.is_contiguous()
-        x = arranged(x, self._gennorm_arrangement)
+        x, strided = self._gennorm_arranged(x)
         try:
             y = self._gennorm.normalize_and_fold(x, weight, bias, self._gennorm_running(), momentum, unbiased=True)
         except MISFITS as error:

@@ -94,7 +94,7 @@ def array_of(tensor: Tensor) -> Array:
     ('bfloat16', (2, 6), 5.0)
     """
     if tensor.numel() >= SHARED and tensor.dtype in FLOATING:  # smaller arrays cost 3 us more this way
-        return _array_at(tensor, keep=True)
+        return memory_of(tensor)
     if tensor.dtype is torch.bfloat16:
         import ml_dtypes
 
@@ -111,10 +111,11 @@ class _Interface:
 
 
 def memory_of(tensor: Tensor) -> Array:
-    """Return an array over the memory of a tensor of floats that does not keep this memory.
+    """Return an array over the memory of a tensor of floats, whose storage can still be resized.
 
     `Tensor.numpy` marks a storage: it cannot be resized any more. Parameters that are sharded (FSDP) are resized to 0
-    after each use. Use the array only while the tensor has its memory.
+    after each use. The array keeps the storage, so another thread may replace the tensor; do not use the array after
+    the storage was resized.
 
     Examples
     --------
@@ -122,12 +123,7 @@ def memory_of(tensor: Tensor) -> Array:
     >>> memory_of(tensor).tolist(), tensor.untyped_storage().resize_(0).nbytes()
     ([1.0, 1.0], 0)
     """
-    return _array_at(tensor, keep=False)
-
-
-def _array_at(tensor: Tensor, *, keep: bool) -> Array:
-    if tensor.is_neg():
-        tensor, keep = tensor.detach().resolve_neg(), True
+    tensor = tensor.detach().resolve_neg()
     place, size = _Interface(), tensor.itemsize
     place.__array_interface__ = {
         "version": 3,
@@ -136,8 +132,7 @@ def _array_at(tensor: Tensor, *, keep: bool) -> Array:
         "strides": tuple([size * step for step in tensor.stride()]),
         "typestr": INTERFACES[tensor.dtype],
     }
-    if keep:
-        place.tensor = tensor.detach()
+    place.tensor = tensor
     array: Array = np.asarray(place)
     if tensor.dtype is torch.bfloat16:
         import ml_dtypes

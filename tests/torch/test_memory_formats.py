@@ -74,14 +74,18 @@ def outcome(module, x, *, grad):
         if not grad:
             with torch.no_grad():
                 y = module(x)
-            return y, y.stride()
+            return y, steps(y)
         leaf = x.clone().requires_grad_()
         y = module(torch.as_strided(leaf, leaf.shape, leaf.stride()) if leaf.stride() != x.stride() else leaf)
         y.sum().backward()
     except (ValueError, RuntimeError) as error:
         return None, isinstance(error, ValueError)
-    # Along axes of size 1 the stride of a gradient means nothing.
-    return y, (y.stride(), tuple(step for step, size in zip(leaf.grad.stride(), x.shape, strict=True) if size > 1))
+    return y, (steps(y), steps(leaf.grad))
+
+
+def steps(x):
+    """The strides along axes of more than one element: others mean nothing."""
+    return tuple(step for step, size in zip(x.stride(), x.shape, strict=True) if size > 1)
 
 
 @pytest.mark.parametrize(("name", "arguments", "settings", "shape"), CASES, ids=str)
