@@ -272,7 +272,7 @@ def test_layer_normalization_over_axes_that_are_not_the_last_ones(axis):
     gamma = array(layer.gamma).reshape([size if one in axes else 1 for one, size in enumerate(X.shape)])
     deviations = X - X.mean(axes, keepdims=True)
     assert_close(layer(X), deviations / np.sqrt(X.var(axes, keepdims=True) + 0.1) * gamma)
-    if BACKEND == "torch":
+    if BACKEND == "torch" and axis in ([1, 2], 1):
         with pytest.raises(RuntimeError, match="normalized_shape"):
             theirs.LayerNormalization(axis=axis)(X)
 
