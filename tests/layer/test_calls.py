@@ -1,5 +1,6 @@
 """The cache of prepared calls: what a new size costs, how many sizes are remembered, and what each keeps."""
 
+import gc
 import sys
 from types import FunctionType
 
@@ -32,11 +33,13 @@ def events(function, *arguments):
         number += event in ("call", "c_call")
 
     before = sys.getprofile()
+    gc.disable()  # callbacks of the collector would be counted too
     sys.setprofile(count)
     try:
         function(*arguments)
     finally:
         sys.setprofile(before)
+        gc.enable()
     return number
 
 
