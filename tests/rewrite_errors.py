@@ -12,6 +12,8 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 LONGEST = 120
 
@@ -73,22 +75,14 @@ def main() -> None:
     """Rewrite the files of this checkout."""
     from tests import test_errors
 
-    tables = [(ROOT / "tests/errors.txt", test_errors.NAMES)]
-    with contextlib.suppress(ImportError):
-        from tests.torch import test_errors as of_torch
-
-        tables.append((ROOT / "tests/torch/errors.txt", of_torch.NAMES))
-    with contextlib.suppress(ImportError):
-        from tests.jax import test_errors as of_jax
-
-        tables.append((ROOT / "tests/jax/errors.txt", of_jax.NAMES))
-    with contextlib.suppress(ImportError):
-        from tests.keras import test_errors as of_keras
-
-        tables.append((ROOT / "tests/keras/errors.txt", of_keras.NAMES))
-    for path, names in tables:
-        table = path.read_text(encoding="utf-8")
-        path.write_text(rewritten_table(table, lambda trigger, names=names: eval(trigger, {**names})), encoding="utf-8")
+    tables = [test_errors.TABLE]
+    for front in ("torch", "jax", "keras"):
+        with contextlib.suppress(ImportError, pytest.skip.Exception):  # the framework is not installed
+            tables.append(importlib.import_module(f"tests.{front}.test_errors").TABLE)
+    for table in tables:
+        text = table.path.read_text(encoding="utf-8")
+        found = rewritten_table(text, lambda trigger, names=table.names: eval(trigger, {**names}))
+        table.path.write_text(found, encoding="utf-8")
     documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("spec/*.md"), *ROOT.glob("gennorm/**/*.py")]
     for path in documents:
         text = path.read_text(encoding="utf-8")

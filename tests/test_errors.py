@@ -17,7 +17,6 @@ import sys
 import tempfile
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -30,6 +29,7 @@ from gennorm.errors import GennormError, point, suggest
 from gennorm.layer import adapting, arrays, derivatives, files, hints, parameters, statistics
 from gennorm.layer import layer as layers
 from gennorm.spec import config, levels
+from tests.error_tables import ErrorTable, constants, makers
 
 MODULES: list[ModuleType] = [
     definition,
@@ -39,8 +39,6 @@ MODULES: list[ModuleType] = [
 # Modules whose texts are asserted in tests of their own.
 ELSEWHERE = ["test_moments.py"]
 PACKAGE = Path(gn.__file__).parent
-TABLE = Path(__file__).parent / "errors.txt"
-CODE = re.compile(r"[A-Z]\d{3}")
 DROP = object()
 
 
@@ -208,38 +206,16 @@ NAMES = {
 }
 
 
-class Entry(NamedTuple):
-    trigger: str
-    code: str
-    kind: str
-    text: str
+TABLE = ErrorTable(Path(__file__).parent / "errors.txt", NAMES, MODULES)
+ENTRIES = TABLE.entries
 
 
-def entries(table: str) -> list[Entry]:
-    """The entries of a table."""
-    found = []
-    for block in re.split(r"\n\n+", table.strip()):
-        if block.startswith("#"):
-            continue
-        trigger, head, text = block.removeprefix(">>> ").split("\n", 2)
-        found.append(Entry(trigger, *head.split(" "), text))
-    return found
-
-
-ENTRIES = entries(TABLE.read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry.code} {entry.trigger}")
+@TABLE.each_entry
 def test_text(entry):
-    with pytest.raises(GennormError) as caught:
-        eval(entry.trigger, {**NAMES})
-    assert caught.value.message == entry.text
-    assert caught.value.code == entry.code
-    assert str(caught.value) == f"{entry.text} [{entry.code}]"
-    assert type(caught.value).__name__ == entry.kind
+    TABLE.check_text(entry)
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry.code} {entry.trigger}")
+@TABLE.each_entry
 def test_manner(entry):
     """What is wrong first; a text that is pointed into; what to write last, and no sentence ends with a full stop."""
     lines = entry.text.split("\n")
@@ -253,71 +229,24 @@ def test_manner(entry):
         assert len(lines[2]) <= len(lines[1])
 
 
-def constants(source: str) -> set[str]:
-    """The error codes that a source mentions as texts of their own."""
-    nodes = ast.walk(ast.parse(source))
-    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    return {text for text in texts if CODE.fullmatch(text)}
-
-
-def makers(source: str) -> set[int]:
-    """Return the lines that raise a new error, or that build one to be raised elsewhere; lack of memory has no code."""
-    kinds = {name for name in errors.__all__ if name.endswith("Error")}
-    lines = set()
-    for node in ast.walk(ast.parse(source)):
-        call = node.value if isinstance(node, ast.Return) else None
-        builds = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in kinds
-        raises = isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)
-        if (raises and ast.unparse(node.exc.func) != "MemoryError") or builds:
-            lines.add(node.lineno)
-    return lines
-
-
-def lines_run(calls, files: set[str]) -> set[tuple[str, int]]:
-    """The lines of these files that run while the calls raise what they raise."""
-    seen = set()
-
-    def trace(frame, event, _):
-        if frame.f_code.co_filename not in files:
-            return None
-        if event == "line":
-            seen.add((frame.f_code.co_filename, frame.f_lineno))
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        for call in calls:
-            with contextlib.suppress(GennormError):
-                call()
-    finally:
-        sys.settrace(before)
-    return seen
-
-
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+@TABLE.each_module
 def test_table_has_every_code(module):
-    missing = constants(Path(module.__file__).read_text(encoding="utf-8")) - {entry.code for entry in ENTRIES}
-    assert not missing, f"codes without an entry in {TABLE.name}: {sorted(missing)}"
+    missing = constants(Path(module.__file__).read_text(encoding="utf-8")) - TABLE.codes
+    assert not missing, f"codes without an entry in {TABLE.path.name}: {sorted(missing)}"
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+@TABLE.each_module
 def test_table_reaches_every_place_that_raises(module):
-    calls = [lambda entry=entry: eval(entry.trigger, {**NAMES}) for entry in ENTRIES]
-    seen = lines_run(calls, {module.__file__})
-    source = Path(module.__file__).read_text(encoding="utf-8")
-    missed = sorted(line for line in makers(source) if (module.__file__, line) not in seen)
-    assert not missed, f"lines of {module.__name__} that raise and that no entry of {TABLE.name} reaches: {missed}"
+    TABLE.check_places(module)
 
 
 def test_table_has_no_code_that_is_not_raised():
-    raised = set().union(*(constants(Path(module.__file__).read_text(encoding="utf-8")) for module in MODULES))
-    assert {entry.code for entry in ENTRIES} <= raised
+    assert TABLE.codes <= TABLE.raised_codes()
 
 
 def test_every_code_of_the_package_is_in_a_table():
-    tested = {entry.code for entry in ENTRIES}
-    tested |= set().union(*(constants((TABLE.parent / name).read_text(encoding="utf-8")) for name in ELSEWHERE))
+    texts = [(TABLE.path.parent / name).read_text(encoding="utf-8") for name in ELSEWHERE]
+    tested = TABLE.codes.union(*map(constants, texts))
     sources = {path.relative_to(PACKAGE): path.read_text(encoding="utf-8") for path in sorted(PACKAGE.glob("*.py"))}
     missing = {str(path): sorted(constants(source) - tested) for path, source in sources.items()}
     assert not any(missing.values()), {path: codes for path, codes in missing.items() if codes}

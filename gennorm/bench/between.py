@@ -1,7 +1,7 @@
 """Norms between operators of torch, as in a model: torch's module and gennorm's in the same sequence.
 
-A norm in a model runs right after another operator. The input is in the caches as that operator left it, and the
-threads of that operator still poll for work. So a norm takes another time than in a loop of its own.
+A norm in a model runs right after another operator. That operator has just written the input, so the input is in the
+caches; and its threads still poll for work. So the norm takes longer or shorter than the norm alone in a loop.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from gennorm.extend import Computation, Given
 from gennorm.moments import Moments
 from gennorm.spec.config import GroupMapping, LayerConfig, Resolved
 
-__all__ = ["BackendComputation", "Pair", "floating", "library_of", "with_own_errors"]
+__all__ = ["BackendComputation", "Pair", "floating", "library_of", "require_real", "with_own_errors"]
 
 Tensor = Any
 Pair = tuple[Tensor | None, Tensor]  # mean and variance; no mean for the method RMS
@@ -94,11 +94,27 @@ def floating(x: Tensor) -> Tensor:
     name = _dtype_name(x.dtype)
     if name.startswith(("float", "bfloat")):
         return x
+    require_real(x)
+    return ops.cast(x, backend.result_type(name, "float32"))
+
+
+def require_real(x: Tensor) -> None:
+    """Refuse a tensor of complex numbers.
+
+    Raises
+    ------
+    InputError
+        It is one.
+
+    Examples
+    --------
+    >>> require_real(np.ones(2, int))
+    """
+    name = _dtype_name(x.dtype)
     if name.startswith("complex"):
         msg = f"the input has the dtype {name}, and the layer takes real numbers\n"
         msg += "pass keras.ops.real(x) and keras.ops.imag(x), or keras.ops.absolute(x)"
         raise InputError(msg, code="K002")
-    return ops.cast(x, backend.result_type(name, "float32"))
 
 
 class BackendComputation:

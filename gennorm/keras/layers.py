@@ -14,7 +14,7 @@ from keras import backend, ops
 from keras.src.backend import get_keras_mask
 
 from gennorm.errors import ShapeError
-from gennorm.keras.computation import BackendComputation, Pair, floating, with_own_errors
+from gennorm.keras.computation import BackendComputation, Pair, floating, require_real, with_own_errors
 from gennorm.keras.data import batches_of
 from gennorm.moments import Moments
 from gennorm.spec.config import LayerConfig
@@ -185,11 +185,24 @@ class _Example:
     """What the layers have in common that normalize every example by its own moments."""
 
     _core: _Core
+    axis: Any
+    epsilon: float
+    compute_dtype: str
 
     def build(self, input_shape: Any) -> None:
         """Make the weights."""
         super().build(input_shape)  # type: ignore[misc]
         self._core = _Core()
+
+    def _normalized(
+        self, inputs: Tensor, scaling: Any, biases: Any, kept: tuple[int, ...] | None = None, **settings: Any
+    ) -> Tensor:
+        """Normalize over all axes but the kept ones, by default over `axis`, which the parameters have."""
+        x, ndim = floating(inputs), len(inputs.shape)
+        axes = _canonical(self.axis, ndim)
+        kept = tuple(axis for axis in range(ndim) if axis not in axes) if kept is None else kept
+        computation = self._core(kept, axes, ndim, epsilon=self.epsilon, **settings)
+        return ops.cast(computation.normalize(x, scaling, biases), self.compute_dtype)
 
 
 @registered
@@ -218,11 +231,7 @@ class LayerNormalization(_Example, keras.layers.LayerNormalization):
         """Normalize over the axes."""
         if self.rms_scaling:
             return super().call(inputs)
-        x, ndim = floating(inputs), len(inputs.shape)
-        axes = _canonical(self.axis, ndim)
-        kept = tuple(axis for axis in range(ndim) if axis not in axes)
-        computation = self._core(kept, axes, ndim, epsilon=self.epsilon)
-        return ops.cast(computation.normalize(x, self.gamma, self.beta), self.compute_dtype)
+        return self._normalized(inputs, self.gamma, self.beta)
 
 
 @registered
@@ -248,11 +257,7 @@ class RMSNormalization(_Example, keras.layers.RMSNormalization):
     @with_own_errors
     def call(self, x: Tensor) -> Tensor:
         """Divide by the root mean square over the axes."""
-        x, ndim = floating(x), len(x.shape)
-        axes = _canonical(self.axis, ndim)
-        kept = tuple(axis for axis in range(ndim) if axis not in axes)
-        computation = self._core(kept, axes, ndim, epsilon=self.epsilon, method="RMS")
-        return ops.cast(computation.normalize(x, self.scale, None), self.compute_dtype)
+        return self._normalized(x, self.scale, None, method="RMS")
 
 
 @registered
@@ -279,11 +284,9 @@ class GroupNormalization(_Example, keras.layers.GroupNormalization):
     @with_own_errors
     def call(self, inputs: Tensor) -> Tensor:
         """Normalize every example over groups of channels and all other axes."""
-        x, ndim = floating(inputs), len(inputs.shape)
-        axes = _canonical(self.axis, ndim)
-        groups = ((axes[0], self.groups),) if self.groups > 1 else None
-        computation = self._core((0,), axes, ndim, epsilon=self.epsilon, groups=groups)
-        return ops.cast(computation.normalize(x, self.gamma, self.beta), self.compute_dtype)
+        (axis,) = _canonical(self.axis, len(inputs.shape))
+        groups = ((axis, self.groups),) if self.groups > 1 else None
+        return self._normalized(inputs, self.gamma, self.beta, (0,), groups=groups)
 
 
 @registered
@@ -348,7 +351,8 @@ class Normalization(keras.layers.Normalization):
         x = inputs if hasattr(inputs, "shape") and not isinstance(inputs, np.ndarray) else np.asarray(inputs)
         x = names[0].convert_to_tensor(x)
         if not backend.standardize_dtype(x.dtype).startswith(("float", "bfloat")):
-            x = names[0].cast(floating_or_raise(x), backend.result_type(x.dtype, "float32"))
+            require_real(x)
+            x = names[0].cast(x, backend.result_type(x.dtype, "float32"))
         if self._reduce_axis:
             return names[0].cast(self._applied(x), self.compute_dtype)
         y = self._applied(names[1].expand_dims(x, 0))
@@ -407,21 +411,3 @@ class Normalization(keras.layers.Normalization):
         msg = f"the layer was built with input_shape={tuple(built)}, and adapt() received {what}, {shape}\n"
         msg += "pass data with the same sizes along axis, or make another layer"
         raise ShapeError(msg, code="K012")
-
-
-def floating_or_raise(x: Tensor) -> Tensor:
-    """Return a tensor of real numbers.
-
-    Raises
-    ------
-    InputError
-        It is complex.
-
-    Examples
-    --------
-    >>> floating_or_raise(np.ones(2, int)).dtype.kind
-    'i'
-    """
-    if backend.standardize_dtype(x.dtype).startswith("complex"):
-        floating(x)
-    return x

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,13 +78,15 @@ class Configured(Normalization):
     def _gennorm_normalized(
         self, x: Tensor, moments: Pair | None = None, computation: TensorComputation | None = None
     ) -> Tensor:
-        computation = computation or self._gennorm
+        return self._gennorm_run(partial((computation or self._gennorm).normalize, moments=moments), x)
+
+    def _gennorm_run(self, compute: Callable[..., Tensor], x: Tensor) -> Tensor:
+        """Compute with the parameters; the output has torch's strides, and an error torch's class."""
         x, strided = self._gennorm_arranged(x)
-        weight, bias = self._gennorm_parameter("weight"), self._gennorm_parameter("bias")
         try:
-            y = computation.normalize(x, weight, bias, moments=moments)
+            y = compute(x, self._gennorm_parameter("weight"), self._gennorm_parameter("bias"))
         except MISFITS as error:
-            raise TensorError(error.message, code=error.code) from None  # of the class that torch raises
+            raise TensorError(error.message, code=error.code) from None
         return restrided(y, x) if strided else y
 
     def _gennorm_arranged(self, x: Tensor) -> tuple[Tensor, bool]:
@@ -274,13 +277,10 @@ class _Running(TorchNorm):
 
     def _gennorm_by_batch(self, x: Tensor, momentum: float | Tensor) -> Tensor:
         """Normalize by the moments of the input, and fold them into the running ones."""
-        weight, bias = self._gennorm_parameter("weight"), self._gennorm_parameter("bias")
-        x, strided = self._gennorm_arranged(x)
-        try:
-            y = self._gennorm.normalize_and_fold(x, weight, bias, self._gennorm_running(), momentum, unbiased=True)
-        except MISFITS as error:
-            raise TensorError(error.message, code=error.code) from None
-        return restrided(y, x) if strided else y
+        compute = partial(
+            self._gennorm.normalize_and_fold, moving=self._gennorm_running(), momentum=momentum, unbiased=True
+        )
+        return self._gennorm_run(compute, x)
 
 
 class _BatchNorm(_Running):

@@ -313,7 +313,7 @@ class NormalizationLayer(Normalization):
         return Moments(*self._gennorm.measure(x, mask))
 
     def apply(self, x: Any, moments: Any = None) -> Any:
-        """Normalize a tensor by moments that are given instead of its own; differentiable with respect to both.
+        """Normalize a tensor by given moments. The output has derivatives with respect to the tensor and the moments.
 
         A call with a function is `torch.nn.Module.apply`.
 

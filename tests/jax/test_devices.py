@@ -1,4 +1,4 @@
-"""Eight devices of a CPU, in a process of its own: sharded arrays, `shard_map`, and what is communicated."""
+"""A second process simulates eight devices on a CPU: sharded arrays, `shard_map`, and what devices communicate."""
 
 import os
 import subprocess

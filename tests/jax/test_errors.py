@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import gennorm as gn
-from gennorm.errors import GennormError
-from tests.test_errors import constants, entries, lines_run, makers
+from tests.error_tables import ErrorTable
 
 jax = pytest.importorskip("jax")
 nnx = pytest.importorskip("flax.nnx")
@@ -18,9 +17,7 @@ import gennorm.jax as gj  # noqa: E402
 import gennorm.jax.nnx as gnx  # noqa: E402
 from gennorm.jax import arrays, computation, layer, merging  # noqa: E402
 
-TABLE = Path(__file__).parent / "errors.txt"
 MODULES = [arrays, computation, layer, merging, gnx]
-ENTRIES = entries(TABLE.read_text(encoding="utf-8"))
 OF_THE_CORE = {"D001", "I001", "I010", "P013", "P022", "S010", "S021", "S031"}  # reached through the front
 
 
@@ -41,31 +38,19 @@ NAMES = {
 }
 
 
-def run(entry):
-    eval(entry.trigger, {**NAMES})
+TABLE = ErrorTable(Path(__file__).parent / "errors.txt", NAMES, MODULES)
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry.code} {entry.trigger}")
+@TABLE.each_entry
 def test_text(entry):
-    with pytest.raises(GennormError) as caught:
-        run(entry)
-    assert str(caught.value) == f"{entry.text} [{entry.code}]"
-    assert caught.value.code == entry.code
-    assert type(caught.value).__name__ == entry.kind
-    lines = entry.text.split("\n")
-    assert len(lines) == 2
-    assert all(len(line) <= 120 and not line.endswith(".") for line in lines)
+    TABLE.check_text(entry)
+    TABLE.check_two_lines(entry)
 
 
 def test_the_table_has_every_code_and_no_other():
-    raised = set().union(*(constants(Path(module.__file__).read_text(encoding="utf-8")) for module in MODULES))
-    assert {entry.code for entry in ENTRIES} == raised | OF_THE_CORE
+    assert TABLE.codes == TABLE.raised_codes() | OF_THE_CORE
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+@TABLE.each_module
 def test_the_table_reaches_every_place_that_raises(module):
-    calls = [lambda entry=entry: run(entry) for entry in ENTRIES]
-    seen = lines_run(calls, {module.__file__})
-    source = Path(module.__file__).read_text(encoding="utf-8")
-    missed = sorted(line for line in makers(source) if (module.__file__, line) not in seen)
-    assert not missed, f"lines of {module.__name__} that raise and that no entry of {TABLE.name} reaches: {missed}"
+    TABLE.check_places(module)

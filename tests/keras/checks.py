@@ -1,4 +1,4 @@
-"""Checks on the backend of KERAS_BACKEND; `test_backends.py` runs this file on each of them in a process of its own."""
+"""Checks on the backend of KERAS_BACKEND; `test_backends.py` starts a process for each backend that runs this file."""
 
 import functools
 import os

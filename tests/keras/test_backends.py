@@ -1,6 +1,6 @@
 """The checks of `checks.py`, and Keras' own tests with our classes in the place of theirs, on every backend of Keras.
 
-Keras has one backend in a process, so each backend has a process of its own; the tests of one run in it together.
+A process of Keras has one backend. So the tests start a process for each backend, which runs all checks of it.
 """
 
 import importlib.util

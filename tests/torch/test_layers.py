@@ -442,7 +442,7 @@ def test_per_sample_gradients(name, arguments, shape):
 
 
 def test_running_statistics_that_vmap_maps_over():
-    """Each example of `vmap` has buffers of its own; with one buffer for all it is an error, as in torch."""
+    """`vmap` maps over the buffers too, one for each example; one buffer for all examples is an error, as in torch."""
     theirs, ours = pair("BatchNorm1d", (6,), {})
     x = sample((3, 5, 6))
     found = []

@@ -7,14 +7,13 @@ import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 
 import gennorm as gn
 from gennorm.engine import openmp, sharing
 from gennorm.engine import threads as threads_
 from gennorm.engine.compiler import jit
-from tests.engine.kernels.test_sharing import Tasks, eventually
+from tests.engine.kernels.test_sharing import Tasks, assert_each_thread_has_its_part
 from tests.strategies import sample
 
 torch = pytest.importorskip("torch")
@@ -55,17 +54,7 @@ def test_every_task_is_done_once(number):
 @pytest.mark.parametrize("number", [2, 5])
 @pytest.mark.usefixtures("openmp_only")
 def test_every_thread_has_its_part_of_the_scratch(number):
-    gn.set_num_threads(number)
-    seen = set()
-
-    def all_of_them():
-        tasks = Tasks(turns=400_000).run()
-        assert tasks.right()
-        assert tasks.parts == [number]
-        seen.update(np.flatnonzero(tasks.each))
-        return seen == set(range(number))
-
-    assert eventually(all_of_them)
+    assert_each_thread_has_its_part(number)
     assert Tasks(apart=False).run().parts == [1]
 
 
@@ -120,7 +109,7 @@ def test_results_are_the_same_for_any_number_of_threads():
         assert found[0] == found[1] == found[2]
 
 
-# ------------------------------------------------------------------------------------------- programs of their own
+# ---------------------------------------------------------------------------------- programs in another process
 
 
 def outcome(code, **environment):

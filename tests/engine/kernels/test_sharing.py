@@ -97,9 +97,8 @@ def test_every_task_is_done_once(number):
     assert len(sharing._pools[0].workers) == number - 1
 
 
-@pytest.mark.parametrize("number", [2, 7])
-def test_every_thread_has_its_part_of_the_workspace(number):
-    """And all threads share a workspace that is not divided."""
+def assert_each_thread_has_its_part(number):
+    """Every thread of a call uses a part of the workspace that is its alone."""
     gn.set_num_threads(number)
     seen = set()
 
@@ -111,6 +110,12 @@ def test_every_thread_has_its_part_of_the_workspace(number):
         return seen == set(range(number))
 
     assert eventually(all_of_them)
+
+
+@pytest.mark.parametrize("number", [2, 7])
+def test_every_thread_has_its_part_of_the_workspace(number):
+    """And all threads share a workspace that is not divided."""
+    assert_each_thread_has_its_part(number)
     tasks = Tasks(turns=10, apart=False).run()
     assert tasks.parts == [1]
     assert tasks.right()
