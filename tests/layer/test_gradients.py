@@ -702,7 +702,10 @@ def reachable(start):
     seen, todo = {}, [start]
     while todo:
         one = todo.pop()
-        if id(one) in seen or isinstance(one, type | type(np)) or one is globals():
+        # The type is asked, because `isinstance` asks what a weak proxy stands for, and that may be gone.
+        if id(one) in seen or issubclass(type(one), (type, type(np), *weakref.ProxyTypes)):
+            continue
+        if one is globals():
             continue
         seen[id(one)] = one
         if callable(one) and hasattr(one, "__closure__"):
