@@ -35,7 +35,7 @@ from gennorm.layer.arrays import (
 from gennorm.layer.derivatives import Merge, Pullback, Residuals, directions_of, push_forward
 from gennorm.layer.hints import checked_arguments, unknown_attribute
 from gennorm.layer.parameters import NAMES, Parameters
-from gennorm.layer.request import Request, check_call, given_rows, laid, parameters_of, run
+from gennorm.layer.request import Request, check_call, given_rows, laid, parameters_of, require_learnable, run
 from gennorm.layer.state import State
 from gennorm.layer.statistics import (
     checked,
@@ -55,6 +55,9 @@ from gennorm.plan import Plan, make_plan
 from gennorm.spec import config as configs
 from gennorm.spec import levels
 from gennorm.spec.config import LayerConfig, resolve_config
+
+if TYPE_CHECKING:
+    from gennorm.engine.interface import PreparedCall
 
 __all__ = [
     "NormalizationLayer",
@@ -257,16 +260,22 @@ class NormalizationLayer:
         """
         try:
             plain = mask is None and scaling is None and biases is None and moments is None and out is None
-            if plain and not training and type(x) is np.ndarray:
+            if plain and type(x) is np.ndarray:
                 state = self._state
-                call = state.calls.found.get((x.shape, x.strides, x.dtype, not state.of_input))
-                if call is not None and call.views is not None:
-                    if state.of_input:
+                learns = training and state.learnable
+                of_input = learns or state.of_input
+                call = state.calls.found.get((x.shape, x.strides, x.dtype, not of_input))
+                if call is not None and call.views is not None and not call.single:
+                    if of_input:
+                        if learns:
+                            require_learnable(state, call)
                         y = call.output(x)
-                        call.normalize(x, y, *call.views)
+                        rows = call.normalize(x, y, *call.views, keep=learns)
+                        if learns:
+                            self._learn(call, rows)
                         return y
                     rows = call.last(state.moments)
-                    if rows is not None and not call.single:
+                    if rows is not None:
                         y = call.output(x)
                         call.apply(x, y, rows, *call.views)
                         return y
@@ -280,7 +289,7 @@ class NormalizationLayer:
                 found = [run(request) for request in requests]
                 for request, rows in zip(requests, found, strict=True):
                     if request.learns:
-                        self._learn(request, rows)
+                        self._learn(request.new, rows)
                 return [request.y[0] if request.single else request.y for request in requests]
             y = self._answer(check_call(self._state, x, training, mask, scaling, biases, moments, out))
         except CompilationError as error:
@@ -292,7 +301,7 @@ class NormalizationLayer:
         """Compute the output of a request, and update the moving moments if the request says so."""
         rows = run(request)
         if request.learns:
-            self._learn(request, rows)
+            self._learn(request.new, rows)
         return request.y[0] if request.single else request.y
 
     def _fall_back(self, error: CompilationError) -> None:
@@ -351,7 +360,7 @@ class NormalizationLayer:
         assert rows is not None
         residuals = Residuals.of(request, rows)
         if request.learns:
-            self._learn(request, rows)
+            self._learn(request.new, rows)
         y = request.y[0] if request.single else request.y
         return y, Pullback(residuals, y.shape, y.dtype, moments)
 
@@ -410,7 +419,7 @@ class NormalizationLayer:
         assert rows is not None
         dy = push_forward(state, Residuals.of(request, rows), dx, directions, merge)
         if request.learns:  # after everything that can fail
-            self._learn(request, rows)
+            self._learn(request.new, rows)
         return request.y[0] if request.single else request.y, dy[0] if request.single else dy
 
     def measure(self, x: Any, mask: Array | None = None) -> Moments:
@@ -886,12 +895,12 @@ class NormalizationLayer:
             moments = measured(call, call.measure(x, weights))
         return moments if moments.shape == held_shape(call.plan.resolved) else moments.pooled()
 
-    def _learn(self, request: Request, rows: Array | None) -> None:
+    def _learn(self, call: PreparedCall, rows: Array | None) -> None:
         """Update the moving moments by those of an array, in one assignment of a new state."""
         assert rows is not None
         with changing:
             state = self._state
-            moments = folded_rows(required(state.moments), rows, request.new, state.config)
+            moments = folded_rows(required(state.moments), rows, call, state.config)
             object.__setattr__(self, "_state", state.holding(moments))
 
     # Information ---------------------------------------------------------------------------------------------------

@@ -41,8 +41,7 @@ class Parameter(NamedTuple):
     @classmethod
     def checked(cls, name: str, value: Any, resolved: Resolved) -> Parameter:
         """Check a parameter that was passed to a call."""
-        array = parameter_values(name, value)
-        shape = resolved.parameter_shape
+        array, shape = parameter_values(name, value), resolved.parameter_shape
         if array.shape == shape:
             return cls(array, False)
         batch = (resolved.shape[0], *shape) if resolved.batched else None

@@ -340,21 +340,21 @@ def folded(
 
 def folded_rows(moving: Moments, rows: Array, call: PreparedCall, config: LayerConfig) -> Moments:
     """Return the same as `folded` for the rows that a call measured, in a few microseconds."""
-    shape = moving.shape
+    count, mean, shape = moving.count, moving.mean, moving.m2.shape
     if (
         len(rows) > 2
         or call.plan.resolved.count == 0
         or not 0 < config.momentum < 1
         or shape != call.held_shape
-        or moving.count is not _ones(shape)
+        or count is not _ones(shape)
     ):
         return folded(moving, measured(call, rows.copy()), call.plan.resolved, config)
     new = np.empty((2, *shape))
-    new[0] = 0.0 if moving.mean is None else moving.mean
+    new[0] = 0.0 if mean is None else mean
     new[1] = moving.m2
     call.fold(rows, new)
     new.setflags(write=False)
-    return Moments.of_read_only(_ones(shape), None if moving.mean is None else new[0, ...], new[1, ...])
+    return Moments.of_read_only(count, None if mean is None else new[0, ...], new[1, ...])
 
 
 def following(
