@@ -29,7 +29,9 @@ def batch_norm(
     epsilon: float = 1e-3,
     **keywords: Any,
 ) -> NormalizationLayer:
-    """Batch normalization: over the batch and everything but the channels, with parameters for each channel.
+    r"""Batch normalization: over the batch and everything but the channels, with parameters for each channel.
+
+    .. math:: y_{nci} = \gamma_c \frac{x_{nci} - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}} + \beta_c
 
     ``batch_norm(64)`` is ``NormalizationLayer("{0, 2;;All}", 1, input_shape=(64, ...), batched=True,
     statistics="moving")``, for batches of any rank. Called with ``training=True`` it normalizes by the moments of the
@@ -95,7 +97,9 @@ def instance_norm(
     spatial_levels: SupportsIndex | None = None,
     **keywords: Any,
 ) -> NormalizationLayer:
-    """Instance normalization: over everything but the channels of one example, with parameters for each channel.
+    r"""Instance normalization: over everything but the channels of one example, with parameters for each channel.
+
+    .. math:: y_{nci} = \gamma_c \frac{x_{nci} - \mu_{nc}}{\sqrt{\sigma_{nc}^2 + \epsilon}} + \beta_c
 
     ``instance_norm(64)`` is ``NormalizationLayer("2;;All", 1, input_shape=(64, ...), batched=True)``, for batches of
     any rank. Without `spatial_levels` the first axis is always the batch: with ``channel_level=-1``, an array of shape
@@ -162,7 +166,9 @@ def group_norm(
     spatial_levels: SupportsIndex | None = None,
     **keywords: Any,
 ) -> NormalizationLayer:
-    """Group normalization: over groups of channels and everything else of one example, parameters for each channel.
+    r"""Group normalization: over groups of channels and everything else of one example, parameters for each channel.
+
+    .. math:: y_{nci} = \gamma_c \frac{x_{nci} - \mu_{ng}}{\sqrt{\sigma_{ng}^2 + \epsilon}} + \beta_c, \qquad c \in g
 
     ``group_norm(32, 256)`` is ``NormalizationLayer("All", 1, {1: 32}, input_shape=(256, ...), batched=True)``, for
     batches of any rank. Without `spatial_levels` the first axis is always the batch: with ``channel_level=-1``, an
@@ -228,7 +234,9 @@ def group_norm(
 
 @checked_arguments("layer_norm")
 def layer_norm(shape: SupportsIndex | Sequence[SupportsIndex], **keywords: Any) -> NormalizationLayer:
-    """Layer normalization: over the trailing levels of this shape, with parameters for each of their elements.
+    r"""Layer normalization: over the trailing levels of this shape, with parameters for each of their elements.
+
+    .. math:: y_{ni} = \gamma_i \frac{x_{ni} - \mu_n}{\sqrt{\sigma_n^2 + \epsilon}} + \beta_i
 
     ``layer_norm(768)`` is ``NormalizationLayer(-1, "Same", input_shape=(..., 768))``, for arrays of any rank.
 
@@ -267,7 +275,9 @@ def layer_norm(shape: SupportsIndex | Sequence[SupportsIndex], **keywords: Any) 
 def rms_norm(
     shape: SupportsIndex | Sequence[SupportsIndex], *, epsilon: float = 1e-6, **keywords: Any
 ) -> NormalizationLayer:
-    """Root mean square normalization over the trailing levels of this shape, with scaling and without biases.
+    r"""Root mean square normalization over the trailing levels of this shape, with scaling and without biases.
+
+    .. math:: y_{ni} = \gamma_i \frac{x_{ni}}{\sqrt{\frac{1}{d} \sum_{j=1}^{d} x_{nj}^2 + \epsilon}}
 
     ``rms_norm(768)`` is ``NormalizationLayer(-1, "Same", method="RMS", epsilon=1e-6, biases=None,
     input_shape=(..., 768))``, for arrays of any rank.
