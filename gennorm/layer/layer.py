@@ -118,6 +118,10 @@ class NormalizationLayer:
         Ones or zeros, once their shape is known; absent; or these values.
     input_shape : tuple, optional
         Shape of one example: sizes, None for one that varies, one ``...`` for any number of levels.
+    input_levels : str or sequence of str, optional
+        Names of the levels of one example, which every level spec may use beside numbers:
+        ``"channel height width"``, ``"channel ..."``. A first name ``b`` or ``batch`` is that of level 0, and arrays
+        are then batches.
     batched : bool, optional
         Whether arrays are batches of examples, if the rank does not determine it. By default they are one example.
     dtype : {"float32", "float64", "float16", "bfloat16"}
@@ -176,6 +180,7 @@ class NormalizationLayer:
         scaling: Any = "Automatic",
         biases: Any = "Automatic",
         input_shape: Any = None,
+        input_levels: Any = None,
         batched: bool | None = None,
         dtype: Any = "float32",
         statistics: str = "input",
@@ -929,6 +934,7 @@ class NormalizationLayer:
         scaling                    [1. 1. 1.]
         biases                     [0. 0. 0.]
         input_shape                (3, None, None)
+        input_levels               None
         batched                    None
         dtype                      float32
         statistics                 input
@@ -1171,7 +1177,8 @@ def checked_parameter(config: LayerConfig, parameters: Parameters, name: str, va
         expected = known_shape(config, parameters)
     if expected is not None and given.shape != expected:
         msg = f"{name} has the shape {given.shape}, and the parameters of this layer {expected}\n"
-        msg += f"the scaling levels are {levels.format(config.scaling_levels)}; their sizes, in that order, "
+        written = levels.format(config.scaling_levels, config.input_levels)
+        msg += f"the scaling levels are {written}; their sizes, in that order, "
         msg += "are the shape of the parameters"
         raise ParameterError(msg, code="P010")
     return copied(given, given.dtype)
