@@ -101,7 +101,8 @@ class NormalizationLayer:
     Parameters
     ----------
     aggregation_levels : int, str or sequence, default "2;;All"
-        A level, a span such as ``"2;;All"`` or ``"0;;-2"``, several of them, or the text ``"{1, 3;;4}"``.
+        A level, a span such as ``"2;;All"`` or ``"0;;-2"``, several of them, or the text ``"{1, 3;;4}"``; or names of
+        all levels with brackets around those that are aggregated: ``"b [c h w]"``, ``"b (32 [c]) [h w]"``.
     scaling_levels : int, str or sequence, default "Complement"
         Level specs like the aggregation levels, or ``"Same"``, or ``"Complement"``: every level of an example that is
         not aggregated. ``()`` is one scalar parameter.
@@ -984,6 +985,31 @@ class NormalizationLayer:
         ['...', 768]
         """
         return self._state.config.to_dict()
+
+    def to_brackets(self) -> str:
+        """Return the aggregation levels and groups in the bracket notation of einops and einx.
+
+        Returns
+        -------
+        str
+            The names of all levels, with brackets around those that are aggregated. As the aggregation levels of a
+            layer it means the same.
+
+        Raises
+        ------
+        ConfigError
+            The levels have no names, or some have none that are not alike.
+
+        Examples
+        --------
+        >>> import gennorm as gn
+        >>> layer = gn.NormalizationLayer("b (g [c]) [h w]", "c", {"g": 32})
+        >>> layer
+        NormalizationLayer('{c, h, w}', 'c', {'c': 32}, input_levels='b c h w')
+        >>> layer.to_brackets()
+        'b (32 [c]) [h w]'
+        """
+        return self._state.config.to_brackets()
 
     @classmethod
     def from_config(

@@ -22,7 +22,7 @@ from gennorm.errors import (
     shown,
     suggest,
 )
-from gennorm.spec import levels
+from gennorm.spec import brackets, levels
 from gennorm.spec import names as level_names
 from gennorm.spec.levels import AGGREGATION, SCALING, Level, LevelSpec, Listing, Span
 from gennorm.spec.names import Names, called
@@ -131,6 +131,13 @@ class LayerConfig:
             Another argument is wrong.
         """
         names = None if input_levels is None else level_names.read(input_levels)
+        if isinstance(aggregation_levels, str) and brackets.is_brackets(aggregation_levels):
+            if names is not None:
+                msg = f'{AGGREGATION} "{aggregation_levels}" names the levels, and input_levels is given too\n'
+                msg += "leave out input_levels, or write the levels without brackets"
+                raise ConfigError(msg, code="C026")
+            found = brackets.read(aggregation_levels, group_number)
+            aggregation_levels, names, group_number = found.levels, found.names, found.groups
         config = cls(
             aggregation_levels=levels.parse(aggregation_levels, argument=AGGREGATION, names=names),
             scaling_levels=levels.parse(scaling_levels, argument=SCALING, names=names),
@@ -202,6 +209,41 @@ class LayerConfig:
                 values["group_number"] = list(numbers)
         return {"format": FORMAT, "version": VERSION, **values}
 
+    def to_brackets(self) -> str:
+        """Return the aggregation levels and groups in bracket notation.
+
+        Raises
+        ------
+        ConfigError
+            The levels have no names, or the aggregated levels vary with the rank in another way than ``...`` can say.
+
+        Examples
+        --------
+        >>> LayerConfig.make("height;;width", input_levels="channel height width").to_brackets()
+        'channel [height width]'
+        """
+        names = self.input_levels
+        if names is None:
+            msg = 'the bracket notation needs names of the levels\nmake the layer with input_levels="..."'
+            raise ConfigError(msg, code="C044")
+        batched = _names_batch(self)
+        found: dict[str, int] = {}
+        for rank in _ranks(self, cast("Shape", self.input_shape)):
+            try:
+                aggregation, _ = _levels(self, rank, batched=batched)
+                numbers = _group_numbers(self.group_number, aggregation, rank, names)
+            except (LevelRangeError, LevelConflictError, GroupError):
+                continue
+            for level in range(0 if batched else 1, rank + 1):
+                word = "" if level == 0 else names.of(level, rank) or "..."
+                number = numbers.get(level, 1) if level in aggregation else 0
+                if found.setdefault(word, number) != number or (word == "..." and number > 1):
+                    raise _no_brackets(self, f"level {level} of arrays of rank {rank}")
+        text = brackets.write(names, found, batched=batched)
+        if text is None:
+            raise _no_brackets(self, "the batch")
+        return text
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LayerConfig:
         """Make a config from the result of `to_dict`. All keys but `input_levels` are required, no others allowed.
@@ -233,6 +275,13 @@ class LayerConfig:
         if isinstance(arguments["group_number"], Mapping):
             arguments["group_number"] = {_json_level(key): n for key, n in arguments["group_number"].items()}
         return cls.make(**arguments)
+
+
+def _no_brackets(config: LayerConfig, what: str) -> ConfigError:
+    written = levels.format(config.aggregation_levels, config.input_levels)
+    msg = f'the bracket notation cannot write {what} of the aggregation levels "{written}"\n'
+    msg += f'input_levels is "{config.input_levels}": name more of the levels, the batch first'
+    return ConfigError(msg, code="C045")
 
 
 def _spec_argument(spec: LevelSpec, names: Names | None) -> int | str | tuple[()]:

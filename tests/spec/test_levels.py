@@ -157,7 +157,7 @@ def test_reference_agrees(case):
 # ------------------------------------------------------------------------------------------------------------- grammar
 
 GRAMMAR = (SPEC / "levels.abnf").read_text(encoding="utf-8")
-RULES = ("aggregation-levels", "scaling-levels", "level-spec", "input-levels")
+RULES = ("aggregation-levels", "scaling-levels", "level-spec", "input-levels", "brackets")
 NOT_RESERVED = r"(?!(?i:All|Same|Complement)(?![A-Za-z0-9_]))"
 PATTERNS = {rule: re.compile(regex(GRAMMAR, rule, {"name": NOT_RESERVED})) for rule in RULES}
 
