@@ -104,7 +104,8 @@ class NormalizationLayer:
     Parameters
     ----------
     aggregation_levels : int, str or sequence, default "2;;All"
-        A level, a span such as ``"2;;All"`` or ``"0;;-2"``, several of them, or the text ``"{1, 3;;4}"``.
+        A level, a span such as ``"2;;All"`` or ``"0;;-2"``, several of them, or the text ``"{1, 3;;4}"``; or names of
+        all levels with brackets around those that are aggregated: ``"b [c h w]"``, ``"b (32 [c]) [h w]"``.
     scaling_levels : int, str or sequence, default "Complement"
         Level specs like the aggregation levels, or ``"Same"``, or ``"Complement"``: every level of an example that is
         not aggregated. ``()`` is one scalar parameter.
@@ -121,6 +122,10 @@ class NormalizationLayer:
         Ones or zeros, once their shape is known; absent; or these values.
     input_shape : tuple, optional
         Shape of one example: sizes, None for one that varies, one ``...`` for any number of levels.
+    input_levels : str or sequence of str, optional
+        Names of the levels of one example, which every level spec may use beside numbers:
+        ``"channel height width"``, ``"channel ..."``. A first name ``b`` or ``batch`` is that of level 0, and arrays
+        are then batches.
     batched : bool, optional
         Whether arrays are batches of examples, if the rank does not determine it. By default they are one example.
     dtype : {"float32", "float64", "float16", "bfloat16"}
@@ -179,6 +184,7 @@ class NormalizationLayer:
         scaling: Any = "Automatic",
         biases: Any = "Automatic",
         input_shape: Any = None,
+        input_levels: Any = None,
         batched: bool | None = None,
         dtype: Any = "float32",
         statistics: str = "input",
@@ -938,6 +944,7 @@ class NormalizationLayer:
         scaling                    [1. 1. 1.]
         biases                     [0. 0. 0.]
         input_shape                (3, None, None)
+        input_levels               None
         batched                    None
         dtype                      float32
         statistics                 input
@@ -987,6 +994,31 @@ class NormalizationLayer:
         ['...', 768]
         """
         return self._state.config.to_dict()
+
+    def to_brackets(self) -> str:
+        """Return the aggregation levels and groups in the bracket notation of einops and einx.
+
+        Returns
+        -------
+        str
+            The names of all levels, with brackets around those that are aggregated. As the aggregation levels of a
+            layer it means the same.
+
+        Raises
+        ------
+        ConfigError
+            The levels have no names, or some have none that are not alike.
+
+        Examples
+        --------
+        >>> import gennorm as gn
+        >>> layer = gn.NormalizationLayer("b (g [c]) [h w]", "c", {"g": 32})
+        >>> layer
+        NormalizationLayer('{c, h, w}', 'c', {'c': 32}, input_levels='b c h w')
+        >>> layer.to_brackets()
+        'b (32 [c]) [h w]'
+        """
+        return self._state.config.to_brackets()
 
     @classmethod
     def from_config(
@@ -1180,7 +1212,8 @@ def checked_parameter(config: LayerConfig, parameters: Parameters, name: str, va
         expected = known_shape(config, parameters)
     if expected is not None and given.shape != expected:
         msg = f"{name} has the shape {given.shape}, and the parameters of this layer {expected}\n"
-        msg += f"the scaling levels are {levels.format(config.scaling_levels)}; their sizes, in that order, "
+        written = levels.format(config.scaling_levels, config.input_levels)
+        msg += f"the scaling levels are {written}; their sizes, in that order, "
         msg += "are the shape of the parameters"
         raise ParameterError(msg, code="P010")
     return copied(given, given.dtype)

@@ -11,7 +11,6 @@ import numpy.typing as npt
 from gennorm.errors import ParameterError
 from gennorm.layer.arrays import parameter_values
 from gennorm.spec import config as configs
-from gennorm.spec import levels
 from gennorm.spec.config import LayerConfig, Resolved
 
 __all__ = ["NAMES", "Parameter", "Parameters"]
@@ -100,7 +99,7 @@ class Parameters(NamedTuple):
             if array.ndim == len(resolved.scaling):
                 wrong = next(i for i, axis in enumerate(resolved.scaling) if array.shape[i] != resolved.shape[axis])
                 axis = resolved.scaling[wrong]
-                place = levels.name(resolved.level(axis), batched=resolved.batched)
+                place = resolved.name(axis)
                 msg = f"{place} of the input has size {resolved.shape[axis]}, and {name} {array.shape[wrong]}\n"
             else:
                 msg = f"the input has {len(resolved.scaling)} scaling levels, and {name} {array.ndim}\n"

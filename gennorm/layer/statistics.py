@@ -212,7 +212,7 @@ def require_held(moments: Moments | Array, resolved: Resolved) -> None:
     kept = kept[len(kept) - len(expected) :]
     if len(moments.shape) == len(expected):
         wrong = next(i for i, size in enumerate(expected) if moments.shape[i] not in {1, size})
-        place = levels.name(resolved.level(kept[wrong]), batched=resolved.batched)
+        place = resolved.name(kept[wrong])
         size = expected[wrong]
         has = f"{size} groups" if kept[wrong] in resolved.aggregation else f"size {size}"
         msg = f"{place} of the input has {has}, and the moments of the layer have {moments.shape[wrong]} there\n"
