@@ -43,9 +43,11 @@ PARAMETERS = ("Automatic", "explicit")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 STATISTICS = ("input", "moving", "dataset")
 PLACEMENTS = ("inside", "floor", "outside")
+CONSTANT = ("floor", "one", "raise")
 MULTIPLIERS = ("scaling", "biases")
 FORMAT = "gennorm/layer"
-VERSION = 1
+VERSION = 2
+NEW = {"constant": 2}  # settings that configs have since a later version than the first; before, they had the default
 MOST_LEVELS = 64  # the largest number of axes of a NumPy array
 
 
@@ -89,6 +91,7 @@ class LayerConfig:
     momentum: float
     trainable: bool
     epsilon_placement: Literal["inside", "floor", "outside"]
+    constant: Literal["floor", "one", "raise"]
     learning_rate_multipliers: float | tuple[tuple[str, float], ...] | None
 
     @classmethod
@@ -110,6 +113,7 @@ class LayerConfig:
         momentum: object = 0.99,
         trainable: object = True,
         epsilon_placement: object = "inside",
+        constant: object = "floor",
         learning_rate_multipliers: object = None,
     ) -> LayerConfig:
         """Check the arguments of a layer, each one and their combination.
@@ -141,6 +145,7 @@ class LayerConfig:
             momentum=_real("momentum", momentum, 1.0, "C003"),
             trainable=_flag("trainable", trainable, "C002"),
             epsilon_placement=cast("Any", _word("epsilon_placement", epsilon_placement, PLACEMENTS, "C001")),
+            constant=cast("Any", _word("constant", constant, CONSTANT, "C001")),
             learning_rate_multipliers=_multipliers(learning_rate_multipliers),
         )
         _check_together(config)
@@ -188,7 +193,7 @@ class LayerConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LayerConfig:
-        """Make a config from the result of `to_dict`. All keys are required, and no others are allowed.
+        """Make a config from the result of `to_dict`. All keys of its version are required, and no others are allowed.
 
         Raises
         ------
@@ -201,15 +206,17 @@ class LayerConfig:
             msg = f"a layer's config is a mapping, not of type {type(values).__name__}\npass what to_config() returned"
             raise ConfigError(msg, code="C010")
         settings = [field.name for field in fields(cls)]
+        if (version := values.get("version")) in range(1, VERSION):
+            settings = [name for name in settings if NEW.get(name, 1) <= version]
         _known_keys("a layer's config", values, ["format", "version", *settings], "C011")
         missing = [key for key in ("format", "version", *settings) if key not in values]
         if missing:
             msg = f"a layer's config lacks {_quoted(missing)}\nall keys of to_config() are required"
             raise ConfigError(msg, code="C012")
-        if values["format"] != FORMAT or type(values["version"]) is not int or values["version"] != VERSION:
-            found, version = values["format"], values["version"]
+        found, version = values["format"], values["version"]
+        if found != FORMAT or type(version) is not int or not 1 <= version <= VERSION:
             msg = f"a config of format {found!r}, version {version!r} cannot be read\n"
-            msg += f"this gennorm reads {FORMAT!r}, version {VERSION}"
+            msg += f"this gennorm reads {FORMAT!r}, versions 1 to {VERSION}"
             raise ConfigError(msg, code="C013")
         arguments = {key: values[key] for key in settings}
         if isinstance(arguments["input_shape"], (list, tuple)):
@@ -394,6 +401,10 @@ def _check_together(config: LayerConfig) -> None:
         msg = 'unbiased=True is not possible with method="RMS"\n'
         msg += "the mean of squares is unbiased when divided by n: leave out unbiased"
         raise ConfigError(msg, code="C040")
+    if config.constant != "floor" and config.statistics != "dataset":
+        msg = f'constant="{config.constant}" is for moments of a data set, and the layer has '
+        msg += f'statistics="{config.statistics}"\nwrite statistics="dataset", or leave out constant'
+        raise ConfigError(msg, code="C043")
     spec = config.aggregation_levels
     place = levels.batch_place(spec)
     if config.batched is False and place is not None:

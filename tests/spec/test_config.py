@@ -61,6 +61,7 @@ def test_defaults():
         momentum=0.99,
         trainable=True,
         epsilon_placement="inside",
+        constant="floor",
         learning_rate_multipliers=None,
     )
 
@@ -129,6 +130,7 @@ CONFIGS = st.fixed_dictionaries(
         "momentum": st.floats(0, 1),
         "trainable": st.booleans(),
         "epsilon_placement": st.sampled_from(["inside", "floor", "outside"]),
+        "constant": st.sampled_from(["floor", "floor", "one", "raise"]),
         "learning_rate_multipliers": st.none()
         | NUMBERS
         | st.dictionaries(st.sampled_from(["scaling", "biases"]), NUMBERS),
@@ -169,6 +171,7 @@ WRONG = {
     "momentum": [-0.1, 1.1, None],
     "trainable": [1, None],
     "epsilon_placement": ["in", None],
+    "constant": ["1", None],
     "learning_rate_multipliers": [-1, "1", True, {"scale": 1}, {"scaling": -1}],
     "extra": [1],
 }
@@ -191,6 +194,14 @@ def test_every_key_is_needed(key):
         LayerConfig.from_dict(written)
 
 
+def test_configs_of_version_1_are_read():
+    written = make("2;;All", 1, epsilon=0.5).to_dict() | {"version": 1}
+    del written["constant"]
+    assert LayerConfig.from_dict(written) == make("2;;All", 1, epsilon=0.5)
+    with pytest.raises(ConfigError, match='unknown key "constant"'):
+        LayerConfig.from_dict(written | {"constant": "floor"})
+
+
 def test_schema():
     VALIDATOR.check_schema(SCHEMA)
     assert [*SCHEMA["properties"]] == SCHEMA["required"] == [*make().to_dict()]
@@ -199,6 +210,7 @@ def test_schema():
         "dtype": settings.DTYPES,
         "statistics": settings.STATISTICS,
         "epsilon_placement": settings.PLACEMENTS,
+        "constant": settings.CONSTANT,
     }.items():
         assert SCHEMA["properties"][key]["enum"] == [*words]
 
