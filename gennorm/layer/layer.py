@@ -38,6 +38,7 @@ from gennorm.layer.parameters import NAMES, Parameters
 from gennorm.layer.request import Request, check_call, given_rows, laid, parameters_of, require_learnable, run
 from gennorm.layer.state import State
 from gennorm.layer.statistics import (
+    accepted,
     checked,
     folded_rows,
     held_shape,
@@ -138,6 +139,10 @@ class NormalizationLayer:
         Whether training may change the layer.
     epsilon_placement : {"inside", "floor", "outside"}
         :math:`\sqrt{v + \epsilon}`, :math:`\max(\sqrt{v}, \epsilon)` or :math:`\sqrt{v} + \epsilon`.
+    constant : {"floor", "one", "raise"}
+        What a layer with ``statistics="dataset"`` does with constant slices, whose variance is not more than rounding
+        may make it. "floor" divides by what epsilon makes of their variance. "one" replaces the variance by 1, so that
+        epsilon 0 divides by 1. "raise" refuses such moments.
     learning_rate_multipliers : float or mapping, optional
         Stored for optimizers; the layer does not use it.
 
@@ -191,6 +196,7 @@ class NormalizationLayer:
         momentum: float = 0.99,
         trainable: bool = True,
         epsilon_placement: str = "inside",
+        constant: str = "floor",
         learning_rate_multipliers: Any = None,
     ) -> None:
         settings = locals()  # the arguments have the names of the settings
@@ -838,8 +844,9 @@ class NormalizationLayer:
         RuntimeWarning
             A variance is not finite: the data have NaN or an infinity, or numbers whose squares are too large.
         UserWarning
-            The data are one example, and each slice has one value: ``feature_norm().adapt(np.arange(1000.0))`` is one
-            example of 1000 features, as in Keras, where ``x[:, None]`` is 1000 examples of one.
+            Slices are constant, and the layer has ``constant="one"``. Or the data are one example, and each slice has
+            one value: ``feature_norm().adapt(np.arange(1000.0))`` is one example of 1000 features, as in Keras, where
+            ``x[:, None]`` is 1000 examples of one.
 
         Raises
         ------
@@ -852,8 +859,9 @@ class NormalizationLayer:
         InitializationError
             The data have no element that counts.
         ParameterError
-            There are more or fewer masks or weights than batches; a weight is negative or not finite; there is NaN and
-            `nan` is "raise"; with ``reset=False``, the held moments have another shape.
+            Slices are constant, and the layer has ``constant="raise"``; there are more or fewer masks or weights than
+            batches; a weight is negative or not finite; there is NaN and `nan` is "raise"; with ``reset=False``, the
+            held moments have another shape.
 
         Examples
         --------
@@ -870,7 +878,8 @@ class NormalizationLayer:
 
         state = self._state
         require_dataset(state.config)
-        if not reset and mask is None and weights is None and nan in NAN and not progress:
+        plain = mask is None and weights is None and not progress and state.config.constant == "floor"
+        if not reset and plain and nan in NAN:
             while (found := extended(state.moments, data, state.config)) is not None:
                 with changing:
                     if self._state is state:
@@ -891,6 +900,7 @@ class NormalizationLayer:
             held = self._state.moments
             if not reset and held is not None:
                 found = added(held, found)
+            found = accepted(found, self._state.config, warn=True)
             self._state = self._state.holding(found)
         return self
 
@@ -951,6 +961,7 @@ class NormalizationLayer:
         momentum                   0.99
         trainable                  True
         epsilon_placement          inside
+        constant                   floor
         learning_rate_multipliers  None
         moments                    None
         initialized                True
