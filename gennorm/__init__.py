@@ -12,6 +12,7 @@
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from gennorm import errors
+    from gennorm.elsewhere import from_flax, from_keras, from_onnx, from_torch
     from gennorm.engine.memory import clear_reserve, get_reserve, set_reserve
     from gennorm.engine.threads import get_num_threads, set_num_threads
     from gennorm.errors import GennormError
@@ -33,6 +34,10 @@ __all__ = [
     "clear_reserve",
     "errors",
     "feature_norm",
+    "from_flax",
+    "from_keras",
+    "from_onnx",
+    "from_torch",
     "get_num_threads",
     "get_reserve",
     "group_norm",
@@ -47,6 +52,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "gennorm.elsewhere": ("from_flax", "from_keras", "from_onnx", "from_torch"),
     "gennorm.engine.memory": ("clear_reserve", "get_reserve", "set_reserve"),
     "gennorm.engine.threads": ("get_num_threads", "set_num_threads"),
     "gennorm.errors": ("GennormError",),
@@ -63,6 +69,7 @@ _SUBMODULES = (
     *(
         "bench",
         "definition",
+        "elsewhere",
         "engine",
         "errors",
         "extend",
