@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gennorm.plan import Plan
     from gennorm.precompiling import Precompiled, precompile
     from gennorm.presets import batch_norm, feature_norm, group_norm, instance_norm, layer_norm, normalize, rms_norm
+    from gennorm.searching import space
 
 __version__ = "0.1.0.dev0"
 
@@ -49,6 +50,7 @@ __all__ = [
     "rms_norm",
     "set_num_threads",
     "set_reserve",
+    "space",
 ]
 
 _MODULES = {
@@ -63,6 +65,7 @@ _MODULES = {
     "gennorm.presets": (
         *("batch_norm", "feature_norm", "group_norm", "instance_norm", "layer_norm", "normalize", "rms_norm"),
     ),
+    "gennorm.searching": ("space",),
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}
 _SUBMODULES = (
@@ -80,7 +83,7 @@ _SUBMODULES = (
         "plan",
         "precompiling",
     ),
-    *("presets", "spec"),
+    *("presets", "searching", "spec"),
 )
 
 if not TYPE_CHECKING:  # to a type checker, every name would be in the package
