@@ -12,7 +12,17 @@
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from gennorm import errors
-    from gennorm.elsewhere import from_flax, from_keras, from_onnx, from_torch
+    from gennorm.elsewhere import (
+        Spelling,
+        from_flax,
+        from_keras,
+        from_onnx,
+        from_torch,
+        to_flax,
+        to_keras,
+        to_onnx,
+        to_torch,
+    )
     from gennorm.engine.memory import clear_reserve, get_reserve, set_reserve
     from gennorm.engine.threads import get_num_threads, set_num_threads
     from gennorm.errors import GennormError
@@ -31,6 +41,7 @@ __all__ = [
     "NormalizationLayer",
     "Plan",
     "Precompiled",
+    "Spelling",
     "batch_norm",
     "clear_reserve",
     "errors",
@@ -51,10 +62,17 @@ __all__ = [
     "set_num_threads",
     "set_reserve",
     "space",
+    "to_flax",
+    "to_keras",
+    "to_onnx",
+    "to_torch",
 ]
 
 _MODULES = {
-    "gennorm.elsewhere": ("from_flax", "from_keras", "from_onnx", "from_torch"),
+    "gennorm.elsewhere": (
+        *("Spelling", "from_flax", "from_keras", "from_onnx", "from_torch"),
+        *("to_flax", "to_keras", "to_onnx", "to_torch"),
+    ),
     "gennorm.engine.memory": ("clear_reserve", "get_reserve", "set_reserve"),
     "gennorm.engine.threads": ("get_num_threads", "set_num_threads"),
     "gennorm.errors": ("GennormError",),

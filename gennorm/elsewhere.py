@@ -1,21 +1,36 @@
-"""Layers of other libraries, read from their names and arguments. No framework is imported.
+"""Layers of other libraries, read from their names and arguments, and written as them. No framework is imported.
 
 Each library has a table of functions. Each has the arguments and defaults of one class or operator there, and returns
-the layer that computes the same. The names of the parameters here are those there.
+the layer that computes the same. The names of the parameters here are those there. To write a layer, likely arguments
+are read, until one makes a layer that is equivalent: what is written is what would be read.
 """
 
 from __future__ import annotations
 
 import inspect
+import itertools
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gennorm import presets
-from gennorm.errors import ConfigError, shown, suggest
+from gennorm.errors import ConfigError, GennormError, InputError, shown, suggest
 from gennorm.layer.layer import NormalizationLayer
-from gennorm.spec.config import integer
+from gennorm.spec.config import LayerConfig, integer
+from gennorm.spec.equivalence import KEPT, Axes, covers, different_settings, meaning
 
-__all__ = ["from_flax", "from_keras", "from_onnx", "from_torch"]
+__all__ = [
+    "Spelling",
+    "from_flax",
+    "from_keras",
+    "from_onnx",
+    "from_torch",
+    "to_flax",
+    "to_keras",
+    "to_onnx",
+    "to_torch",
+]
 
 Reader = Callable[..., NormalizationLayer]
 
@@ -286,6 +301,301 @@ def _over(axes: Sequence[int], parameters: Sequence[int] | None = None, **settin
         batched=True if any(axis >= 0 for axis in used) else None,
         **settings,
     )
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """A normalization of another library: what to write there. It prints as that.
+
+    Attributes
+    ----------
+    library : str
+        "torch.nn", "keras.layers", "flax" or "onnx".
+    kind : str
+        The class or operator.
+    arguments : mapping
+        Its arguments that differ from the defaults there.
+
+    Examples
+    --------
+    >>> print(Spelling("torch.nn", "LayerNorm", {"normalized_shape": 768, "bias": False}))
+    torch.nn.LayerNorm(normalized_shape=768, bias=False)
+    """
+
+    library: str
+    kind: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        return f"{self.library}.{self.kind}({given})"
+
+
+def to_torch(layer: NormalizationLayer) -> Spelling:
+    """Return the class of ``torch.nn`` that computes what a layer computes, and its arguments.
+
+    Parameters
+    ----------
+    layer : NormalizationLayer
+        The values of its parameters and moments are not written.
+
+    Returns
+    -------
+    Spelling
+        ``gn.from_torch(found.kind, **found.arguments)`` is the layer again, for arrays of the ranks that both take.
+
+    Raises
+    ------
+    ConfigError
+        No class of ``torch.nn`` computes the same; the message lists what cannot be said there.
+
+    Examples
+    --------
+    >>> import gennorm as gn
+    >>> print(gn.to_torch(gn.group_norm(32, 256, epsilon=1e-5)))
+    torch.nn.GroupNorm(num_groups=32, num_channels=256)
+    >>> gn.to_torch(gn.layer_norm(768, unbiased=True))
+    Traceback (most recent call last):
+    gennorm.errors.ConfigError: no normalization of torch.nn computes what this layer does
+    it cannot say unbiased=True [C075]
+    """
+    return _write("torch.nn", TORCH, layer, _torch_guesses)
+
+
+def to_keras(layer: NormalizationLayer) -> Spelling:
+    """Return the layer of ``keras.layers`` that computes what a layer computes, and its arguments.
+
+    Parameters
+    ----------
+    layer : NormalizationLayer
+        The values of its parameters and moments are not written.
+
+    Returns
+    -------
+    Spelling
+
+    Raises
+    ------
+    ConfigError
+        No layer of Keras computes the same; the message lists what cannot be said there.
+
+    Examples
+    --------
+    >>> import gennorm as gn
+    >>> print(gn.to_keras(gn.NormalizationLayer([1, 3], "Same", batched=True)))
+    keras.layers.LayerNormalization(axis=(1, 3))
+    """
+    return _write("keras.layers", KERAS, layer, _keras_guesses)
+
+
+def to_flax(layer: NormalizationLayer) -> Spelling:
+    """Return the norm of ``flax.linen`` that computes what a layer computes, and its arguments.
+
+    Parameters
+    ----------
+    layer : NormalizationLayer
+        The values of its parameters and moments are not written.
+
+    Returns
+    -------
+    Spelling
+
+    Raises
+    ------
+    ConfigError
+        No norm of Flax computes the same; the message lists what cannot be said there.
+
+    Examples
+    --------
+    >>> import gennorm as gn
+    >>> print(gn.to_flax(gn.NormalizationLayer("1;;2", 3, epsilon=1e-6, batched=True)))
+    flax.LayerNorm(reduction_axes=(1, 2), feature_axes=3)
+    """
+    return _write("flax", FLAX, layer, _flax_guesses)
+
+
+def to_onnx(layer: NormalizationLayer) -> Spelling:
+    """Return the operator of ONNX that computes what a layer computes, and its attributes.
+
+    Parameters
+    ----------
+    layer : NormalizationLayer
+        The values of its parameters and moments, which are inputs there, are not written.
+
+    Returns
+    -------
+    Spelling
+
+    Raises
+    ------
+    ConfigError
+        No operator of ONNX computes the same; the message lists what cannot be said there.
+
+    Examples
+    --------
+    >>> import gennorm as gn
+    >>> print(gn.to_onnx(gn.rms_norm(768)))
+    onnx.RMSNormalization(epsilon=1e-06)
+    """
+    return _write("onnx", ONNX, layer, _onnx_guesses)
+
+
+Guesses = Iterable[tuple[str, dict[str, Any]]]
+
+# Settings that an error names, where no normalization of a library has them.
+SAYABLE = ("method", "unbiased", "epsilon", "epsilon_placement", "statistics", "momentum")
+
+
+def _write(
+    library: str, table: Mapping[str, Reader], layer: Any, guess: Callable[[LayerConfig, Axes], Guesses]
+) -> Spelling:
+    """Read likely arguments until they make the layer."""
+    if not isinstance(layer, NormalizationLayer):
+        msg = f"{shown(layer)} cannot be written as a normalization of {library}\npass a gn.NormalizationLayer"
+        raise InputError(msg, code="A051")
+    state = layer._state
+    config, shape = state.config, state.parameters.shape
+    agreed: set[str] = set()
+    reasons: dict[str, str] = {}
+    axes = meaning(config, shape)
+    for kind, arguments in () if axes is None else guess(config, axes):
+        try:
+            read = _read(library, table, kind, (), arguments)._state.config
+        except GennormError:
+            continue
+        read = replace(read, trainable=config.trainable, dtype=config.dtype)
+        if (library, kind) == ("onnx", "LayerNormalization") and config.biases is None:
+            read = replace(read, biases=None)  # an input that may be absent
+        found = covers(read, config, shape)
+        if found:
+            defaults = inspect.signature(table[kind]).parameters
+            given = {name: value for name, value in arguments.items() if value != defaults[name].default}
+            return Spelling(library, kind, given)
+        differing = different_settings(read, config)
+        agreed |= {one for one in SAYABLE if one not in differing}
+        if not differing:
+            reasons.setdefault(kind, found.reason)
+    values = config.arguments()
+    unsaid = [f"{name}={values[name]!r}" for name in SAYABLE if name not in agreed]
+    if unsaid:
+        what = f"it cannot say {', '.join(unsaid)}"
+    elif reasons:
+        kind, reason = next(iter(reasons.items()))
+        reason = re.sub(" (by|in) the first layer", " there", re.sub(" (by|in) the second( layer)?", " here", reason))
+        what = f"{kind} is the nearest, but {reason}"
+    else:
+        what = "none has these levels with this method and these parameters"
+    msg = f"no normalization of {library} computes what this layer does\n{what}"
+    raise ConfigError(msg, code="C075")
+
+
+@dataclass(frozen=True, slots=True)
+class _Guess:
+    """What a layer means, as other libraries name it: axes from the front and from the end."""
+
+    scaling: bool
+    biases: bool
+    aggregated: tuple[tuple[int, ...], ...]  # from the front, and from the end
+    parameters: tuple[tuple[int, ...], ...]
+    kept: tuple[tuple[int, ...], ...]
+    groups: int
+    sizes: tuple[int | None, ...]  # of one example
+
+    @classmethod
+    def of(cls, config: LayerConfig, axes: Axes) -> _Guess:
+        roles = {axis + axes.first: role for axis, role in enumerate(axes.roles)}
+
+        def both(found: list[int]) -> tuple[tuple[int, ...], ...]:
+            ends = [[level, level - axes.rank - 1] if level else [0] for level in found]
+            every = [*itertools.product(*ends)] if len(found) < 4 else [(*found,), tuple(one[-1] for one in ends)]
+            return tuple(sorted(every, key=lambda one: len({axis < 0 for axis in one})))
+
+        return cls(
+            config.scaling is not None,
+            config.biases is not None,
+            both([level for level, role in roles.items() if role != KEPT]),
+            both(sorted(axis + axes.first for axis in axes.scaling)),
+            both([level for level, role in roles.items() if level and role in {KEPT, axes.sizes[level - axes.first]}]),
+            max(1, *roles.values()),
+            axes.sizes[axes.batched :],
+        )
+
+    @property
+    def channels(self) -> list[int]:
+        """Axes that may be those of the channels."""
+        found = [*self.parameters, *self.kept, (1,), (-1,)]
+        return [*dict.fromkeys(axes[0] for axes in found if len(axes) == 1 and axes[0])]
+
+
+def _torch_guesses(config: LayerConfig, axes: Axes) -> Guesses:
+    guess = _Guess.of(config, axes)
+    affine, eps = {"bias": guess.biases}, {"eps": config.epsilon}
+    for number in range(1, len(guess.sizes) + 1):
+        sizes = guess.sizes[-number:]
+        shape = sizes[0] if number == 1 else sizes
+        if None not in sizes:
+            present = {"elementwise_affine": guess.scaling}
+            yield "LayerNorm", {"normalized_shape": shape, **eps, **present, **(affine if guess.scaling else {})}
+            yield "RMSNorm", {"normalized_shape": shape, **eps, **present}
+    channels = guess.sizes[0] if guess.sizes else None
+    present = {"affine": guess.scaling, **(affine if guess.scaling else {})}
+    yield "GroupNorm", {"num_groups": guess.groups, "num_channels": channels, **eps, **present}
+    tracks = config.statistics != "input"
+    running = {"track_running_stats": tracks, **({"momentum": round(1 - config.momentum, 15)} if tracks else {})}
+    rank = len(guess.sizes) if config.input_shape is not None and ... not in config.input_shape else 3
+    for kind in (f"BatchNorm{max(1, rank - 1)}d", f"InstanceNorm{rank - 1}d"):
+        yield kind, {"num_features": channels, **eps, **present, **running}
+
+
+def _keras_guesses(config: LayerConfig, axes: Axes) -> Guesses:
+    guess = _Guess.of(config, axes)
+    affine = {"epsilon": config.epsilon, "center": guess.biases, "scale": guess.scaling}
+    for found in guess.aggregated:
+        yield "LayerNormalization", {"axis": _one_or_all(found), **affine}
+        yield "RMSNormalization", {"axis": _one_or_all(found), "epsilon": config.epsilon}
+    for axis in guess.channels:
+        yield "GroupNormalization", {"groups": guess.groups, "axis": axis, **affine}
+        yield "GroupNormalization", {"groups": -1, "axis": axis, **affine}
+        trains = {} if config.trainable else {"trainable": False}
+        yield "BatchNormalization", {"axis": axis, "momentum": config.momentum, **affine, **trains}
+    for found in guess.kept:
+        yield "Normalization", {"axis": _one_or_all(found) if found else None}
+
+
+def _flax_guesses(config: LayerConfig, axes: Axes) -> Guesses:
+    guess = _Guess.of(config, axes)
+    scaled = {"epsilon": config.epsilon, "use_scale": guess.scaling}
+    affine = {**scaled, "use_bias": guess.biases}
+    for found, parameters in itertools.product(guess.aggregated, guess.parameters):
+        features = {"feature_axes": _one_or_all(parameters)} if parameters else {}
+        if parameters or not (guess.scaling or guess.biases):
+            yield "LayerNorm", {"reduction_axes": _one_or_all(found), **features, **affine}
+            yield "RMSNorm", {"reduction_axes": _one_or_all(found), **features, **scaled}
+    yield "GroupNorm", {"num_groups": guess.groups, **affine}
+    for found in guess.aggregated:
+        yield "GroupNorm", {"num_groups": guess.groups, "reduction_axes": (*found[:-1], -1), **affine}
+    for found in guess.parameters:
+        yield "InstanceNorm", {**({"feature_axes": _one_or_all(found)} if found else {}), **affine}
+    for axis in guess.channels:
+        yield "BatchNorm", {"axis": axis, "momentum": config.momentum, **affine}
+
+
+def _onnx_guesses(config: LayerConfig, axes: Axes) -> Guesses:
+    guess, epsilon = _Guess.of(config, axes), {"epsilon": config.epsilon}
+    for found in guess.aggregated:
+        for kind in ("LayerNormalization", "RMSNormalization"):
+            yield kind, {"axis": found[0], **epsilon}
+        yield "MeanVarianceNormalization", {"axes": found}
+    yield "GroupNormalization", {"num_groups": guess.groups, **epsilon}
+    yield "InstanceNormalization", epsilon
+    yield "BatchNormalization", {**epsilon, "momentum": config.momentum}
+
+
+def _one_or_all(axes: tuple[int, ...]) -> Any:
+    return axes[0] if len(axes) == 1 else axes
 
 
 # --------------------------------------------------------------------------------------------------------------- torch

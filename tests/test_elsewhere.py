@@ -238,3 +238,67 @@ def test_onnx(kind, attributes, shape):
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)])
     (y,) = reference.ReferenceEvaluator(model).run(["y"], dict(zip(names, inputs, strict=True)))
     close(layer(x), y)
+
+
+# -------------------------------------------------------------------------------------------------------- written again
+
+LIBRARIES = {"torch": (TORCH, gn.from_torch, gn.to_torch), "keras": (KERAS, gn.from_keras, gn.to_keras)}
+LIBRARIES |= {"flax": (FLAX, gn.from_flax, gn.to_flax), "onnx": (ONNX, gn.from_onnx, gn.to_onnx)}
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_what_is_read_is_written_again(library):
+    table, read, write = LIBRARIES[library]
+    for kind, *arguments, keywords, shape in table:
+        if kind == "BatchNorm1d":  # takes two ranks, and the layer any
+            continue
+        layer = read(kind, *(arguments[0] if arguments else ()), **keywords).initialize(shape)
+        found = write(layer)
+        again = read(found.kind, **found.arguments)
+        x = sample(*shape)
+        if layer.moments is not None:
+            layer.moments = again.initialize(shape).moments = gn.Moments.from_variance(1.5, 4.0)
+        np.testing.assert_array_equal(again.initialize(shape)(x), layer(x))
+        assert eval(str(found).replace(f"{found.library}.{found.kind}", "dict")) == found.arguments
+
+
+WRITTEN = {
+    "torch": {
+        "LayerNorm": gn.layer_norm((4, 8)),
+        "RMSNorm": gn.rms_norm(8),
+        "GroupNorm": gn.group_norm(4, 8),
+        "BatchNorm1d": gn.batch_norm(8, spatial_levels=1),
+        "BatchNorm2d": gn.batch_norm(8, spatial_levels=2, momentum=0.6),
+        "InstanceNorm3d": gn.instance_norm(8, spatial_levels=3, biases=None),
+    },
+    "keras": {
+        "LayerNormalization": gn.layer_norm((4, 8)),
+        "RMSNormalization": gn.rms_norm(8),
+        "GroupNormalization": gn.instance_norm(8),
+        "BatchNormalization": gn.batch_norm(8),
+        "Normalization": gn.feature_norm((1, -1)),
+    },
+    "flax": {
+        "LayerNorm": gn.NormalizationLayer(1, "{2, 3}", input_shape=(2, 3, 4), batched=True),
+        "RMSNorm": gn.NormalizationLayer(1, 1, method="RMS", biases=None, input_shape=(2, 3), batched=True),
+        "GroupNorm": gn.NormalizationLayer("2;;All", -1, {-1: 2}, input_shape=(5, 3, 4), batched=True),
+        "BatchNorm": gn.batch_norm(8),
+    },
+    "onnx": {
+        "LayerNormalization": gn.layer_norm(8, biases=None),
+        "RMSNormalization": gn.rms_norm(8),
+        "GroupNormalization": gn.group_norm(4, 8),
+        "InstanceNormalization": gn.instance_norm(8, epsilon=0.1),
+        "BatchNormalization": gn.batch_norm(8, spatial_levels=2),
+        "MeanVarianceNormalization": gn.NormalizationLayer(
+            "0;;1", (), epsilon=1e-9, epsilon_placement="outside", scaling=None, biases=None, batched=True
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize(("library", "kind"), [(library, kind) for library, kinds in WRITTEN.items() for kind in kinds])
+def test_written(library, kind):
+    found = LIBRARIES[library][2](WRITTEN[library][kind])
+    assert found.kind == kind
+    assert found.library.split(".")[0] == library

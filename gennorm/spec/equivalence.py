@@ -19,7 +19,20 @@ from gennorm.spec import levels
 from gennorm.spec.config import MOST_LEVELS, GroupMapping, Groups, LayerConfig
 from gennorm.spec.levels import Level, LevelSpec, Listing, Span, Word
 
-__all__ = ["Equivalence", "ascending", "compare", "key", "shortest_levels", "shortest_scaling", "simplified"]
+__all__ = [
+    "KEPT",
+    "Axes",
+    "Equivalence",
+    "ascending",
+    "compare",
+    "covers",
+    "different_settings",
+    "key",
+    "meaning",
+    "shortest_levels",
+    "shortest_scaling",
+    "simplified",
+]
 
 KEPT = 0  # the role of an axis that is not aggregated; the number of groups of an aggregated one, 1 for the whole
 Shape = tuple[int, ...] | None
@@ -56,13 +69,23 @@ class Equivalence:
         return f"{'the same' if self.same else 'not the same'}: {self.reason}"
 
 
-class _Axes(NamedTuple):
+class Axes(NamedTuple):
     """What a config means for an array of some number of axes."""
 
     batched: bool
     sizes: tuple[int | None, ...]  # None for any
     roles: tuple[int, ...]  # KEPT, or the number of groups
     scaling: tuple[int, ...]  # axes, in the order written
+
+    @property
+    def first(self) -> int:
+        """The level of axis 0."""
+        return 0 if self.batched else 1
+
+    @property
+    def rank(self) -> int:
+        """The number of levels of an example."""
+        return len(self.roles) - self.batched
 
 
 # ----------------------------------------------------------------------------------------------------------- comparing
@@ -89,23 +112,59 @@ def compare(first: LayerConfig, second: LayerConfig, shapes: tuple[Shape, Shape]
     >>> print(compare(a, LayerConfig.make("All", 1, input_shape=(3, None, None))))
     not the same: of an array with 3 axes, level 1 (axis 0) is kept by the first layer and aggregated by the second
     """
-    found = _different_settings(first, second)
-    if found:
-        return Equivalence(False, found)
+    differing = different_settings(first, second)
+    if differing:
+        ours, theirs = (_settings(one)[differing[0]] for one in (first, second))
+        return Equivalence(False, f"{differing[0]} is {ours} in the first layer and {theirs} in the second")
     taken = []
     for ndim in range(_enough(first, second) + 1):
-        ours, theirs = (_normal(one, ndim, shape) for one, shape in zip((first, second), shapes, strict=True))
-        if ours is None and theirs is None:
+        mine, other = (_normal(one, ndim, shape) for one, shape in zip((first, second), shapes, strict=True))
+        if mine is None and other is None:
             continue
         taken.append(ndim)
-        if ours is None or theirs is None:
-            taker, other = ("second", "first") if ours is None else ("first", "second")
-            return Equivalence(False, f"the {taker} layer takes arrays with {_axes(ndim)}, and the {other} does not")
-        if ours != theirs:
-            return Equivalence(
-                False, f"of an array with {ndim} {'axis' if ndim == 1 else 'axes'}, {_gap(ours, theirs)}"
-            )
+        if mine is None or other is None:
+            taker, refuser = ("second", "first") if mine is None else ("first", "second")
+            return Equivalence(False, f"the {taker} layer takes arrays with {_axes(ndim)}, and the {refuser} does not")
+        if mine != other:
+            return Equivalence(False, f"of an array with {ndim} {'axis' if ndim == 1 else 'axes'}, {_gap(mine, other)}")
     return Equivalence(True, f"equal settings, slices and parameters in arrays with {_ranges(taken, first)}")
+
+
+def covers(first: LayerConfig, second: LayerConfig, shape: Shape = None) -> Equivalence:
+    """Prove or refute that the first config does the same for every array that the second takes, whose sizes it allows.
+
+    Parameters
+    ----------
+    first, second : LayerConfig
+    shape : tuple of int, optional
+        The shape of the parameters of the second, where it is known.
+
+    Examples
+    --------
+    >>> sequences = LayerConfig.make(-1, "Same", input_shape=(None, 8))
+    >>> bool(covers(LayerConfig.make(-1, "Same"), sequences)), bool(covers(sequences, LayerConfig.make(-1, "Same")))
+    (True, False)
+    """
+    found = different_settings(first, second)
+    if found:
+        return Equivalence(False, f"{found[0]} differs")
+    for ndim in range(_enough(first, second) + 1):
+        theirs = _normal(second, ndim, shape)
+        if theirs is None or _resolved(second, ndim, shape) is None:
+            continue  # not taken, or taken as a batch of one example
+        wide = first if first.input_shape is None else replace(first, input_shape=_widened(first.input_shape))
+        ours, limits = _normal(wide, ndim, None, theirs.sizes), _normal(first, ndim, None)
+        if ours is None or limits is None:
+            return Equivalence(False, f"it does not take arrays with {_axes(ndim)}")
+        if any(size not in {None, other} for size, other in zip(limits.sizes, theirs.sizes, strict=True)):
+            return Equivalence(False, f"it does not take the sizes of arrays with {_axes(ndim)}")
+        if ours != theirs:
+            return Equivalence(False, f"of an array with {_axes(ndim)}, {_gap(ours, theirs)}")
+    return Equivalence(True, "equal settings, slices and parameters in all arrays that the second layer takes")
+
+
+def _widened(declared: configs.Shape) -> configs.Shape:
+    return tuple(... if size is ... else None for size in declared)
 
 
 def key(config: LayerConfig, shape: Shape = None) -> tuple[Any, ...]:
@@ -142,20 +201,27 @@ def _settings(config: LayerConfig) -> dict[str, Any]:
     }
 
 
-def _different_settings(first: LayerConfig, second: LayerConfig) -> str:
-    """Return the first setting that differs, in words; nothing if none does."""
+def different_settings(first: LayerConfig, second: LayerConfig) -> list[str]:
+    """Return the names of the settings that differ and matter, apart from levels and sizes.
+
+    Examples
+    --------
+    >>> different_settings(LayerConfig.make(epsilon=0), LayerConfig.make(epsilon=0, epsilon_placement="floor"))
+    []
+    """
     ours, theirs = _settings(first), _settings(second)
-    for name, value in ours.items():
-        if value != theirs[name]:
-            return f"{name} is {value} in the first layer and {theirs[name]} in the second"
-    return ""
+    return [name for name, value in ours.items() if value != theirs[name]]
 
 
-def _normal(config: LayerConfig, ndim: int, shape: Shape) -> _Axes | None:
-    """Return what decides about the output for arrays with this many axes; None if the layer takes none."""
+def _normal(config: LayerConfig, ndim: int, shape: Shape, sizes: tuple[int | None, ...] | None = None) -> Axes | None:
+    """Return what decides about the output for arrays with this many axes; None if the layer takes none.
+
+    `sizes` are those of the arrays, where they are known otherwise than from the config.
+    """
     axes = _axes_of(config, ndim, shape)
     if axes is None:
         return None
+    axes = axes if sizes is None else axes._replace(sizes=sizes)
     held = config.statistics == "dataset" or (config.statistics == "moving" and not config.trainable)
     # Groups of one element keep the axis; an axis of size 1 is the same kept or aggregated, with parameters or without.
     roles = [
@@ -169,21 +235,21 @@ def _normal(config: LayerConfig, ndim: int, shape: Shape) -> _Axes | None:
         absent = config.biases is None  # an element minus itself is 0, whatever it is multiplied by
     scaling = () if absent else tuple(sorted(axis for axis in axes.scaling if axes.sizes[axis] != 1))
     moves = config.statistics == "moving" and config.trainable
-    return _Axes(axes.batched and moves, axes.sizes, tuple(roles), scaling)
+    return Axes(axes.batched and moves, axes.sizes, tuple(roles), scaling)
 
 
-def _axes_of(config: LayerConfig, ndim: int, shape: Shape = None) -> _Axes | None:
+def _axes_of(config: LayerConfig, ndim: int, shape: Shape = None) -> Axes | None:
     """Resolve a config for arrays with this many axes; `shape` is that of the parameters, if it is known."""
     found = _resolved(config, ndim, shape)
     if found is None and config.statistics != "input" and levels.uses_batch(config.aggregation_levels):
         found = _resolved(config, ndim + 1, shape)  # one example, which is a batch of one
         if found is not None:
             scaling = tuple(axis - 1 for axis in found.scaling)
-            return _Axes(False, found.sizes[1:], found.roles[1:], scaling)
+            return Axes(False, found.sizes[1:], found.roles[1:], scaling)
     return found
 
 
-def _resolved(config: LayerConfig, ndim: int, shape: Shape) -> _Axes | None:
+def _resolved(config: LayerConfig, ndim: int, shape: Shape) -> Axes | None:
     try:
         batched = configs._decide_batched(config, (1,) * ndim)
         rank = ndim - batched
@@ -201,7 +267,7 @@ def _resolved(config: LayerConfig, ndim: int, shape: Shape) -> _Axes | None:
     roles = tuple(groups[axis] if axis in aggregation else KEPT for axis in range(ndim))
     if any(size is not None and role > 1 and size % role for size, role in zip(sizes, roles, strict=True)):
         return None
-    return _Axes(batched, tuple(sizes), roles, scaling)
+    return Axes(batched, tuple(sizes), roles, scaling)
 
 
 def _fit(sizes: list[int | None], scaling: tuple[int, ...], shape: tuple[int, ...]) -> bool:
@@ -213,6 +279,18 @@ def _fit(sizes: list[int | None], scaling: tuple[int, ...], shape: tuple[int, ..
             return False
         sizes[axis] = size
     return True
+
+
+def meaning(config: LayerConfig, shape: Shape = None) -> Axes | None:
+    """Return what a config means for the arrays with the most axes; None if it takes no array.
+
+    Examples
+    --------
+    >>> meaning(LayerConfig.make(2, input_shape=(3, 4)))
+    Axes(batched=True, sizes=(None, 3, 4), roles=(0, 0, 1), scaling=(1,))
+    """
+    found = (_axes_of(config, ndim, shape) for ndim in range(_ranks(config)[-1] + 1, -1, -1))
+    return next((axes for axes in found if axes is not None), None)
 
 
 def ascending(config: LayerConfig, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -240,7 +318,7 @@ def _ranks(config: LayerConfig) -> range:
     return configs._ranks(config, (...,) if config.input_shape is None else config.input_shape)
 
 
-def _gap(ours: _Axes, theirs: _Axes) -> str:
+def _gap(ours: Axes, theirs: Axes) -> str:
     """Return the first difference of two layers for arrays with the same number of axes, in words."""
     for axis in range(len(ours.sizes)):
         level = levels.name(axis if ours.batched else axis + 1, batched=ours.batched)
@@ -292,12 +370,10 @@ def simplified(config: LayerConfig) -> LayerConfig:
     True
     """
     best = _first_identical(config, _shapes(_with_settings(config))) or config
-    found = (_axes_of(best, ndim) for ndim in range(_ranks(best)[-1] + 1, -1, -1))
-    meant = next((axes for axes in found if axes is not None), None)
+    meant = meaning(best)
     if meant is None:
         return best  # no array has these levels
-    first = 0 if meant.batched else 1
-    rank = len(meant.roles) - meant.batched
+    first, rank = meant.first, meant.rank
     scaling = tuple(axis + first for axis in meant.scaling)
     found = [best]
     for axes in dict.fromkeys((meant, _without_single(meant))):  # with groups of one element, and without
@@ -412,12 +488,12 @@ def _parameter_shape(config: LayerConfig) -> Shape:
 
 
 @functools.lru_cache(1024)
-def _exact(config: LayerConfig, ndim: int) -> _Axes | None:
+def _exact(config: LayerConfig, ndim: int) -> Axes | None:
     axes = _axes_of(config, ndim)
     return None if axes is None else _without_single(axes)
 
 
-def _without_single(axes: _Axes) -> _Axes:
+def _without_single(axes: Axes) -> Axes:
     """Return axes whose groups have one element as kept ones."""
     roles = (KEPT if role == size and role > 1 else role for role, size in zip(axes.roles, axes.sizes, strict=True))
     return axes._replace(roles=tuple(roles))
