@@ -11,7 +11,7 @@
 # takes most of the start, is imported; and nothing is imported that a program does not use.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from gennorm import errors
+    from gennorm import errors, zoo
     from gennorm.elsewhere import (
         Spelling,
         from_flax,
@@ -66,6 +66,7 @@ __all__ = [
     "to_keras",
     "to_onnx",
     "to_torch",
+    "zoo",
 ]
 
 _MODULES = {
@@ -101,7 +102,7 @@ _SUBMODULES = (
         "plan",
         "precompiling",
     ),
-    *("presets", "searching", "spec"),
+    *("presets", "searching", "spec", "zoo"),
 )
 
 if not TYPE_CHECKING:  # to a type checker, every name would be in the package
