@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 import gennorm as gn
-from gennorm import definition, errors, extend, masks, presets
+from gennorm import definition, elsewhere, errors, extend, masks, presets, searching, zoo
 from gennorm.engine import memory
 from gennorm.engine import threads as threads_
 from gennorm.errors import GennormError, point, suggest
@@ -34,7 +34,7 @@ from tests.error_tables import ErrorTable, constants, makers
 MODULES: list[ModuleType] = [
     definition,
     *(levels, names, brackets, config, masks, statistics, adapting, files, hints, presets),
-    *(layers, arrays, parameters, derivatives, memory, threads_, extend),
+    *(layers, arrays, parameters, derivatives, memory, threads_, extend, elsewhere, searching, zoo),
 ]
 # Modules whose texts are asserted in tests of their own.
 ELSEWHERE = ["test_moments.py"]

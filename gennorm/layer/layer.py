@@ -18,7 +18,16 @@ import numpy.typing as npt
 from gennorm.engine import CompilationError, fallback_reason, use_definition
 from gennorm.engine.forks import changing
 from gennorm.engine.memory import copied
-from gennorm.errors import ConfigError, FrozenError, InitializationError, OutputError, ParameterError, shown, suggest
+from gennorm.errors import (
+    ConfigError,
+    FrozenError,
+    InitializationError,
+    InputError,
+    OutputError,
+    ParameterError,
+    shown,
+    suggest,
+)
 from gennorm.layer import files
 from gennorm.layer.arrays import (
     dtype_given,
@@ -36,7 +45,7 @@ from gennorm.layer.derivatives import Merge, Pullback, Residuals, directions_of,
 from gennorm.layer.hints import checked_arguments, unknown_attribute
 from gennorm.layer.parameters import NAMES, Parameters
 from gennorm.layer.request import Request, check_call, given_rows, laid, parameters_of, require_learnable, run
-from gennorm.layer.state import State
+from gennorm.layer.state import State, same_values
 from gennorm.layer.statistics import (
     accepted,
     checked,
@@ -56,6 +65,7 @@ from gennorm.plan import Plan, make_plan
 from gennorm.spec import config as configs
 from gennorm.spec import levels
 from gennorm.spec.config import LayerConfig, resolve_config
+from gennorm.spec.equivalence import Equivalence, compare, simplified
 
 if TYPE_CHECKING:
     from gennorm.engine.interface import PreparedCall
@@ -918,6 +928,74 @@ class NormalizationLayer:
             state = self._state
             moments = folded_rows(required(state.moments), rows, call, state.config)
             object.__setattr__(self, "_state", state.holding(moments))
+
+    # Other spellings -----------------------------------------------------------------------------------------------
+
+    def equivalent(self, other: NormalizationLayer) -> Equivalence:
+        """Prove or refute that two layers compute the same output, for every array and after the same training.
+
+        The layers are compared by their levels, for every number of axes that an array can have. Parameters that one
+        layer lacks and the other has as ones or zeros are a difference, since training changes them; the values of
+        parameters and of held moments count. Only shapes differ between layers whose parameters lie on the same levels
+        in another order, or where a level of size 1 is aggregated in one and kept in the other.
+
+        Parameters
+        ----------
+        other : NormalizationLayer
+
+        Returns
+        -------
+        Equivalence
+            True or false as a condition; printed, it gives the reason: what both layers do, or the first difference.
+
+        Raises
+        ------
+        InputError
+            `other` is not a layer.
+
+        See Also
+        --------
+        gennorm.space
+
+        Examples
+        --------
+        >>> import gennorm as gn
+        >>> groups = gn.NormalizationLayer("All", 1, {1: 3}, input_shape=(3, None, None))
+        >>> print(groups.equivalent(gn.NormalizationLayer(input_shape=(3, None, None))))
+        the same: equal settings, slices and parameters in arrays with 3 or 4 axes
+        >>> print(groups.equivalent(gn.NormalizationLayer("All", 1, input_shape=(3, None, None))))
+        not the same: of an array with 3 axes, level 1 (axis 0) is kept by the first layer and aggregated by the second
+        """
+        if not isinstance(other, NormalizationLayer):
+            msg = f"a layer cannot be compared with {shown(other)}\npass a gn.NormalizationLayer"
+            raise InputError(msg, code="A050")
+        ours, theirs = self._state, other._state
+        found = compare(ours.config, theirs.config, (ours.parameters.shape, theirs.parameters.shape))
+        return found and same_values(found, ours, theirs)
+
+    def simplified(self) -> NormalizationLayer:
+        """Return the same layer in its shortest spelling, with copies of its parameters and moments.
+
+        Levels are spelled as short as the declared shape allows, groups of one element keep their level, and settings
+        without effect get their defaults. The shapes of parameters and moments stay.
+
+        Returns
+        -------
+        NormalizationLayer
+
+        Examples
+        --------
+        >>> import gennorm as gn
+        >>> gn.NormalizationLayer("{3, 2}", [1], [1, 1], input_shape=(3, None, None), momentum=0.5).simplified()
+        NormalizationLayer(input_shape=(3, None, None))
+        >>> gn.NormalizationLayer("1;;3", 1, [8, 1, 1], input_shape=(8, 28, 28)).simplified()
+        NormalizationLayer(input_shape=(8, 28, 28))
+        """
+        state = self._state
+        layer = NormalizationLayer.__new__(NormalizationLayer)
+        config = simplified(state.config)
+        layer.__setstate__({"config": config, "parameters": state.parameters._asdict(), "moments": state.moments})
+        return layer
 
     # Information ---------------------------------------------------------------------------------------------------
 
