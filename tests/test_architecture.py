@@ -22,7 +22,7 @@ INSIDE = {
     "plan": {"spec"},
     "definition": {"errors", "spec", "plan"},
     "masks": {"errors"},
-    "moments": {"errors", "masks"},
+    "moments": {"errors", "masks", "spec", "definition"},
     "engine": {"errors", "spec", "plan", "definition"},
     "layer": {"errors", "spec", "plan", "masks", "moments", "engine"},
     "presets": {"errors", "spec", "moments", "layer"},
