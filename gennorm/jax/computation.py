@@ -165,6 +165,7 @@ def compute(
     mask: Any = None,
     weights: Any = None,
     moments: Any = None,
+    grouped: bool = False,
     axis: MappedAxis | None = None,
 ) -> tuple[Array, Any]:
     """Return the output for an array, and the moments that it was normalized by.
@@ -175,18 +176,21 @@ def compute(
         As those of `normalize`.
     config : LayerConfig
         Its `statistics` are not used.
+    grouped : bool, default False
+        Whether given moments have one value for each group of the batch, as those of `x` have.
     axis : MappedAxis, optional
         Of which all devices hold parts of the same slices.
     """
     x = array_of(x, "the input")
     given = moments is not None
-    resolved = _computation(config).resolve(x.shape, given=given)
+    resolved = _computation(config).resolve(x.shape, given=given and not grouped)
     _require_whole_batch(resolved, axis)
     scaling, biases = parameter_of(scaling, "scaling", resolved), parameter_of(biases, "biases", resolved)
     counted = _counted(mask, weights, x.shape)
     if given:
         moments = moments_of(moments, config, resolved)
-    return _compute(x, scaling, biases, counted, moments, config=config, axis=None if given else axis)
+    static = {"config": config, "grouped": grouped, "axis": None if given else axis}
+    return _compute(x, scaling, biases, counted, moments, **static)
 
 
 def compute_moments(
@@ -294,7 +298,7 @@ def _require_whole_batch(resolved: Resolved, axis: MappedAxis | None) -> None:
 # --------------------------------------------------------------------------------------------------------- the numbers
 
 
-@functools.partial(jax.jit, static_argnames=("config", "axis"))
+@functools.partial(jax.jit, static_argnames=("config", "grouped", "axis"))
 def _compute(
     x: Array,
     scaling: Array | None,
@@ -303,9 +307,10 @@ def _compute(
     moments: Any,
     *,
     config: LayerConfig,
+    grouped: bool,
     axis: MappedAxis | None,
 ) -> tuple[Array, Any]:
-    resolved = _computation(config).resolve(x.shape, given=moments is not None)
+    resolved = _computation(config).resolve(x.shape, given=moments is not None and not grouped)
     parameters = {"scaling": scaling, "biases": biases}
     if axis is None:
         return definition.normalize(x, config, resolved, **parameters, weights=weights, moments=moments)

@@ -316,7 +316,7 @@ class NormalizationLayer:
         >>> float(jax.grad(lambda variance: layer.apply(x, (jnp.array(1.0), variance)).sum())(variance))
         -0.1875
         """
-        return compute(x, self.config, *self._parameters(None, None), moments=moments)[0]
+        return compute(x, self.config, *self._parameters(None, None), moments=moments, grouped=True)[0]
 
     @property
     def moments(self) -> Moments | None:
@@ -343,7 +343,7 @@ class NormalizationLayer:
             msg += "pass the moments of the input: layer.inverse(y, layer.measure(x))"
             raise ConfigError(msg, code="C152")
         y = array_of(y, "the output")
-        resolved = Computation(self.config).resolve(y.shape, given=True)
+        resolved = Computation(self.config).resolve(y.shape, given=moments is None)
         given = moments_of(self._held() if moments is None else moments, self.config, resolved)
         gains, shifts = self._parameters(None, None)
         gains, shifts = parameter_of(gains, "scaling", resolved), parameter_of(shifts, "biases", resolved)
