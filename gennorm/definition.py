@@ -36,11 +36,14 @@ __all__ = [
     "Gradients",
     "SliceMoments",
     "apply",
+    "divisor_of",
     "fold",
     "invert",
     "measure",
+    "measure_back",
     "merge",
     "mix",
+    "moment_gradients",
     "namespace_of",
     "normalize",
     "pool",
@@ -658,6 +661,88 @@ def pull_back(
     )
 
 
+def moment_gradients(added: Array, product: Array, variance: Array, config: LayerConfig) -> tuple[Array, Array]:
+    r"""Return the gradients of the mean and the variance that an array was normalized by, from two sums of each slice.
+
+    .. math:: d\mu = -r \sum g, \qquad dv = -\frac{\rho r^3}{2} \sum g (x - \mu)
+
+    Parameters
+    ----------
+    added, product : array
+        The sums of :math:`g` and of :math:`g (x - \mu)`, with the :math:`g` of `pull_back`.
+    variance : array
+        What the slices were normalized by.
+    config : LayerConfig
+
+    Returns
+    -------
+    tuple of array
+        That of the mean has no meaning for the method RMS.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> config = LayerConfig.make(1, epsilon=0)
+    >>> moment_gradients(np.array(3.0), np.array(4.0), np.array(4.0), config)
+    (array(-1.5), array(-0.25))
+    """
+    xp = namespace_of(variance)
+    factor = _inverse(xp, _divisor(xp, config, variance))
+    response = _response(xp, config, variance)
+    return xp.asarray(-factor * added), xp.asarray(-0.5 * response * factor * (factor * (factor * product)))
+
+
+def measure_back(
+    x: Array,
+    mean: Array | None,
+    variance: Array,
+    config: LayerConfig,
+    resolved: Resolved,
+    moments: SliceMoments,
+    *,
+    weights: Array | None = None,
+) -> Array:
+    r"""Return the gradient of an array, from those of the mean and the variance of its slices.
+
+    .. math:: dx_i = w_i \left(\frac{d\mu}{n} + \frac{2 (x_i - \mu)}{N} dv\right)
+
+    Parameters
+    ----------
+    x, config, resolved, weights
+        As in `measure`.
+    mean, variance : array
+        The gradients, of the shape of the moments. The variance is unbiased if the config says so, and the mean square
+        for the method RMS, which ignores `mean`.
+    moments : SliceMoments
+        What `measure` returned.
+
+    Returns
+    -------
+    array
+        In the dtype of the output of `normalize`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gennorm.spec.config import LayerConfig, resolve_config
+    >>> config, x = LayerConfig.make(1), np.array([1.0, 3.0])
+    >>> resolved = resolve_config(config, x.shape)
+    >>> measure_back(x, np.array(2.0), np.array(1.0), config, resolved, measure(x, config, resolved))
+    array([0., 2.])
+    """
+    slices = _Slices(x, config, resolved, weights)
+    xp, values = slices.xp, slices.split(x)
+    values = slices.without(values, slices.padding(values))
+    centre, rest, _ = slices.given(moments)
+    count = slices.expanded(moments.count)
+    slope = 2.0 * _variance(xp, count, slices.expanded(variance), config.unbiased)  # divided as the second moment is
+    if config.method == "RMS":
+        return slices.join(slices.weighted(values * slices.narrow(slope)))
+    even = slices.expanded(mean) * _inverse(xp, count)
+    deviations = (values - centre) - rest
+    return slices.join(slices.weighted(deviations * slices.narrow(slope) + slices.narrow(even)))
+
+
 def push_forward(
     x: Array,
     dx: Array | None,
@@ -740,6 +825,18 @@ def _divisor(xp: Any, config: LayerConfig, variance: Array) -> Array:
     if config.epsilon_placement == "floor":
         return xp.where(root <= config.epsilon, config.epsilon, root)
     return root + config.epsilon
+
+
+def divisor_of(variance: Array, config: LayerConfig) -> Array:
+    r"""Return what deviations from the mean are divided by, :math:`\delta(v)`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> divisor_of(np.array([4.0, 0.0]), LayerConfig.make(epsilon=0.5, epsilon_placement="floor"))
+    array([2. , 0.5])
+    """
+    return _divisor(namespace_of(variance), config, variance)
 
 
 def _response(xp: Any, config: LayerConfig, variance: Array) -> Array | float:

@@ -24,7 +24,7 @@ INSIDE = {
     "masks": {"errors"},
     "moments": {"errors", "masks", "spec", "definition"},
     "engine": {"errors", "spec", "plan", "definition"},
-    "layer": {"errors", "spec", "plan", "masks", "moments", "engine"},
+    "layer": {"errors", "spec", "plan", "definition", "masks", "moments", "engine"},
     "presets": {"errors", "spec", "moments", "layer"},
     "precompiling": {"engine", "layer"},
     "extend": {"errors", "spec", "moments", "engine", "layer"},
