@@ -589,8 +589,8 @@ class Moments:
                   \quad [\, + s (1 - s) (m_1 - m_2)^2 \,]
 
         The last term is added if `between` is True: then `v` is the variance of a mixture, of which a share :math:`1 -
-        s` is distributed as these moments say and :math:`s` as the others say. Alpha-BN and MixStyle have no such term;
-        TTN and UnMix-TNS have it. Moments of the RMS method have mean squares in place of variances, and no such term.
+        s` is distributed as these moments say and :math:`s` as the others say. Methods differ: alpha-BN has no such
+        term, TTN has it. Moments of the RMS method have mean squares in place of variances, and no such term.
 
         Parameters
         ----------

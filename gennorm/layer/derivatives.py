@@ -20,6 +20,7 @@ from gennorm.layer.request import Request, laid
 from gennorm.layer.state import State
 from gennorm.layer.statistics import measured
 from gennorm.moments import Moments, real_array
+from gennorm.spec.config import LayerConfig
 
 if TYPE_CHECKING:
     from gennorm.engine.interface import PreparedCall
@@ -144,7 +145,7 @@ class Residuals(NamedTuple):
             once = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in weights.strides)
             weights = np.broadcast_to(weights[once].copy(), weights.shape)
         given = given_rows is not None
-        shapes = None if moments is None or shared else _shapes_of(moments)
+        shapes = None if moments is None or shared else _shapes_of(moments, new.plan.config)
         return cls(x, new, parameters, gains, weights, rows, shared or not given, given, shapes)
 
     def by_definition(self) -> Residuals:
@@ -168,12 +169,12 @@ def merged_sums(merge: Merge, sums: Array) -> Array:
     return found
 
 
-def _shapes_of(moments: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the shapes of the mean and the variance of given moments."""
+def _shapes_of(moments: Any, config: LayerConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes of the mean and the variance of given moments. The method RMS ignores a mean, of any shape."""
     if isinstance(moments, Moments):
         return moments.shape, moments.shape
     mean, variance = moments
-    return np.shape(mean), np.shape(variance)
+    return () if config.method == "RMS" else np.shape(mean), np.shape(variance)
 
 
 def pull_back(residuals: Residuals, dy: Array, merge: Merge | None = None) -> Gradients:
