@@ -28,7 +28,7 @@ def checked_axes(axes: SupportsIndex | Sequence[SupportsIndex] | None, rank: int
         return tuple(range(rank))
     given = axes if isinstance(axes, tuple) else (axes,)
     try:
-        numbers = [index(axis) for axis in given]  # type: ignore[arg-type]
+        numbers = [index(axis) for axis in given]
     except TypeError:
         msg = f"axes={axes!r} are no axes of an array\nan axis is an integer, several are a tuple of integers"
         raise ParameterError(msg, code="P105") from None
