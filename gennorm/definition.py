@@ -21,13 +21,15 @@ Inputs are trusted; callers check them. NumPy warns where a value overflows or i
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
-from gennorm.errors import InputError
+from gennorm.errors import InputError, ParameterError
 from gennorm.plan import COMPUTED
+from gennorm.spec.axes import Pooling
 from gennorm.spec.config import LayerConfig, Resolved
 
 __all__ = [
@@ -38,9 +40,13 @@ __all__ = [
     "fold",
     "invert",
     "measure",
+    "measure_back",
     "merge",
+    "mix",
+    "moment_gradients",
     "namespace_of",
     "normalize",
+    "pool",
     "pull_back",
     "push_forward",
     "variance_of",
@@ -51,9 +57,10 @@ Merge = Callable[[Array], Array]
 
 
 class SliceMoments(NamedTuple):
-    """Count, mean and second moment of every slice: arrays of the shape ``Resolved.moments_shape``.
+    r"""Count, mean and second moment of every slice: arrays of the shape ``Resolved.moments_shape``.
 
-    With the method RMS, `mean` is None and `m2` is the sum of squares.
+    With the method RMS, `mean` is None and `m2` is the sum of squares. The methods return moments of the same class,
+    and can be differentiated with respect to all arrays that go in.
 
     Examples
     --------
@@ -64,6 +71,62 @@ class SliceMoments(NamedTuple):
     count: Array
     mean: Array | None
     m2: Array
+
+    @classmethod
+    def from_variance(cls, mean: Array | None, variance: Array, count: Any = 1.0) -> Self:
+        r"""Return moments that have this mean and this biased variance, with :math:`M = n v`.
+
+        Parameters
+        ----------
+        mean : array or None
+            None makes moments of the method RMS, and `variance` is the mean square.
+        variance : array
+        count : array or float, default 1
+            How much these moments count when they are merged or pooled; it is differentiable too.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> SliceMoments.from_variance(np.array([5.0]), np.array([4.0]), 10.0)
+        SliceMoments(count=array([10.]), mean=array([5.]), m2=array([40.]))
+        """
+        counts = namespace_of(variance).zeros_like(variance) + count
+        return cls(counts, mean, variance * counts)
+
+    def variance(self, unbiased: bool = False) -> Array:
+        """Return the variance of every slice, with the method RMS the mean square; see `variance_of`.
+
+        Parameters
+        ----------
+        unbiased : bool, default False
+            Divide by the count less one.
+        """
+        return variance_of(SliceMoments(*self), unbiased=unbiased)
+
+    def mean_square(self) -> Array:
+        r"""Return the mean of the squares of every slice, :math:`v + \mu^2`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> SliceMoments(np.array([2.0]), np.array([3.0]), np.array([8.0])).mean_square()
+        array([13.])
+        """
+        return self.variance() if self.mean is None else self.variance() + self.mean * self.mean
+
+    def __add__(self, other: Any) -> Self:  # type: ignore[override]
+        """Return the moments of everything that was counted in either; see `merge`."""
+        if not isinstance(other, SliceMoments):
+            return NotImplemented
+        return type(self)(*merge(self, other))
+
+    def pooled(self, axes: Any = 0, *, groups: Any = None, spread: bool = False) -> Self:
+        """Return the moments of all slices along some axes together; see `pool`."""
+        return type(self)(*pool(self, axes, groups=groups, spread=spread))
+
+    def mixed(self, other: Any, share: Any, *, between: bool = False) -> Self:
+        """Return moments between these and others, a convex combination; see `mix`."""
+        return type(self)(*mix(self, other, share, between=between))
 
 
 class Gradients(NamedTuple):
@@ -215,6 +278,153 @@ def merge(one: SliceMoments, other: SliceMoments) -> SliceMoments:
     apart = xp.where((one.count == 0) | (other.count == 0), 0.0, apart)
     mean = xp.where(one.count == 0, other.mean, one.mean + apart * share)
     return SliceMoments(count, mean, one.m2 + other.m2 + apart * apart * one.count * share)
+
+
+def pool(moments: SliceMoments, axes: Any = 0, *, groups: Any = None, spread: bool = False) -> SliceMoments:
+    r"""Return the moments of all slices along some axes together.
+
+    .. math:: n = \sum_k n_k, \qquad \mu = \frac{1}{n} \sum_k n_k \mu_k, \qquad
+              M = \sum_k M_k + \sum_k n_k (\mu_k - \mu)^2
+
+    Parameters
+    ----------
+    moments : SliceMoments
+    axes : int or tuple of int, default 0
+        The axes (0-based, negative from the end) that are pooled; None means all of them.
+    groups : int or tuple of int, optional
+        One number for each of the axes: an axis of size d becomes an axis of g contiguous groups of d/g. With 1, the
+        default, it vanishes.
+    spread : bool, default False
+        Return the pooled moments of every slice: the result has the shape of `moments`.
+
+    Returns
+    -------
+    SliceMoments
+        Slices with the count 0 change nothing.
+
+    Raises
+    ------
+    ParameterError
+        An axis does not exist or is named twice; the groups do not divide its size.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> instances = SliceMoments(*np.array([[[2.0, 2.0]], [[1.0, 5.0]], [[2.0, 2.0]]]))
+    >>> pool(instances, 1)
+    SliceMoments(count=array([4.]), mean=array([3.]), m2=array([20.]))
+    """
+    xp = namespace_of(moments.m2)
+    count, m2 = xp.broadcast_arrays(moments.count, moments.m2)
+    shape = count.shape
+    way = Pooling.of(axes, groups, tuple(shape))
+
+    def total(values: Array) -> Array:
+        return xp.sum(values, axis=way.axes, keepdims=True) if way.axes else values
+
+    def finished(values: Array) -> Array:
+        if spread:
+            return xp.reshape(xp.broadcast_to(values, way.split), tuple(shape))
+        return xp.squeeze(values, axis=way.axes) if way.axes else values
+
+    count, m2 = xp.reshape(count, way.split), xp.reshape(m2, way.split)
+    number, squares = total(count), total(m2)
+    if moments.mean is None:
+        return SliceMoments(finished(number), None, finished(squares))
+    counted = count > 0
+    means = xp.where(counted, xp.reshape(xp.broadcast_to(moments.mean, shape), way.split), 0.0)
+    n = xp.where(number == 0, 1.0, number)
+    # As in `measure`: an estimate between the least and the greatest, so that equal means have no deviation, and the
+    # mean of the deviations from it.
+    estimate = total(count * means) / n
+    if way.axes and all(way.split[axis] > 0 for axis in way.axes):
+        low = xp.min(xp.where(counted, means, math.inf), axis=way.axes, keepdims=True)
+        high = xp.max(xp.where(counted, means, -math.inf), axis=way.axes, keepdims=True)
+        estimate = xp.where(number == 0, 0.0, xp.minimum(xp.maximum(estimate, low), high))
+    away = xp.where(counted, means - estimate, 0.0)
+    rest = xp.where(xp.isfinite(estimate), total(count * away) / n, 0.0)  # an infinite mean has no rest
+    away = xp.where(counted, away - rest, 0.0)
+    return SliceMoments(finished(number), finished(estimate + rest), finished(squares + total(count * away * away)))
+
+
+def mix(one: SliceMoments, other: SliceMoments, share: Any, *, between: bool = False) -> SliceMoments:
+    r"""Return moments between two: convex combinations of the means and of the biased variances.
+
+    .. math:: \mu = (1 - s)\, \mu_1 + s\, \mu_2, \qquad v = (1 - s)\, v_1 + s\, v_2
+              \quad [\, + s (1 - s) (\mu_1 - \mu_2)^2 \,]
+
+    Parameters
+    ----------
+    one, other : SliceMoments
+        Of the same method; shapes broadcast. The method RMS has mean squares in place of variances.
+    share : array or float
+        The share :math:`s` of `other`, from 0 to 1, which is not checked; it broadcasts to the slices.
+    between : bool, default False
+        Add the last term, the variance between the two means: `v` is the variance of a mixture then.
+
+    Returns
+    -------
+    SliceMoments
+        The count is mixed like the mean. A slice with the count 0 has no part: the result is the other one.
+
+    Raises
+    ------
+    ParameterError
+        `other` are no moments, or of another method; shapes do not broadcast.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> one, other = (SliceMoments(*np.array([[2.0], [mean], [2.0]])) for mean in (1.0, 5.0))
+    >>> mix(one, other, 0.5)
+    SliceMoments(count=array([2.]), mean=array([3.]), m2=array([2.]))
+    >>> mix(one, other, 0.5, between=True)
+    SliceMoments(count=array([2.]), mean=array([3.]), m2=array([10.]))
+    """
+    _require_mixable(one, other, share)
+    xp = namespace_of(one.m2)
+    s = xp.where(other.count == 0, 0.0, xp.zeros_like(one.count + other.count) + share)
+    s = xp.where((one.count == 0) & (other.count > 0), 1.0, s)
+
+    def between_them(a: Array, b: Array) -> Array:
+        # With the share 0, what is not finite leaves no trace.
+        a = xp.where((s == 1) & ~xp.isfinite(a), 0.0, a)
+        b = xp.where((s == 0) & ~xp.isfinite(b), 0.0, b)
+        return a * (1.0 - s) + b * s
+
+    count = between_them(one.count, other.count)
+    spread = between_them(_variance(xp, one.count, one.m2, False), _variance(xp, other.count, other.m2, False))
+    if one.mean is None or other.mean is None:
+        return SliceMoments(count, None, spread * count)
+    if between:
+        apart = one.mean - other.mean
+        apart = xp.where(((s == 0) | (s == 1)) & ~xp.isfinite(apart), 0.0, apart)
+        spread = spread + s * (1.0 - s) * apart * apart
+    return SliceMoments(count, between_them(one.mean, other.mean), spread * count)
+
+
+def _require_mixable(one: Any, other: Any, share: Any) -> None:
+    if not hasattr(other, "m2") or namespace_of(other.m2) is not namespace_of(one.m2):
+        msg = f"moments are mixed with moments of the same kind of arrays, not with {_kind(other)}\n"
+        msg += "pass what measure(x) returned, or the moments that a layer holds"
+        raise ParameterError(msg, code="P104")
+    if (one.mean is None) != (other.mean is None):
+        msg = "moments with a mean and moments of the method RMS, which have none, cannot be mixed\n"
+        msg += "measure both by layers of one method"
+        raise ParameterError(msg, code="P119")
+    shapes = [tuple(values.shape) if hasattr(values, "shape") else () for values in (one.m2, other.m2, share)]
+    for first, second in itertools.combinations(shapes, 2):
+        for a, b in zip(reversed(first), reversed(second), strict=False):
+            if a != b and a != 1 and b != 1:  # noqa: PLR1714 - sizes may be symbolic
+                msg = (
+                    f"moments of shape {shapes[0]} and {shapes[1]} and a share of shape {shapes[2]} do not broadcast\n"
+                )
+                msg += "their axes are aligned from the last one, and have one size or size 1"
+                raise ParameterError(msg, code="P118")
+
+
+def _kind(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
 
 
 def variance_of(moments: SliceMoments, *, unbiased: bool = False) -> Array:
@@ -474,6 +684,88 @@ def pull_back(
     )
 
 
+def moment_gradients(added: Array, product: Array, variance: Array, config: LayerConfig) -> tuple[Array, Array]:
+    r"""Return the gradients of the mean and the variance that an array was normalized by, from two sums of each slice.
+
+    .. math:: d\mu = -r \sum g, \qquad dv = -\frac{\rho r^3}{2} \sum g (x - \mu)
+
+    Parameters
+    ----------
+    added, product : array
+        The sums of :math:`g` and of :math:`g (x - \mu)`, with the :math:`g` of `pull_back`.
+    variance : array
+        What the slices were normalized by.
+    config : LayerConfig
+
+    Returns
+    -------
+    tuple of array
+        That of the mean has no meaning for the method RMS.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> config = LayerConfig.make(1, epsilon=0)
+    >>> moment_gradients(np.array(3.0), np.array(4.0), np.array(4.0), config)
+    (array(-1.5), array(-0.25))
+    """
+    xp = namespace_of(variance)
+    factor = _inverse(xp, _divisor(xp, config, variance))
+    response = _response(xp, config, variance)
+    return xp.asarray(-factor * added), xp.asarray(-0.5 * response * factor * (factor * (factor * product)))
+
+
+def measure_back(
+    x: Array,
+    mean: Array | None,
+    variance: Array,
+    config: LayerConfig,
+    resolved: Resolved,
+    moments: SliceMoments,
+    *,
+    weights: Array | None = None,
+) -> Array:
+    r"""Return the gradient of an array, from those of the mean and the variance of its slices.
+
+    .. math:: dx_i = w_i \left(\frac{d\mu}{n} + \frac{2 (x_i - \mu)}{N} dv\right)
+
+    Parameters
+    ----------
+    x, config, resolved, weights
+        As in `measure`.
+    mean, variance : array
+        The gradients, of the shape of the moments. The variance is unbiased if the config says so, and the mean square
+        for the method RMS, which ignores `mean`.
+    moments : SliceMoments
+        What `measure` returned.
+
+    Returns
+    -------
+    array
+        In the dtype of the output of `normalize`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gennorm.spec.config import LayerConfig, resolve_config
+    >>> config, x = LayerConfig.make(1), np.array([1.0, 3.0])
+    >>> resolved = resolve_config(config, x.shape)
+    >>> measure_back(x, np.array(2.0), np.array(1.0), config, resolved, measure(x, config, resolved))
+    array([0., 2.])
+    """
+    slices = _Slices(x, config, resolved, weights)
+    xp, values = slices.xp, slices.split(x)
+    values = slices.without(values, slices.padding(values))
+    centre, rest, _ = slices.given(moments)
+    count = slices.expanded(moments.count)
+    slope = 2.0 * _variance(xp, count, slices.expanded(variance), config.unbiased)  # divided as the second moment is
+    if config.method == "RMS":
+        return slices.join(slices.weighted(values * slices.narrow(slope)))
+    even = slices.expanded(mean) * _inverse(xp, count)
+    deviations = (values - centre) - rest
+    return slices.join(slices.weighted(deviations * slices.narrow(slope) + slices.narrow(even)))
+
+
 def push_forward(
     x: Array,
     dx: Array | None,
@@ -556,6 +848,18 @@ def _divisor(xp: Any, config: LayerConfig, variance: Array) -> Array:
     if config.epsilon_placement == "floor":
         return xp.where(root <= config.epsilon, config.epsilon, root)
     return root + config.epsilon
+
+
+def divisor_of(variance: Array, config: LayerConfig) -> Array:
+    r"""Return what deviations from the mean are divided by, :math:`\delta(v)`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> divisor_of(np.array([4.0, 0.0]), LayerConfig.make(epsilon=0.5, epsilon_placement="floor"))
+    array([2. , 0.5])
+    """
+    return _divisor(namespace_of(variance), config, variance)
 
 
 def _response(xp: Any, config: LayerConfig, variance: Array) -> Array | float:

@@ -925,7 +925,7 @@ def _flax_instance(features: Any, feature_axes: Any, settings: Any) -> Any:
     axes = _axes("flax.InstanceNorm", "feature_axes", feature_axes)
     if len(axes) == 1:
         return presets.instance_norm(features, channel_level=axes[0], **settings)
-    rest = presets._listed(*presets._other_levels(*axes))
+    rest = presets._listed(*presets._other_levels(None, *axes))
     return NormalizationLayer(rest, _spec(axes), batched=True, **settings)
 
 

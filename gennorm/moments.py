@@ -15,8 +15,10 @@ from typing import Any, Final, Literal, NoReturn, Self, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gennorm import definition
 from gennorm.errors import DtypeError, FrozenError, InputError, ParameterError, suggest
 from gennorm.masks import broadcast, broadcast_mask
+from gennorm.spec.axes import Pooling, checked_axes
 
 __all__ = ["Moments", "are_constant", "checked_weights", "real_array", "two_sum"]
 
@@ -309,7 +311,7 @@ class Moments:
             msg = f'method is "Standardize" or "RMS", not {method!r}'
             raise ParameterError(msg, code="P108")
         x = _floats(array, "array")
-        over = _axes(axes, x.ndim)
+        over = checked_axes(axes, x.ndim)
         weight: NDArray[Any] | None = None if weights is None else checked_weights(weights, x.shape)
         if mask is not None:
             counted = broadcast_mask(mask, x.shape, "an array")
@@ -512,29 +514,121 @@ class Moments:
         rows.setflags(write=False)
         return cls.of_read_only(rows[0, ...], rows[1, ...], rows[2, ...], rows[3, ...], rows[4, ...])
 
-    def pooled(self) -> Moments:
-        """Return the moments of all slices along the first axis together.
+    def pooled(
+        self,
+        axes: SupportsIndex | tuple[SupportsIndex, ...] | None = 0,
+        *,
+        groups: SupportsIndex | tuple[SupportsIndex, ...] | None = None,
+        spread: bool = False,
+    ) -> Moments:
+        r"""Return the moments of all slices along some axes together.
+
+        .. math:: n = \sum_k n_k, \qquad m = \frac{1}{n} \sum_k n_k m_k, \qquad
+                  M = \sum_k M_k + \sum_k n_k (m_k - m)^2
+
+        From the moments (N, C) of an instance norm, axis 0 gives those of a batch norm, axis 1 those of a layer norm,
+        and axis 1 in groups those of a group norm.
+
+        Parameters
+        ----------
+        axes : int or tuple of int, default 0
+            The axes (0-based, negative from the end) that are pooled; None means all of them.
+        groups : int or tuple of int, optional
+            One number for each of the axes: an axis of size d becomes an axis of g contiguous groups of d/g. With 1,
+            the default, it vanishes.
+        spread : bool, default False
+            Return the pooled moments of every slice: the result has the shape of these moments.
 
         Returns
         -------
         Moments
-            Without that axis.
+            As exact as those of one computation over all elements; see the class.
+
+        Raises
+        ------
+        ParameterError
+            An axis does not exist or is named twice; the groups do not divide its size.
 
         Examples
         --------
-        >>> Moments([3, 1], [2.0, 10.0], [2.0, 0.0]).pooled()
+        >>> moments = Moments([3, 1], [2.0, 10.0], [2.0, 0.0])
+        >>> moments.pooled()
         Moments(count=4., mean=4., m2=50.)
+        >>> moments.pooled(0, spread=True).mean
+        array([4., 4.])
+        >>> Moments(1, [[0.0, 2.0, 5.0, 5.0]], 0).pooled(1, groups=2)
+        Moments(count=[[2., 2.]], mean=[[1., 5.]], m2=[[2., 0.]])
         """
-        parts, length = self, len(self.count)
+        way = Pooling.of(axes, groups, self.shape)
+        order = (*way.axes, *(axis for axis in range(len(way.split)) if axis not in way.axes))
+        length = math.prod([way.split[axis] for axis in way.axes])
+
+        def in_front(array: Floats) -> Floats:
+            return np.broadcast_to(array, self.shape).reshape(way.split).transpose(order).reshape(length, *way.kept)
+
         if length == 0:
-            nothing = np.zeros(self.shape[1:])
-            return Moments(nothing, None if self.mean is None else nothing, nothing)
-        while length > 1:
-            half = length // 2
-            merged = _sliced(parts, slice(half)) + _sliced(parts, slice(half, 2 * half))
-            parts = merged if length % 2 == 0 else _joined(merged, _sliced(parts, slice(2 * half, None)))
-            length = len(parts.count)
-        return _sliced(parts, 0)
+            nothing = np.zeros(way.kept)
+            pooled = Moments(nothing, None if self.mean is None else nothing, nothing)
+        else:
+            pooled = _pooled(_changed(self, in_front), length)
+        if not spread:
+            return pooled
+        ones = [1 if axis in way.axes else size for axis, size in enumerate(way.split)]
+
+        def over_slices(array: Any) -> Floats | None:
+            if array is None:
+                return None
+            values = np.broadcast_to(array, way.kept).reshape(ones)
+            return np.broadcast_to(values, way.split).reshape(self.shape)
+
+        return Moments.trusted(*map(over_slices, _members(pooled)))  # type: ignore[arg-type]
+
+    def mixed(self, other: Moments, share: ArrayLike, *, between: bool = False) -> Moments:
+        r"""Return moments between these and others: convex combinations of their means and of their variances.
+
+        .. math:: m = (1 - s)\, m_1 + s\, m_2, \qquad v = (1 - s)\, v_1 + s\, v_2
+                  \quad [\, + s (1 - s) (m_1 - m_2)^2 \,]
+
+        The last term is added if `between` is True: then `v` is the variance of a mixture, of which a share :math:`1 -
+        s` is distributed as these moments say and :math:`s` as the others say. Methods differ: alpha-BN has no such
+        term, TTN has it. Moments of the RMS method have mean squares in place of variances, and no such term.
+
+        Parameters
+        ----------
+        other : Moments
+            Of the same method; shapes broadcast.
+        share : array_like
+            The share of `other`, from 0 to 1; it broadcasts to the slices.
+        between : bool, default False
+            Whether the variance between the two means counts.
+
+        Returns
+        -------
+        Moments
+            The count is mixed like the mean. A slice in which nothing is counted has no part: the result is the other
+            one.
+
+        Raises
+        ------
+        ParameterError
+            `other` is not `Moments`, or has another method; shapes do not broadcast; a share is not from 0 to 1.
+
+        Examples
+        --------
+        >>> source, batch = Moments.from_variance(0.0, 1.0), Moments.from_variance(4.0, 3.0)
+        >>> mixed = source.mixed(batch, 0.25)
+        >>> mixed.mean, mixed.variance()
+        (array(1.), array(1.5))
+        >>> source.mixed(batch, 0.25, between=True).variance()
+        array(4.5)
+        """
+        if not isinstance(other, Moments):
+            definition.mix(self, other, share)  # type: ignore[arg-type]  # raises
+        part = _floats(share, "share")
+        _all((part >= 0) & (part <= 1), part, "a share", "from 0 to 1")
+        with np.errstate(all="ignore"):
+            mixed = definition.mix(self, other, part, between=between)  # type: ignore[arg-type]
+        return Moments(*mixed)
 
     def __radd__(self, other: object) -> Moments:
         # sum() starts from the number 0.
@@ -698,6 +792,22 @@ def _sliced(moments: Moments, key: Any) -> Moments:
     """Return the moments of some slices, by an index of the first axis."""
     # A rounding error that is one number for all slices is 0.
     return Moments.trusted(*(array[key].copy() if np.ndim(array) else array for array in _members(moments)))
+
+
+def _changed(moments: Moments, change: Callable[[Floats], Floats]) -> Moments:
+    """Return moments whose arrays have another shape. A rounding error that is one number for all slices stays 0."""
+    members = (None if array is None else change(array) if np.ndim(array) else array for array in _members(moments))
+    return Moments.trusted(*members)  # type: ignore[arg-type]
+
+
+def _pooled(parts: Moments, length: int) -> Moments:
+    """Return the moments of all slices along the first axis together, merged as a tree."""
+    while length > 1:
+        half = length // 2
+        merged = _sliced(parts, slice(half)) + _sliced(parts, slice(half, 2 * half))
+        parts = merged if length % 2 == 0 else _joined(merged, _sliced(parts, slice(2 * half, None)))
+        length = len(parts.count)
+    return _sliced(parts, 0)
 
 
 def _joined(*parts: Moments) -> Moments:
@@ -872,27 +982,6 @@ def real_array(value: ArrayLike, name: str) -> NDArray[Any]:
 
 def _floats(value: ArrayLike, name: str) -> Floats:
     return real_array(value, name).astype(np.float64, copy=False)
-
-
-def _axes(axes: SupportsIndex | tuple[SupportsIndex, ...] | None, rank: int) -> tuple[int, ...]:
-    if axes is None:
-        return tuple(range(rank))
-    given = axes if isinstance(axes, tuple) else (axes,)
-    try:
-        numbers = [index(axis) for axis in given]
-    except TypeError:
-        msg = f"axes={axes!r}; an axis is an integer, several are a tuple of integers"
-        raise ParameterError(msg, code="P105") from None
-    for axis in numbers:
-        if not -rank <= axis < rank:
-            allowed = f"axes run from 0 to {rank - 1}, or -{rank} to -1" if rank else "give axes=()"
-            msg = f"axis {axis} does not exist in an array of rank {rank}\n{allowed}"
-            raise ParameterError(msg, code="P105")
-    found = tuple(axis % rank for axis in numbers)
-    if len({*found}) != len(found):
-        msg = f"axes={axes!r} names an axis twice in an array of rank {rank}"
-        raise ParameterError(msg, code="P105")
-    return found
 
 
 def _all(valid: NDArray[np.bool], values: Floats, name: str, allowed: str) -> None:

@@ -28,12 +28,12 @@ from gennorm.engine import threads as threads_
 from gennorm.errors import GennormError, point, suggest
 from gennorm.layer import adapting, arrays, derivatives, files, hints, parameters, statistics
 from gennorm.layer import layer as layers
-from gennorm.spec import brackets, config, levels, names
+from gennorm.spec import axes, brackets, config, levels, names
 from tests.error_tables import ErrorTable, constants, makers
 
 MODULES: list[ModuleType] = [
     definition,
-    *(levels, names, brackets, config, masks, statistics, adapting, files, hints, presets),
+    *(levels, axes, names, brackets, config, masks, statistics, adapting, files, hints, presets),
     *(layers, arrays, parameters, derivatives, memory, threads_, extend, elsewhere, searching, zoo),
 ]
 # Modules whose texts are asserted in tests of their own.

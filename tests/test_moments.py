@@ -639,13 +639,13 @@ X = np.ones((2, 3))
             lambda: Moments.of(X, axes=(1, -1)),
             errors.ParameterError,
             "P105",
-            "axes=(1, -1) names an axis twice in an array of rank 2",
+            "axes=(1, -1) names an axis twice in an array of rank 2\nname every axis once",
         ),
         (
             lambda: Moments.of(X, axes="All"),  # type: ignore[arg-type]
             errors.ParameterError,
             "P105",
-            "axes='All'; an axis is an integer, several are a tuple of integers",
+            "axes='All' are no axes of an array\nan axis is an integer, several are a tuple of integers",
         ),
         (
             lambda: Moments.of(X, method="rms"),  # type: ignore[arg-type]

@@ -126,6 +126,8 @@ class DefinitionCall:
         config, resolved = self.plan.config, self.plan.resolved
         given = self._moments(moments, through=through)
         with np.errstate(all="ignore"):
+            if merge is not None:
+                merge = self._of_deviations(merge, moments)
             if tangent:
                 dx[...] = definition.push_forward(
                     x, dy, config, resolved, scaling=gains, weights=weights, moments=given, merge=merge
@@ -138,6 +140,20 @@ class DefinitionCall:
             )
         dx[...] = found.input
         return found.scaling, found.biases
+
+    def _of_deviations(self, merge: Callable[[Array], Array], moments: Array) -> Callable[[Array], Array]:
+        """Return a function of the definition's sums, which calls one of the sums that kernels take.
+
+        The second sum of kernels has the deviations as factors, and that of the definition deviations by the divisor.
+        """
+        spread = definition.divisor_of(self.shaped(self.statistics(moments))[1], self.plan.config)
+        per_spread = np.divide(1.0, spread, out=np.zeros_like(spread), where=spread != 0)
+
+        def merged(sums: Array) -> Array:
+            found = merge(np.stack([sums[0], sums[1] * spread]))
+            return np.stack([found[0], found[1] * per_spread])
+
+        return merged
 
     def _rows(self, moments: Any) -> Array:
         count, mean, m2 = moments

@@ -131,6 +131,6 @@ class PreparedCall(Protocol):
         tangent : bool
             ``dy`` is a direction of the input, and the derivative of the output along it is written into ``dx``.
         merge : callable, optional
-            A function from the two sums of every slice, shaped as the moments after an axis of two, to those of the
-            larger slice that it is part of.
+            A function from the two sums of every slice, of gradients and of their products with the deviations from the
+            mean, shaped as the moments after an axis of two, to those of the larger slice that it is part of.
         """

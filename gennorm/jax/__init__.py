@@ -6,11 +6,12 @@
 Array([[-1.2247,  0.    ,  1.2247]], dtype=float32)
 
 Everything is computed by `gennorm.definition` in JAX's own operations. The modules, from the inside out: `arrays`
-checks arrays; `merging` merges moments over mapped axes; `computation` normalizes; `layer` has the pytree; `nnx` has
-the modules of Flax, with `import gennorm.jax.nnx`.
+checks arrays; `moments` has moments of arrays; `merging` merges them over mapped axes; `computation` normalizes;
+`layer` has the pytree; `nnx` has the modules of Flax, with `import gennorm.jax.nnx`.
 """
 
 from gennorm.jax.computation import measure, normalize
 from gennorm.jax.layer import NormalizationLayer
+from gennorm.jax.moments import Moments
 
-__all__ = ["NormalizationLayer", "measure", "normalize"]
+__all__ = ["Moments", "NormalizationLayer", "measure", "normalize"]

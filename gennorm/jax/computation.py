@@ -15,14 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+import gennorm
 from gennorm import definition
 from gennorm.definition import SliceMoments
 from gennorm.errors import GroupError, ParameterError
 from gennorm.extend import Computation, Given
 from gennorm.jax.arrays import array_of, has_open_sizes, mask_of, parameter_of, weights_of
 from gennorm.jax.merging import MappedAxis, concatenated, merged, shared_mean
+from gennorm.jax.moments import Moments
 from gennorm.layer.statistics import applicable
-from gennorm.moments import Moments
 from gennorm.spec import levels
 from gennorm.spec.config import LayerConfig, Resolved
 
@@ -121,7 +122,7 @@ def measure(
     weights: Any = None,
     axis_name: Any = None,
     batched: bool | None = None,
-) -> SliceMoments:
+) -> Moments:
     r"""Return the moments of the slices of an array: count, mean and :math:`M = \sum w (x - \mu)^2`.
 
     Parameters
@@ -131,7 +132,7 @@ def measure(
 
     Returns
     -------
-    SliceMoments
+    Moments
         A named tuple of `count`, `mean` and `m2`, with one value for each slice, in float64 if ``jax_enable_x64`` is
         set and else in float32. With the method RMS `mean` is None, and `m2` the sum of squares.
 
@@ -143,7 +144,7 @@ def measure(
     Examples
     --------
     >>> measure(jnp.array([[1.0, 3.0, 8.0]]), -1, mask=jnp.array([True, True, False]))
-    SliceMoments(count=Array([2.], dtype=float32), mean=Array([2.], dtype=float32), m2=Array([2.], dtype=float32))
+    Moments(count=Array([2.], dtype=float32), mean=Array([2.], dtype=float32), m2=Array([2.], dtype=float32))
     """
     config = _config(aggregation_levels, (), group_number, method, batched=batched)
     axis = MappedAxis.of(axis_name)
@@ -164,6 +165,7 @@ def compute(
     mask: Any = None,
     weights: Any = None,
     moments: Any = None,
+    grouped: bool = False,
     axis: MappedAxis | None = None,
 ) -> tuple[Array, Any]:
     """Return the output for an array, and the moments that it was normalized by.
@@ -174,27 +176,30 @@ def compute(
         As those of `normalize`.
     config : LayerConfig
         Its `statistics` are not used.
+    grouped : bool, default False
+        Whether given moments have one value for each group of the batch, as those of `x` have.
     axis : MappedAxis, optional
         Of which all devices hold parts of the same slices.
     """
     x = array_of(x, "the input")
     given = moments is not None
-    resolved = _computation(config).resolve(x.shape, given=given)
+    resolved = _computation(config).resolve(x.shape, given=given and not grouped)
     _require_whole_batch(resolved, axis)
     scaling, biases = parameter_of(scaling, "scaling", resolved), parameter_of(biases, "biases", resolved)
     counted = _counted(mask, weights, x.shape)
     if given:
         moments = moments_of(moments, config, resolved)
-    return _compute(x, scaling, biases, counted, moments, config=config, axis=None if given else axis)
+    static = {"config": config, "grouped": grouped, "axis": None if given else axis}
+    return _compute(x, scaling, biases, counted, moments, **static)
 
 
 def compute_moments(
     x: Any, config: LayerConfig, *, mask: Any = None, weights: Any = None, axis: MappedAxis | None = None
-) -> SliceMoments:
+) -> Moments:
     """Return the moments of an array; the arguments are those of `compute`."""
     x = array_of(x, "the input")
     _require_whole_batch(_computation(config).resolve(x.shape), axis)
-    return _measure(x, _counted(mask, weights, x.shape), config=config, axis=axis)
+    return Moments(*_measure(x, _counted(mask, weights, x.shape), config=config, axis=axis))
 
 
 def folded(
@@ -244,10 +249,10 @@ def moments_of(moments: Any, config: LayerConfig, resolved: Resolved) -> Pair:
     Raises
     ------
     ParameterError
-        They are not a pair, `SliceMoments` or `Moments`, or have a wrong shape.
+        They are not a pair, `Moments` or `gennorm.Moments`, or have a wrong shape.
     """
     rms = config.method == "RMS"
-    if isinstance(moments, (SliceMoments, Moments)):
+    if isinstance(moments, (SliceMoments, gennorm.Moments)):
         count, mean, m2 = moments.count, moments.mean, moments.m2
         if (mean is None) != rms:
             has = (
@@ -293,7 +298,7 @@ def _require_whole_batch(resolved: Resolved, axis: MappedAxis | None) -> None:
 # --------------------------------------------------------------------------------------------------------- the numbers
 
 
-@functools.partial(jax.jit, static_argnames=("config", "axis"))
+@functools.partial(jax.jit, static_argnames=("config", "grouped", "axis"))
 def _compute(
     x: Array,
     scaling: Array | None,
@@ -302,9 +307,10 @@ def _compute(
     moments: Any,
     *,
     config: LayerConfig,
+    grouped: bool,
     axis: MappedAxis | None,
 ) -> tuple[Array, Any]:
-    resolved = _computation(config).resolve(x.shape, given=moments is not None)
+    resolved = _computation(config).resolve(x.shape, given=moments is not None and not grouped)
     parameters = {"scaling": scaling, "biases": biases}
     if axis is None:
         return definition.normalize(x, config, resolved, **parameters, weights=weights, moments=moments)

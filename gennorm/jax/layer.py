@@ -13,12 +13,12 @@ from jax import lax
 
 import gennorm
 from gennorm import definition
-from gennorm.definition import SliceMoments
 from gennorm.errors import ConfigError, FrozenError, InitializationError
 from gennorm.extend import Computation, held_variance, initial, is_one_example, kept_shape, parameter_shape, required
 from gennorm.jax.arrays import array_of, parameter_of
 from gennorm.jax.computation import compute, compute_moments, folded, moments_of, slices_are_shared
 from gennorm.jax.merging import MappedAxis
+from gennorm.jax.moments import Moments
 from gennorm.layer.parameters import Parameters
 from gennorm.layer.state import State
 from gennorm.layer.texts import represent
@@ -256,14 +256,79 @@ class NormalizationLayer:
         mean, variance = folded((self.mean, self.variance), moments, jnp.shape(x), config, self.axis)
         return y, self.tree_unflatten((config, self.axis), (self.scaling, self.biases, mean, variance))
 
-    def measure(self, x: Any, *, mask: Any = None, weights: Any = None) -> SliceMoments:
-        """Return the moments of the slices of an array, as `gennorm.jax.measure` does."""
+    def measure(self, x: Any, *, mask: Any = None, weights: Any = None) -> Moments:
+        """Return the moments of the slices of an array: what a layer with ``statistics="input"`` normalizes it by.
+
+        Parameters
+        ----------
+        x, mask, weights
+            As in a call.
+
+        Returns
+        -------
+        Moments
+            With one axis for each level that is kept, the batch included. Derivatives go through them.
+
+        Raises
+        ------
+        GennormError
+            As a call.
+
+        Examples
+        --------
+        >>> layer = NormalizationLayer(-1, scaling=None, biases=None, epsilon=0)
+        >>> layer.measure(jnp.array([[1.0, 3.0], [2.0, 2.0]])).variance()
+        Array([1., 0.], dtype=float32)
+        >>> jax.grad(lambda x: layer.measure(x).variance().sum())(jnp.array([[1.0, 3.0]]))
+        Array([[-1.,  1.]], dtype=float32)
+        """
         axis = self.axis if slices_are_shared(self.config, self.axis) else None
         return compute_moments(x, self.config, mask=mask, weights=weights, axis=axis)
 
     def apply(self, x: Any, moments: Any) -> Array:
-        """Normalize an array by given moments, which are those of `gennorm.jax.normalize`."""
-        return compute(x, self.config, *self._parameters(None, None), moments=moments)[0]
+        """Normalize an array by given moments. The output has derivatives by the array, the moments and the parameters.
+
+        Parameters
+        ----------
+        x : array
+            An example or a batch.
+        moments : Moments, gennorm.Moments, or tuple of arrays
+            For each slice of `x`, or fewer that broadcast to that shape: what `measure` returned, or a pair of mean and
+            variance.
+
+        Returns
+        -------
+        Array
+
+        Raises
+        ------
+        ParameterError
+            The moments do not fit the slices of `x`.
+        GennormError
+            As a call.
+
+        Examples
+        --------
+        >>> layer = NormalizationLayer(1, scaling=None, biases=None, epsilon=0)
+        >>> x, variance = jnp.array([1.0, 2.0, 3.0]), jnp.array(4.0)
+        >>> layer.apply(x, (jnp.array(1.0), variance))
+        Array([0. , 0.5, 1. ], dtype=float32)
+        >>> float(jax.grad(lambda variance: layer.apply(x, (jnp.array(1.0), variance)).sum())(variance))
+        -0.1875
+        """
+        return compute(x, self.config, *self._parameters(None, None), moments=moments, grouped=True)[0]
+
+    @property
+    def moments(self) -> Moments | None:
+        """The moments that the layer holds, as constants with the count 1; None if it holds none.
+
+        Examples
+        --------
+        >>> layer = NormalizationLayer(0, 1, input_shape=(2,), batched=True, statistics="moving")
+        >>> layer.moments.variance()
+        Array([1., 1.], dtype=float32)
+        """
+        return None if self.variance is None else Moments.from_variance(*self._held())
 
     def inverse(self, y: Any, moments: Any = None) -> Array:
         """Return the input whose output is `y`, by given moments or by those that the layer holds.
@@ -278,7 +343,7 @@ class NormalizationLayer:
             msg += "pass the moments of the input: layer.inverse(y, layer.measure(x))"
             raise ConfigError(msg, code="C152")
         y = array_of(y, "the output")
-        resolved = Computation(self.config).resolve(y.shape, given=True)
+        resolved = Computation(self.config).resolve(y.shape, given=moments is None)
         given = moments_of(self._held() if moments is None else moments, self.config, resolved)
         gains, shifts = self._parameters(None, None)
         gains, shifts = parameter_of(gains, "scaling", resolved), parameter_of(shifts, "biases", resolved)

@@ -4,28 +4,62 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from gennorm import definition
+from gennorm.definition import SliceMoments
 from gennorm.engine import CompilationError, use_definition
-from gennorm.errors import ShapeError
+from gennorm.errors import ParameterError, ShapeError
 from gennorm.layer.arrays import like_output
 from gennorm.layer.parameters import Parameter
 from gennorm.layer.request import Request, laid
 from gennorm.layer.state import State
 from gennorm.layer.statistics import measured
-from gennorm.moments import Moments
+from gennorm.moments import Moments, real_array
+from gennorm.spec.config import LayerConfig
 
 if TYPE_CHECKING:
     from gennorm.engine.interface import PreparedCall
 
-__all__ = ["Gradients", "Merge", "Pullback", "Residuals", "directions_of", "merged_sums", "pull_back", "push_forward"]
+__all__ = [
+    "Gradients",
+    "Merge",
+    "MomentGradients",
+    "MomentsPullback",
+    "Pullback",
+    "Residuals",
+    "directions_of",
+    "merged_sums",
+    "pull_back",
+    "push_forward",
+]
 
 Array = npt.NDArray[Any]
 Merge = Callable[[Array], Array]
+
+
+class MomentGradients(NamedTuple):
+    """The gradients of moments: those of the mean and of the variance of every slice.
+
+    The variance is the one that the layer divides by: unbiased if the layer is, and with the method RMS the mean
+    square. A gradient is None where there is none; for the method RMS that of the mean.
+
+    Attributes
+    ----------
+    mean, variance : ndarray of float64, or None
+
+    Examples
+    --------
+    >>> MomentGradients._fields
+    ('mean', 'variance')
+    """
+
+    mean: Array | None
+    variance: Array | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +72,8 @@ class Gradients:
         Of the input's shape, in the output's dtype.
     scaling, biases : ndarray or None
         Of the parameters' shape and dtype; None where the parameter is absent.
+    moments : MomentGradients or None
+        Of the moments that were passed to the call, in their shapes; None where none were passed, or were `shared`.
 
     Examples
     --------
@@ -54,6 +90,7 @@ class Gradients:
     input: Array
     scaling: Array | None
     biases: Array | None
+    moments: MomentGradients | None = None
 
 
 class Residuals(NamedTuple):
@@ -76,6 +113,8 @@ class Residuals(NamedTuple):
         Whether gradients go through the statistics.
     given : bool
         Whether the moments are not those of the input alone.
+    shapes : tuple of tuple of int, optional
+        The shapes of a given mean and variance whose gradients are wanted.
 
     Examples
     --------
@@ -91,11 +130,12 @@ class Residuals(NamedTuple):
     rows: Array
     through: bool
     given: bool
+    shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
     @classmethod
     def of(cls, request: Request, rows: Array) -> Residuals:
         """Save what derivatives need, with copies of the scaling and the mask, which the caller may write to."""
-        x, _, call, new, parameters, gains, _, weights, given_rows, _, shared, _, _ = request
+        x, _, call, new, parameters, gains, _, weights, given_rows, moments, shared, _, _ = request
         if call is not new:
             per_example = parameters[0].per_example or parameters[1].per_example
             gains, _ = laid(new, parameters, per_example)
@@ -105,7 +145,8 @@ class Residuals(NamedTuple):
             once = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in weights.strides)
             weights = np.broadcast_to(weights[once].copy(), weights.shape)
         given = given_rows is not None
-        return cls(x, new, parameters, gains, weights, rows, shared or not given, given)
+        shapes = None if moments is None or shared else _shapes_of(moments, new.plan.config)
+        return cls(x, new, parameters, gains, weights, rows, shared or not given, given, shapes)
 
     def by_definition(self) -> Residuals:
         """Return the same for the definition, if a kernel cannot be compiled."""
@@ -128,8 +169,18 @@ def merged_sums(merge: Merge, sums: Array) -> Array:
     return found
 
 
+def _shapes_of(moments: Any, config: LayerConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes of the mean and the variance of given moments. The method RMS ignores a mean, of any shape."""
+    if isinstance(moments, Moments):
+        return moments.shape, moments.shape
+    mean, variance = moments
+    return () if config.method == "RMS" else np.shape(mean), np.shape(variance)
+
+
 def pull_back(residuals: Residuals, dy: Array, merge: Merge | None = None) -> Gradients:
     """Return the gradients for a gradient of the output."""
+    if residuals.shapes is not None:
+        return _pull_back_given(residuals, dy, merge, residuals.shapes)
     call = residuals.call
     scaling, biases = residuals.parameters
     dx = call.output(residuals.x)
@@ -150,6 +201,42 @@ def pull_back(residuals: Residuals, dy: Array, merge: Merge | None = None) -> Gr
     except CompilationError as error:
         use_definition(error)
     return pull_back(residuals.by_definition(), dy, merge)
+
+
+def _pull_back_given(
+    residuals: Residuals, dy: Array, merge: Merge | None, shapes: tuple[tuple[int, ...], tuple[int, ...]]
+) -> Gradients:
+    """Return the same with the gradients of given moments, which the sums of the slices are.
+
+    The kernels compute the sums for a gradient through the statistics, and take it from the output's. With sums of 0
+    they take nothing.
+    """
+    found: list[Array] = []
+
+    def keep(sums: Array) -> Array:
+        found.append(sums if merge is None else merged_sums(merge, sums))
+        return np.zeros_like(sums)
+
+    call, config = residuals.call, residuals.call.plan.config
+    mean, variance = residuals.rows
+    # A second moment of this variance. With a count of 1 the output would not depend on the only element of a slice.
+    rows = np.stack([mean, 2.0 * variance, np.full_like(variance, 2.0 + config.unbiased)])
+    gradients = pull_back(residuals._replace(rows=rows, through=True, shapes=None), dy, keep)
+    added, product = found[-1]
+    if not np.isfinite(product).all():  # 0 times what is not finite is not 0
+        gradients = pull_back(residuals._replace(shapes=None), dy)
+    with np.errstate(all="ignore"):
+        slopes = definition.moment_gradients(added, product, call.shaped(residuals.rows)[1], config)
+    center = config.method == "Standardize"
+    of_mean, of_variance = (_summed_to(slope, shape) for slope, shape in zip(slopes, shapes, strict=True))
+    return replace(gradients, moments=MomentGradients(of_mean if center else None, of_variance))
+
+
+def _summed_to(values: Array, shape: tuple[int, ...]) -> Array:
+    """Return values of the slices, summed to a shape that broadcasts to them."""
+    values = values.sum(axis=tuple(range(values.ndim - len(shape))))
+    once = tuple(axis for axis, size in enumerate(shape) if size == 1)
+    return values.sum(axis=once, keepdims=True) if once else np.asarray(values)
 
 
 def directions_of(
@@ -267,4 +354,82 @@ class Pullback:
         if len(self._shape) == self._residuals.x.ndim:
             return pull_back(self._residuals, dy, merge)
         found = pull_back(self._residuals, dy[None], merge)  # one example was a batch of one
-        return Gradients(found.input[0], found.scaling, found.biases)
+        return replace(found, input=found.input[0])
+
+
+class MomentsPullback:
+    """A function from the gradients of moments to the gradient of the input that they were measured of.
+
+    It holds the input itself, not a copy, which must not be written to before the last call.
+
+    Parameters
+    ----------
+    x : ndarray
+        The input, with an axis for the batch if it was one example of a layer that holds the moments of batches.
+    call : PreparedCall
+    weights : ndarray or None
+        The mask, broadcast to the input.
+    moments : Moments
+        What was measured.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gennorm as gn
+    >>> moments, pullback = gn.NormalizationLayer(-1).measure_vjp(np.array([[1.0, 3.0], [2.0, 2.0]]))
+    >>> pullback((None, 1.0))
+    array([[-1.,  1.],
+           [ 0.,  0.]])
+    """
+
+    __slots__ = ("_call", "_moments", "_weights", "_x")
+
+    def __init__(self, x: Array, call: PreparedCall, weights: Array | None, moments: Moments) -> None:
+        self._x, self._call, self._moments = x, call, moments
+        self._weights = None if weights is None else weights.copy()
+
+    def __call__(self, gradients: MomentGradients | tuple[Any, Any]) -> Array:
+        r"""Return the gradient of the input.
+
+        .. math:: dx_i = w_i \left(\frac{d\mu}{n} + \frac{2 (x_i - \mu)}{n} dv\right)
+
+        Parameters
+        ----------
+        gradients : MomentGradients, or tuple of array_like
+            Those of the mean and of the variance, which broadcast to the moments; None where there is none. The
+            variance is the one that the layer divides by, with `unbiased` over :math:`n - 1`.
+
+        Returns
+        -------
+        ndarray
+            Of the shape of the input.
+
+        Raises
+        ------
+        ParameterError
+            `gradients` is no pair, or does not broadcast to the moments.
+        DtypeError
+            A gradient does not consist of real numbers.
+        """
+        if not isinstance(gradients, tuple) or len(gradients) != 2:
+            msg = f"the gradients of moments are of type {type(gradients).__name__}\n"
+            msg += "pass a pair (mean, variance): for each an array, a number or None"
+            raise ParameterError(msg, code="P026")
+        shape, found = self._moments.shape, []
+        for name, given in zip(MomentGradients._fields, gradients, strict=True):
+            value = real_array(0.0 if given is None else given, f"the gradient of the {name}")
+            try:
+                found.append(np.broadcast_to(value.astype(np.float64), shape))
+            except ValueError:
+                msg = (
+                    f"the gradient of the {name} has the shape {value.shape}, and the moments have the shape {shape}\n"
+                )
+                msg += "pass one number for each slice, or fewer that broadcast to that"
+                raise ParameterError(msg, code="P027") from None
+        plan, dx = self._call.plan, self._call.output(self._x)
+        moments = SliceMoments(self._moments.count, self._moments.mean, self._moments.m2)
+        with np.errstate(all="ignore"):
+            dx[...] = definition.measure_back(
+                self._x, *found, plan.config, plan.resolved, moments, weights=self._weights
+            )
+        return dx[0] if self._call.single else dx

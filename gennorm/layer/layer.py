@@ -41,7 +41,7 @@ from gennorm.layer.arrays import (
     shape_of,
     writable,
 )
-from gennorm.layer.derivatives import Merge, Pullback, Residuals, directions_of, push_forward
+from gennorm.layer.derivatives import Merge, MomentsPullback, Pullback, Residuals, directions_of, push_forward
 from gennorm.layer.hints import checked_arguments, unknown_attribute
 from gennorm.layer.parameters import NAMES, Parameters
 from gennorm.layer.request import Request, check_call, given_rows, laid, parameters_of, require_learnable, run
@@ -342,7 +342,7 @@ class NormalizationLayer:
         mask: Array | None = None,
         scaling: Any = None,
         biases: Any = None,
-        moments: Moments | None = None,
+        moments: Moments | tuple[Array | None, Array] | None = None,
         shared: bool = False,
     ) -> tuple[Array, Pullback]:
         """Return the output, and the function that maps its gradient to the gradients of input and parameters.
@@ -353,11 +353,12 @@ class NormalizationLayer:
             An example or a batch.
         training, mask, scaling, biases
             As in a call.
-        moments : Moments, optional
-            The moments to normalize by, as in `apply`; they have no axis for groups of the batch.
+        moments : Moments, or tuple of ndarray, optional
+            The moments to normalize by, as in `apply`; they have no axis for groups of the batch. The pullback returns
+            their gradients too.
         shared : bool, default False
-            Whether `moments` are those of `x` merged with those of other arrays, so that the derivative goes through
-            them; otherwise they are constants. The pullback then needs `merge`, which adds the sums of the others.
+            Whether `moments` are those of `x` merged with those of other arrays, so that the gradient of the input goes
+            through them. The pullback then needs `merge`, which adds the sums of the others.
 
         Returns
         -------
@@ -365,7 +366,8 @@ class NormalizationLayer:
             The output.
         pullback : Pullback
             A function from the gradient of the output to `Gradients`. They go through the statistics of the input, if
-            the call used these, and not through held moments.
+            the call used these, and not through held moments. `measure_vjp` takes the gradients of given moments on to
+            the array that they were measured of.
 
         Examples
         --------
@@ -444,6 +446,7 @@ class NormalizationLayer:
             self._learn(request.new, rows)
         return request.y[0] if request.single else request.y, dy[0] if request.single else dy
 
+    @with_fallback
     def measure(self, x: Any, mask: Array | None = None) -> Moments:
         """Return the moments of the slices of an array.
 
@@ -467,14 +470,49 @@ class NormalizationLayer:
         >>> gn.NormalizationLayer(-1).measure(np.array([[1.0, 3.0], [2.0, 2.0]]))
         Moments(count=[2., 2.], mean=[2., 2.], m2=[2., 0.])
         """
+        return self._measured(x, mask)[3]
+
+    @with_fallback
+    def measure_vjp(self, x: Any, mask: Array | None = None) -> tuple[Moments, MomentsPullback]:
+        """Return the moments of the slices, and the function that maps their gradients to the gradient of the array.
+
+        With ``vjp(x, moments=...)`` these are the two halves of a normalization, and the moments can be changed in
+        between. Gradients of moments are those of the mean and of the variance that the layer divides by.
+
+        Parameters
+        ----------
+        x, mask
+            As in `measure`.
+
+        Returns
+        -------
+        moments : Moments
+        pullback : MomentsPullback
+            A function from `MomentGradients`, such as a pullback of `vjp` returns, or a pair of arrays.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import gennorm as gn
+        >>> layer, x, dy = gn.layer_norm(3), np.array([[1.0, 2.0, 4.0]]), np.array([[1.0, 0.0, 0.0]])
+        >>> moments, to_input = layer.measure_vjp(x)
+        >>> y, pullback = layer.vjp(x, moments=moments)
+        >>> gradients = pullback(dy)
+        >>> by_halves = gradients.input + to_input(gradients.moments)
+        >>> y, pullback = layer.vjp(x)
+        >>> bool(np.allclose(by_halves, pullback(dy).input))
+        True
+        """
+        call, whole, weights, moments = self._measured(x, mask)
+        return moments, MomentsPullback(whole, call, weights, moments)
+
+    def _measured(self, x: Any, mask: Array | None) -> tuple[PreparedCall, Array, Array | None, Moments]:
+        """Return the moments of an array, and the call, the array and the weights that they were measured with."""
         x = real(x, "the input")
-        try:
-            call = self._state.calls.find(x, False)
-            whole = x[None] if call.single else x
-            return measured(call, call.measure(whole, None if mask is None else mask_for(mask, whole)))
-        except CompilationError as error:
-            self._fall_back(error)
-            return self.measure(x, mask)
+        call = self._state.calls.find(x, False)
+        whole = x[None] if call.single else x
+        weights = None if mask is None else mask_for(mask, whole)
+        return call, whole, weights, measured(call, call.measure(whole, weights))
 
     @with_fallback
     def apply(self, x: Any, moments: Moments, *, out: Array | None = None) -> Any:

@@ -240,7 +240,7 @@ def accepted(moments: Moments, config: LayerConfig, *, warn: bool = False) -> Mo
     msg += "than rounding may make it"
     if config.constant == "raise":
         msg += '\nleave them out, or write constant="one" to divide them by 1, constant="floor" to divide by epsilon'
-        raise ParameterError(msg, code="P117")
+        raise ParameterError(msg, code="P121")
     if warn:
         warnings.warn(f"{msg}; 1 is used for it", UserWarning, stacklevel=4)
     return moments

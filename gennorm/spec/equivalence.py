@@ -198,6 +198,7 @@ def _settings(config: LayerConfig) -> dict[str, Any]:
         "statistics": config.statistics,
         "trainable": config.trainable if moves else None,
         "momentum": config.momentum if moves and config.trainable else None,
+        "constant": config.constant,
     }
 
 
@@ -254,7 +255,7 @@ def _resolved(config: LayerConfig, ndim: int, shape: Shape) -> Axes | None:
         batched = configs._decide_batched(config, (1,) * ndim)
         rank = ndim - batched
         aggregation, scaling, groups = configs._cached_axes_of(
-            config.aggregation_levels, config.scaling_levels, config.group_number, rank, batched
+            config.aggregation_levels, config.scaling_levels, config.group_number, config.input_levels, rank, batched
         )
     except GennormError:
         return None
@@ -435,7 +436,8 @@ def shortest_scaling(found: Sequence[int], aggregated: Sequence[int], rank: int)
 
 
 def _with_settings(config: LayerConfig) -> LayerConfig:
-    """Return the config with default values for the settings that have no effect."""
+    """Return the config with default values for the settings that have no effect, and without names of levels."""
+    config = replace(config, input_levels=None)
     if not config.epsilon:
         config = replace(config, epsilon_placement=DEFAULTS["epsilon_placement"])
     if config.statistics != "moving":

@@ -183,10 +183,30 @@ class TensorComputation:
                 return _tensors(self._kernels.measure(array_of(x), None if mask is None else array_of(mask)))
         return definition.measure(x, self.config, self._resolve(tuple(x.shape)), weights=mask)
 
-    def invert(
-        self, y: Tensor, weight: Maybe, bias: Maybe, moments: Pair, *, held: bool, apply: bool = False
-    ) -> Tensor:
-        """Return the input whose output is `y`, by the definition; or with `apply` the output of an input.
+    def apply(self, x: Tensor, weight: Maybe, bias: Maybe, moments: Pair) -> Tensor:
+        """Normalize a tensor by given moments, which may have a gradient.
+
+        By a kernel where they have none; by the definition otherwise, and where the batch has groups, which the moments
+        of a kernel's call have not.
+
+        Parameters
+        ----------
+        x, weight, bias : Tensor or None
+        moments : tuple of Tensor
+            Mean and variance of the slices, or fewer that broadcast to them.
+        """
+        self._require(x, weight, bias)
+        resolved = self._resolve(tuple(x.shape))
+        self._require_parameters(resolved, weight, bias)
+        self._require_moments(resolved, moments)
+        constant = not is_grad_enabled() or not any(one is not None and one.requires_grad for one in moments)
+        if constant and is_eager() and all(one is None or is_plain(one) for one in moments) and resolved.groups[0] == 1:
+            return self._run(x, weight, bias, None, moments, None, keep=False)[0]
+        given: Any = moments
+        return definition.normalize(x, self.config, resolved, moments=given, scaling=weight, biases=bias)[0]
+
+    def invert(self, y: Tensor, weight: Maybe, bias: Maybe, moments: Pair, *, held: bool) -> Tensor:
+        """Return the input whose output is `y`, by the definition.
 
         Parameters
         ----------
@@ -199,10 +219,9 @@ class TensorComputation:
         self._require(y, weight, bias)
         resolved = self._resolve(tuple(y.shape), given=held)
         self._require_parameters(resolved, weight, bias)
-        self._require_moments(resolved, moments[1])
-        function = definition.normalize if apply else definition.invert
-        found: Any = function(y, self.config, resolved, moments=moments, scaling=weight, biases=bias)
-        return found[0] if apply else found
+        self._require_moments(resolved, moments)
+        found: Any = definition.invert(y, self.config, resolved, moments, scaling=weight, biases=bias)
+        return found
 
     def _run(
         self, x: Tensor, weight: Maybe, bias: Maybe, mask: Maybe, moments: Pair | None, group: Any, *, keep: bool
@@ -302,13 +321,15 @@ class TensorComputation:
         )
         self._kernels.require_parameters(resolved, *shared)
 
-    def _require_moments(self, resolved: Any, variance: Tensor) -> None:
+    def _require_moments(self, resolved: Any, moments: Pair) -> None:
         """Refuse moments of other slices than those of a tensor."""
-        shape = tuple(variance.shape)
         wanted = resolved.moments_shape
-        if len(shape) > len(wanted) or any(
-            one not in {1, other} for one, other in zip(reversed(shape), reversed(wanted), strict=False)
-        ):
+        for one in moments:
+            shape = () if one is None else tuple(one.shape)
+            if len(shape) <= len(wanted) and all(
+                size in {1, other} for size, other in zip(reversed(shape), reversed(wanted), strict=False)
+            ):
+                continue
             msg = f"the moments have the shape {shape}, and an input of shape {resolved.shape} needs {wanted}, "
             msg += "or fewer that broadcast to it\n"
             msg += "their axes are the levels that are kept, the batch included, and the groups of those that are split"

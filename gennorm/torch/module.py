@@ -312,7 +312,7 @@ class NormalizationLayer(Normalization):
         return Moments(*self._gennorm.measure(x, mask))
 
     def apply(self, x: Any, moments: Any = None) -> Any:
-        """Normalize a tensor by given moments. The output has derivatives with respect to the tensor and the moments.
+        """Normalize a tensor by given moments. The output is differentiable by both and by the parameters.
 
         A call with a function is `torch.nn.Module.apply`.
 
@@ -346,7 +346,7 @@ class NormalizationLayer(Normalization):
         weight, bias = self._parameters_of(None, None)
         given = mean_and_variance(moments, self.config, x.device)
         single = self._is_single(x)
-        y = self._gennorm.invert(x[None] if single else x, weight, bias, given, held=False, apply=True)
+        y = self._gennorm.apply(x[None] if single else x, weight, bias, given)
         return y[0] if single else y
 
     def inverse(self, y: Tensor, moments: Any = None) -> Tensor:

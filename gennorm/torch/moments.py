@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import gennorm
-from gennorm import definition
 from gennorm.definition import SliceMoments
 from gennorm.errors import ParameterError
 from gennorm.layer.statistics import used
@@ -18,12 +17,15 @@ from gennorm.torch.tensors import array_of
 __all__ = ["Moments", "mean_and_variance", "moments_dtype"]
 
 
-class Moments(NamedTuple):
+class Moments(SliceMoments):
     r"""Count :math:`n`, mean :math:`\mu` and second moment :math:`M = \sum (x - \mu)^2` of slices.
 
     The tensors have one axis for each level that is kept, the batch included, and a grouped level counts its groups.
     They are float64, or float32 on a device that has no float64. The method RMS has no mean, and its `m2` is the sum of
-    squares. The moments that `NormalizationLayer.measure` returns are differentiable.
+    squares.
+
+    ``one + other`` are the moments of what is counted in either, `pooled` those of all slices along some axes, and
+    `mixed` convex combinations. These, and the moments that `NormalizationLayer.measure` returns, are differentiable.
 
     Attributes
     ----------
@@ -39,25 +41,7 @@ class Moments(NamedTuple):
     (tensor([3.]), tensor([5.]))
     """
 
-    count: Any
-    mean: Any
-    m2: Any
-
-    def variance(self, unbiased: bool = False) -> Tensor:
-        """Return the variance of every slice, with the method RMS the mean square.
-
-        Parameters
-        ----------
-        unbiased : bool, default False
-            Divide by the count less one.
-        """
-        return definition.variance_of(SliceMoments(*self), unbiased=unbiased)
-
-    def __add__(self, other: Any) -> Moments:
-        """Return the moments of everything that was counted in either."""
-        if not isinstance(other, Moments):
-            return NotImplemented
-        return Moments(*definition.merge(SliceMoments(*self), SliceMoments(*other)))
+    __slots__ = ()
 
     def detach(self) -> Moments:
         """Return the same moments without their gradient."""
