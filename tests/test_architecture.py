@@ -13,7 +13,7 @@ import pytest
 import gennorm as gn
 
 PACKAGE = Path(gn.__file__).parent
-FRONTS = {"torch": {"torch"}, "jax": {"jax", "flax"}, "keras": {"keras"}}
+FRONTS = {"torch": {"torch"}, "jax": {"jax", "flax"}, "keras": {"keras"}, "xarray": {"xarray"}}
 
 # What each module may import from gennorm. Read downwards: nothing imports from below itself.
 INSIDE = {
