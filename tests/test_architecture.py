@@ -18,6 +18,7 @@ FRONTS = {
     "jax": {"jax", "flax"},
     "keras": {"keras"},
     "sklearn": {"sklearn", "scipy"},
+    "dask": {"dask"},
 }
 
 # What each module may import from gennorm. Read downwards: nothing imports from below itself.
