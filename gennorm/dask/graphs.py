@@ -160,9 +160,9 @@ def _merging(
         )  # fmt: skip
         together.setdefault(_without(geometry, index), []).append((name, "measure", *index))
     tops = {}
-    for index, keys in together.items():
+    for index, leaves in together.items():
         numbers = itertools.count()
-        tops[index] = _tree(tasks, keys, ((name, "merge", *index, number) for number in numbers))
+        tops[index] = _tree(tasks, leaves, ((name, "merge", *index, number) for number in numbers))
     return tasks, tops
 
 

@@ -53,7 +53,8 @@ class Geometry:
         """Return the slices of an array that a config was resolved for."""
         levels = [[resolved.level(axis) for axis in axes] for axes in (resolved.aggregation, resolved.scaling)]
         own = LayerConfig.make(
-            *levels,
+            levels[0],
+            levels[1],
             method=config.method,
             epsilon=config.epsilon,
             epsilon_placement=config.epsilon_placement,
