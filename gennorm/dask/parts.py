@@ -278,7 +278,13 @@ def _settings(config: LayerConfig, groups: tuple[int, ...]) -> LayerConfig:
 def _layer(
     config: LayerConfig, groups: tuple[int, ...], scaling: Array | None = None, biases: Array | None = None
 ) -> gennorm.NormalizationLayer:
-    """Return the layer for a piece."""
+    """Return the layer for a piece; pieces share one without parameters, which prepares the calls of a shape once."""
+    return (_shared if scaling is None and biases is None else _made)(config, groups, scaling, biases)
+
+
+def _made(
+    config: LayerConfig, groups: tuple[int, ...], scaling: Array | None, biases: Array | None
+) -> gennorm.NormalizationLayer:
     own = replace(
         _settings(config, groups),
         scaling=None if scaling is None else "explicit",
@@ -287,6 +293,9 @@ def _layer(
     layer = gennorm.NormalizationLayer.__new__(gennorm.NormalizationLayer)
     layer.__setstate__({"config": own, "parameters": {"scaling": scaling, "biases": biases}, "moments": None})
     return layer
+
+
+_shared = functools.lru_cache(256)(_made)
 
 
 def _first(geometry: Geometry, piece: _Piece) -> tuple[int, ...]:
