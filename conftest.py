@@ -23,8 +23,8 @@ hypothesis.settings.register_profile("new", max_examples=50, deadline=None, prin
 hypothesis.settings.load_profile("same")
 
 FRAMEWORKS = (
-    *("dask", "flax", "griffe", "jax", "keras", "onnx", "onnxruntime", "pandas", "sklearn", "tensorflow", "torch"),
-    *("transformers", "xarray"),
+    *("dask", "distributed", "flax", "griffe", "jax", "keras", "onnx", "onnxruntime", "pandas", "polars", "sklearn"),
+    *("tensorflow", "torch", "transformers", "xarray"),
 )
 # An import at the top of a module, or in an example of a page or a docstring.
 IMPORT = re.compile(rf"^(?:>>> )?(?:import|from) ({'|'.join(FRAMEWORKS)})\b", re.MULTILINE)

@@ -19,6 +19,7 @@ FRONTS = {
     "keras": {"keras"},
     "sklearn": {"sklearn", "scipy"},
     "xarray": {"xarray"},
+    "dask": {"dask"},
 }
 
 # What each module may import from gennorm. Read downwards: nothing imports from below itself.

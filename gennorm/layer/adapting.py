@@ -24,7 +24,7 @@ from gennorm.masks import broadcast, broadcast_mask
 from gennorm.moments import Moments, checked_weights, real_array, two_sum
 from gennorm.spec.config import LayerConfig, resolve_config
 
-__all__ = ["Progress", "added", "extended", "moments_of"]
+__all__ = ["NAN", "Progress", "added", "complete", "extended", "merged", "moments_of", "nan_found", "require_policy"]
 
 Array = npt.NDArray[Any]
 Measure = Callable[[Array, Array | None], Moments]
@@ -89,21 +89,34 @@ def moments_of(
     GennormError
         As `NormalizationLayer.adapt`.
     """
+    require_policy(nan)
+    whole, single = merged(data, mask, weights, config, nan, progress, measure)
+    return complete(whole, data if single and reset else None, frames=5)
+
+
+def require_policy(nan: str) -> None:
+    """Refuse another word than those that say how NaN is handled."""
     if nan not in NAN:
         msg = f'nan cannot be {shown(nan)}{suggest(nan, NAN)}\nwrite "propagate", "omit" or "raise"'
         raise ParameterError(msg, code="P112")
-    whole, single = _merged(data, mask, weights, config, nan, progress, measure)
+
+
+def complete(whole: Moments | None, one_example: Any = None, *, frames: int = 4) -> Moments:
+    """Return the merged moments of a data set; refuse those that count nothing, and warn as `moments_of`.
+
+    `one_example` are the data if they may be one example by mistake; `frames` is the number of calls from the user's.
+    """
     if whole is None or not whole.count.any():
         msg = "the data have no element that counts: there is no batch, or batches are empty or masked\n"
         msg += "pass an array, or an iterable of batches; a generator that is exhausted yields no batches"
         raise InitializationError(msg, code="I011")
-    if single and reset:
-        _warn_of_one_example(data, whole)
+    if one_example is not None:
+        _warn_of_one_example(one_example, whole, frames + 1)
     if not np.logical_and.reduce(np.isfinite(whole.m2), axis=None):
         wrong = np.count_nonzero(~np.isfinite(whole.m2))
         msg = f"{wrong:,} of {whole.m2.size:,} variances are not finite: the data have NaN or infinities there, or "
         msg += 'numbers whose squares are too large; nan="omit" leaves NaN out, nan="raise" says where one is'
-        warnings.warn(msg, RuntimeWarning, stacklevel=3)
+        warnings.warn(msg, RuntimeWarning, stacklevel=frames)
     return whole
 
 
@@ -146,7 +159,7 @@ def extended(held: Moments | None, data: Any, config: LayerConfig) -> Moments | 
     return Moments.of_rows(rows) if extend_moments(x, rows.reshape(5, slices)) else None
 
 
-def _merged(
+def merged(
     data: Any, mask: Any, weights: Any, config: LayerConfig, nan: str, progress: bool | None, measure: Measure
 ) -> tuple[Moments | None, bool]:
     """Return the merged moments of all chunks, and whether the data are one example with one value in each slice."""
@@ -179,12 +192,12 @@ def _merged(
     return whole, single
 
 
-def _warn_of_one_example(data: Any, whole: Moments) -> None:
+def _warn_of_one_example(data: Any, whole: Moments, frames: int) -> None:
     shape = data.shape if isinstance(data, np.ndarray) else whole.shape
     msg = f"the data are one example of shape {shape}: each slice has one value, and every variance is 0; "
     msg += "write x[:, None] for examples of one feature, x[None] for a batch of one example, "
     msg += "or feature_norm(None) for one mean of all values"
-    warnings.warn(msg, UserWarning, stacklevel=4)
+    warnings.warn(msg, UserWarning, stacklevel=frames)
 
 
 # ---------------------------------------------------------------------------------------------- the moments of a chunk
@@ -284,10 +297,14 @@ def _without_nan(
         return found
     if nan == "raise":
         at = tuple(np.argwhere(missing)[0].tolist())
-        at = (at[0] + start, *at[1:]) if start else at
-        msg = f'{name} has NaN at {at}\nwrite nan="omit" to leave it out, or nan="propagate" for moments of NaN'
-        raise ParameterError(msg, code="P114")
+        raise nan_found(name, (at[0] + start, *at[1:]) if start else at)
     return compute(x, ~missing if weights is None else np.where(missing, weights.dtype.type(0), weights), layout)
+
+
+def nan_found(name: str, at: tuple[int, ...]) -> ParameterError:
+    """Return the error of a NaN at a position of data that are called `name`."""
+    msg = f'{name} has NaN at {at}\nwrite nan="omit" to leave it out, or nan="propagate" for moments of NaN'
+    return ParameterError(msg, code="P114")
 
 
 # ------------------------------------------------------------------------------------------------- batches and chunks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import operator
 from typing import Any
 
@@ -17,6 +18,7 @@ __all__ = [
     "dtype_given",
     "dtype_name",
     "dtype_named",
+    "front_of",
     "in_range",
     "like_output",
     "mask_for",
@@ -132,6 +134,18 @@ def real(x: Any, what: str) -> Array:
         return array.astype(array.dtype.newbyteorder("="))
     KNOWN.add(array.dtype)
     return array
+
+
+# Arrays that a front takes in the methods of the layer itself, by the module and the name of their type.
+FRONTS = {("dask.array.core", "Array"): "gennorm.dask"}
+
+
+def front_of(x: Any) -> Any:
+    """Return the front that takes an array in the place of the layer; None for arrays of NumPy and other values."""
+    if type(x) is np.ndarray:
+        return None
+    name = FRONTS.get((type(x).__module__, type(x).__name__))
+    return None if name is None else importlib.import_module(name)
 
 
 def _not_an_array(x: Any, what: str) -> InputError:

@@ -33,6 +33,7 @@ from gennorm.layer.arrays import (
     dtype_given,
     dtype_name,
     dtype_named,
+    front_of,
     in_range,
     like_output,
     mask_for,
@@ -313,6 +314,10 @@ class NormalizationLayer:
                     if request.learns:
                         self._learn(request.new, rows)
                 return [request.y[0] if request.single else request.y for request in requests]
+            front = front_of(x)
+            if front is not None:
+                given = {"scaling": scaling, "biases": biases, "out": out}
+                return front.call(self, x, training=training, mask=mask, moments=moments, **given)
             y = self._answer(check_call(self._state, x, training, mask, scaling, biases, moments, out))
         except CompilationError as error:
             self._fall_back(error)
@@ -470,6 +475,10 @@ class NormalizationLayer:
         >>> gn.NormalizationLayer(-1).measure(np.array([[1.0, 3.0], [2.0, 2.0]]))
         Moments(count=[2., 2.], mean=[2., 2.], m2=[2., 0.])
         """
+        front = front_of(x)
+        if front is not None:
+            found: Moments = front.measure(self, x, mask)
+            return found
         return self._measured(x, mask)[3]
 
     @with_fallback
@@ -544,6 +553,9 @@ class NormalizationLayer:
         >>> layer.apply(np.array([1.0, 2.0, 3.0]), gn.Moments.from_variance(1.0, 4.0))
         array([0. , 0.5, 1. ])
         """
+        front = front_of(x)
+        if front is not None:
+            return front.apply(self, x, moments, out=out)
         request = check_call(self._state, x, moments=moments, out=out, grouped=True)
         run(request)
         return out if out is not None else request.y[0] if request.single else request.y
@@ -582,6 +594,9 @@ class NormalizationLayer:
         array([1., 2., 3.])
         """
         state = self._state
+        front = front_of(y)
+        if front is not None:
+            return front.inverse(self, y, moments, out=out)
         y = real(y, "the output to invert")
         require_inverse(state.config, moments, state.parameters.scaling)
         call = state.calls.find(y, moments is None)
@@ -866,8 +881,8 @@ class NormalizationLayer:
         Parameters
         ----------
         data : ndarray, or iterable of ndarray
-            All examples in one batch, which may be mapped from a file (``np.load(path, mmap_mode="r")``), or batches
-            of any sizes, in a list or from a generator.
+            All examples in one batch, which may be mapped from a file (``np.load(path, mmap_mode="r")``) or be an array
+            of Dask, or batches of any sizes, in a list or from a generator.
         mask : ndarray of bool, or iterable of them, optional
             True elements count. One mask for the data or for all batches, or an iterable with one for each batch. Its
             axes are the last axes of the data. A mask with fewer axes that also fits the first axes is an error: for a
@@ -922,10 +937,11 @@ class NormalizationLayer:
         >>> gn.feature_norm().adapt(data[start : start + 3] for start in (0, 3)).moments.mean
         array([1., 8., 5.])
         """
-        from gennorm.layer.adapting import NAN, added, extended, moments_of
+        from gennorm.layer.adapting import NAN, added, complete, extended, moments_of, require_policy
 
         state = self._state
         require_dataset(state.config)
+        front = front_of(data)
         plain = mask is None and weights is None and not progress and state.config.constant == "floor"
         if not reset and plain and nan in NAN:
             while (found := extended(state.moments, data, state.config)) is not None:
@@ -934,16 +950,20 @@ class NormalizationLayer:
                         object.__setattr__(self, "_state", state.holding(found))
                         return self
                     state = self._state  # another thread has changed the layer: once more
-        found = moments_of(
-            data,
-            state.config,
-            mask=mask,
-            weights=weights,
-            nan=nan,
-            reset=reset,
-            progress=progress,
-            measure=self._measure_all,
-        )
+        if front is not None:
+            require_policy(nan)
+            found = complete(front.moments_of(self, data, mask, weights, nan))
+        else:
+            found = moments_of(
+                data,
+                state.config,
+                mask=mask,
+                weights=weights,
+                nan=nan,
+                reset=reset,
+                progress=progress,
+                measure=self._measure_all,
+            )
         with changing:
             held = self._state.moments
             if not reset and held is not None:
@@ -951,6 +971,13 @@ class NormalizationLayer:
             found = accepted(found, self._state.config, warn=True)
             self._state = self._state.holding(found)
         return self
+
+    @with_fallback
+    def _part(self, x: Array, mask: Array | None, weights: Array | None, nan: str) -> Moments | None:
+        """Return the moments of a part of a data set: without warnings, and where nothing counts too."""
+        from gennorm.layer.adapting import merged
+
+        return merged(x, mask, weights, self._state.config, nan, False, self._measure_all)[0]
 
     def _measure_all(self, x: Array, weights: Array | None) -> Moments:
         """Return the moments of all examples of an array together, in the shape of held moments."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from dataclasses import replace
 from typing import Any, Self
 
@@ -15,12 +14,12 @@ from sklearn.utils.validation import _check_sample_weight, check_array, check_is
 
 import gennorm
 from gennorm import definition
-from gennorm.errors import InitializationError, ParameterError, shown
+from gennorm.errors import ParameterError, shown
 from gennorm.extend import held_variance, resolve_config
-from gennorm.layer.statistics import accepted, held_shape, ungrouped
+from gennorm.layer.statistics import accepted, ungrouped
 from gennorm.moments import Moments
 from gennorm.sklearn import sparse
-from gennorm.spec.config import LayerConfig, Resolved
+from gennorm.spec.config import LayerConfig
 
 __all__ = ["LevelScaler"]
 
@@ -215,7 +214,7 @@ class LevelScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             self._require_sparse()
             found = sparse.measured(x, resolved, weights, center=config.method == "Standardize")
         else:
-            found = _measured(x, config, resolved, weights)
+            found = _measured(x, config, weights)
         moments = found if before is None else before + found
         weighted = sample_weight is not None or (before is not None and self._weighted)
         self._hold(moments, config, weighted)
@@ -392,20 +391,12 @@ def _layer(config: LayerConfig, moments: Moments | None) -> gennorm.Normalizatio
     return layer
 
 
-def _measured(x: Array, config: LayerConfig, resolved: Resolved, weights: Array | None) -> Moments:
+def _measured(x: Array, config: LayerConfig, weights: Array | None) -> Moments:
     """Return the moments of an array; NaN is left out, and slices that have nothing else have the count 0."""
     layer = _layer(replace(config, constant="floor"), None)
     by_element = None if weights is None else weights.reshape(-1, *[1] * (x.ndim - 1))
-    with warnings.catch_warnings():
-        # Sums beyond the range of float64 are infinite, without a word, as those of scikit-learn.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        try:
-            moments = layer.adapt(x, weights=by_element, nan="omit", progress=False).moments
-        except InitializationError as error:
-            if error.code != "I011":
-                raise
-            return Moments(np.zeros(held_shape(resolved)), None if config.method == "RMS" else 0.0, 0.0)
-    assert moments is not None
+    moments = layer._part(x, None, by_element, "omit")
+    assert moments is not None  # scikit-learn refuses data without samples
     return moments
 
 

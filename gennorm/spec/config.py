@@ -261,7 +261,8 @@ class LayerConfig:
             msg = f"a layer's config is a mapping, not of type {type(values).__name__}\npass what to_config() returned"
             raise ConfigError(msg, code="C010")
         settings = [field.name for field in fields(cls)]
-        if (version := values.get("version")) in range(1, VERSION):
+        version = values.get("version")
+        if isinstance(version, int) and 1 <= version < VERSION:
             settings = [name for name in settings if NEW.get(name, 1) <= version]
         _known_keys("a layer's config", values, ["format", "version", *settings], "C011")
         missing = [key for key in ("format", "version", *settings) if key not in values]

@@ -98,6 +98,8 @@ def _form(layer: Any) -> tuple[int, int]:
 
 def _held(norm: Any) -> tuple[LayerConfig, tuple[Tensor | None, Tensor]]:
     """Return the config of a norm and the mean and the variance that it holds, as float64 on the CPU."""
+    mean: Tensor | None
+    variance: Tensor | None
     if isinstance(norm, NormalizationLayer):
         if norm.config.statistics == "input":
             msg = "the norm holds no moments: it computes them from each input\n"

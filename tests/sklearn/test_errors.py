@@ -14,7 +14,6 @@ from scipy import sparse as scipy_sparse  # noqa: E402
 from gennorm.sklearn import LevelScaler, scaler, sparse  # noqa: E402
 
 OF_THE_CORE = {"C001", "L101", "P117"}  # reached through the front
-CAUGHT = {"I011"}
 NAMES = {
     "LevelScaler": LevelScaler,
     "np": np,
@@ -30,7 +29,7 @@ def test_text(entry):
 
 
 def test_the_table_has_every_code_and_no_other():
-    assert TABLE.codes == TABLE.raised_codes() - CAUGHT | OF_THE_CORE
+    assert TABLE.codes == TABLE.raised_codes() | OF_THE_CORE
 
 
 @TABLE.each_module
