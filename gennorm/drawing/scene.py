@@ -8,7 +8,6 @@ which elements share a slice.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -297,19 +296,27 @@ class _Drawn(NamedTuple):
     texts: list[Text]
 
 
-def place(cubes: Cubes, *, width: float = WIDTH, height: float | None = None, title: str | None = None, legend: bool = True) -> Scene:
+def place(
+    cubes: Cubes,
+    *,
+    width: float = WIDTH,
+    height: float = 0.0,
+    step: float = LARGEST_STEP,
+    title: str | None = None,
+    legend: bool = True,
+) -> Scene:
     """Place the cubes, their labels and their legend on a page.
 
     Parameters
     ----------
     cubes : Cubes
-    width : float
-        Of the page, in pixels.
-    height : float, optional
-        The largest height of the cubes, in pixels.
+    width, height : float
+        Of the page, in pixels; the height is larger where that is needed.
+    step : float
+        The largest length of the edge of an element, in pixels.
     title : str, optional
     legend : bool, default True
-        Whether what the marks mean is written under the cubes.
+        Whether the numbers of levels with a name, and what the marks mean, are written too.
 
     Returns
     -------
@@ -328,21 +335,23 @@ def place(cubes: Cubes, *, width: float = WIDTH, height: float | None = None, ti
     notes = _legend(cubes) if legend else []
     above = MARGIN + (TITLE + 8 if title else 0)
     # Texts and distances keep their size in pixels, so the cubes get what they leave.
-    scale = LARGEST_STEP
+    scale = step
     for _ in range(ATTEMPTS):
-        drawn = _placed(cubes, scale)
+        drawn = _placed(cubes, scale, legend=legend)
         (left, top), (right, bottom) = _bounds(drawn, scale)
-        fits = min((width - 2 * MARGIN) / (right - left), (height or math.inf) / (bottom - top)) / scale
+        fits = (width - 2 * MARGIN) / (right - left) / scale
         if fits >= 1:
             break
         scale *= fits
+    needed = above + (bottom - top) * scale + LINE * len(notes) + MARGIN
     shift = (width / scale - (right - left)) / 2 - left
+    drop = above + max(0.0, height - needed) / 2
 
     def on_page(point: Point) -> Point:
-        return (round((point[0] + shift) * scale, 2), round((point[1] - top) * scale + above, 2))
+        return (round((point[0] + shift) * scale, 2), round((point[1] - top) * scale + drop, 2))
 
     texts = [text._replace(at=on_page(text.at)) for text in drawn.texts]
-    end = above + (bottom - top) * scale
+    end = max(height, needed) - MARGIN - LINE * len(notes)
     if title:
         texts.insert(0, Text((width / 2, MARGIN + TITLE * 0.8), "middle", title, TITLE, True, False))
     marks = [mark._replace(centre=on_page(mark.centre)) for mark in drawn.marks]
@@ -357,7 +366,7 @@ def place(cubes: Cubes, *, width: float = WIDTH, height: float | None = None, ti
         texts.append(Text(at, "start", words, SMALL, False, True))
     return Scene(
         width=width,
-        height=round(end + MARGIN, 2),
+        height=round(max(height, needed), 2),
         step=scale,
         faces=tuple(face._replace(corners=tuple(map(on_page, face.corners))) for face in drawn.faces),
         letters=tuple((on_page(point), number) for point, number in drawn.letters),
@@ -367,7 +376,7 @@ def place(cubes: Cubes, *, width: float = WIDTH, height: float | None = None, ti
     )
 
 
-def _placed(cubes: Cubes, scale: float) -> _Drawn:
+def _placed(cubes: Cubes, scale: float, *, legend: bool) -> _Drawn:
     """Place one cube for each position on the levels before the last three; a step has this many pixels."""
     drawn = _Drawn([], [], [], [], [])
     beyond = max(0, len(cubes.sides) - 3)
@@ -401,7 +410,7 @@ def _placed(cubes: Cubes, scale: float) -> _Drawn:
             # Each label once, where it is outside: at the lower left, or for the depth at the lower right.
             here = row == rows - 1 and column == (columns - 1 if ruler.anchor == "start" else 0)
             if side is not None and here:
-                _place_ruler(ruler, side, axis, offset, drawn, scale)
+                _place_ruler(ruler, side, axis, offset, drawn, scale, about=_about(side) if legend else "")
     return drawn
 
 
@@ -416,7 +425,9 @@ def _cell(index: tuple[int, ...], outer: tuple[Side, ...]) -> tuple[int, int]:
     return found[0], found[1]
 
 
-def _place_ruler(ruler: _Ruler, side: Side, axis: int, offset: Point, drawn: _Drawn, scale: float) -> None:
+def _place_ruler(
+    ruler: _Ruler, side: Side, axis: int, offset: Point, drawn: _Drawn, scale: float, *, about: str
+) -> None:
     edges, away = _edges(side), 14 / scale
     if side.aggregated:
         for part in range(side.parts[-1] + 1):
@@ -431,7 +442,7 @@ def _place_ruler(ruler: _Ruler, side: Side, axis: int, offset: Point, drawn: _Dr
     # The text is below the point on the slanted rulers, and beside the middle of the upright one.
     at = (at[0], at[1] + (0 if ruler.anchor == "end" and ruler.along == DOWN else 6) / scale)
     drawn.texts.append(Text(at, ruler.anchor, side.name, NORMAL, True, False))
-    if about := _about(side):
+    if about:
         drawn.texts.append(Text((at[0], at[1] + 14 / scale), ruler.anchor, about, SMALL, False, True))
 
 
@@ -480,5 +491,5 @@ def _legend(cubes: Cubes) -> list[tuple[Any, str]]:
         lines.append((None, "no parameters"))
     if cubes.smaller:
         full = " × ".join("any" if side.full_size is None else str(side.full_size) for side in cubes.sides)
-        lines.append((None, f"drawn smaller than the array, which is {full}"))
+        lines.append((None, f"drawn smaller: the array is {full}"))
     return lines

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
+import numpy as np
+
 from gennorm.drawing.cubes import Cubes
-from gennorm.drawing.scene import COLOURS, Point, Scene, Theme, colour, letters
+from gennorm.drawing.scene import COLOURS, LIGHT, Point, Scene, Theme, colour, letters
 
 __all__ = ["alternative", "inline_svg", "svg_file"]
 
 FONT = "font-family:system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif"
 DASHES = {"both": "", "divided": ' stroke-dasharray="4 3"', "centred": ' stroke-dasharray="1 2.5"'}
-SHADES = {"front": "", "top": "t", "right": "r"}
+SHADES = {"front": "s", "top": "t", "right": "r"}
 
 # What hovering does: elements of other slices fade, the marks at the parameters of the element grow, and a line says
 # which moments and which parameters belong to the element. An attribute needs no names that two pictures could share.
@@ -85,24 +88,21 @@ def inline_svg(scene: Scene, cubes: Cubes) -> str:
     -------
     str
     """
-    from gennorm.drawing.scene import LIGHT
-
     script = escape(HOVER.replace("\n", ""))
     words = escape(alternative(cubes))
     parts = [
         f'<svg {_size(scene, below=20)} style="max-width:100%;height:auto" role="img" aria-label="{words}" '
-        f'onmouseover="{script}" onmouseout="{script}">',
-        f"<g stroke='#fff' stroke-width='.7' stroke-linejoin='round'>",
+        f'onmouseover="{script}" onmouseleave="{script}">',
+        '<g stroke="#fff" stroke-width=".7" stroke-linejoin="round">',
     ]
     shape = cubes.moments_shape
     for face in scene.faces:
-        own = _positions(face.place, cubes)
         say = f"moments{_index(face.slice, shape)}" + "".join(
-            f", {name}{list(own.values())}" for name in cubes.parameters
+            f", {name}{_index(face.place, [cubes.shape[axis] for axis in cubes.parameter_axes])}"
+            for name in cubes.parameters
         )
-        marks = " ".join(f"{axis}.{position}" for axis, position in own.items()) or "-1.-1"
         parts.append(
-            f'<path data-s="{face.slice}" data-p="{marks}" data-say="{say}" '
+            f'<path data-s="{face.slice}" data-p="{_marked(face.place, cubes)}" data-say="{say}" '
             f'fill="{colour(face.slice, face.side, LIGHT)}" d="{_path(face.corners)}"/>'
         )
     parts.append("</g>")
@@ -118,7 +118,7 @@ def _rest(scene: Scene, *, inline: bool = False) -> str:
     found = []
     size = min(11.0, scene.step * 0.5)
     for (x, y), number in scene.letters:
-        kind = f' style="pointer-events:none" fill="#111" font-weight="700" text-anchor="middle"' if inline else ' class="l"'
+        kind = ' style="pointer-events:none" fill="#111" font-weight="700" text-anchor="middle"' if inline else ' class="l"'
         found.append(f'<text{kind} x="{x:g}" y="{y + size / 3:.2f}" font-size="{size:g}">{letters(number)}</text>')
     for bar in scene.bars:
         (x, y), (x2, y2) = bar.start, bar.stop
@@ -148,17 +148,12 @@ def _path(corners: tuple[Point, ...]) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in corners) + "Z"
 
 
-def _positions(place: int, cubes: Cubes) -> dict[int, int]:
-    """Return the position of an element on each level of the parameters, by the axis."""
-    found = {}
-    for axis in reversed(cubes.parameter_axes):
-        place, found[axis] = divmod(place, cubes.shape[axis])
-    return {axis: found[axis] for axis in cubes.parameter_axes}
+def _index(number: int, shape: Sequence[int]) -> str:
+    """Return the index of an element by its number in C order, as Python writes it."""
+    return f"[{', '.join(str(int(place)) for place in np.unravel_index(number, shape))}]" if shape else ""
 
 
-def _index(number: int, shape: tuple[int, ...]) -> list[int]:
-    found = []
-    for size in reversed(shape):
-        number, position = divmod(number, size)
-        found.append(position)
-    return found[::-1]
+def _marked(place: int, cubes: Cubes) -> str:
+    """Return the names of the marks of a parameter; the first is the mark of the legend."""
+    positions = np.unravel_index(place, [cubes.shape[axis] for axis in cubes.parameter_axes] or [1])
+    return " ".join(["-1.-1", *(f"{axis}.{position}" for axis, position in zip(cubes.parameter_axes, positions))])
