@@ -303,7 +303,7 @@ def draw(
     aggregated: Annotated[
         str | None,
         typer.Argument(
-            metavar="[LEVELS]", help="Aggregation levels, as --aggregate, which also takes -1.", show_default=False
+            metavar="LEVELS", help="Aggregation levels, as --aggregate, which also takes -1.", show_default=False
         ),
     ] = None,
     labels: Annotated[

@@ -42,7 +42,7 @@ def drawn(request: Request, options: LayerOptions) -> str:
     """
     if request.aggregated is not None:
         if options.aggregate is not None:
-            refuse("[LEVELS]", "it cannot be combined with --aggregate, which is the same")
+            refuse("LEVELS", "it cannot be combined with --aggregate, which is the same")
         options = replace(options, aggregate=request.aggregated)
     if request.dark and request.output is None:
         refuse("--dark", "it is for a picture: give -o FILE")

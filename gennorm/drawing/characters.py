@@ -13,7 +13,7 @@ from gennorm.drawing.scene import letters
 __all__ = ["in_characters"]
 
 WIDTH = 88  # columns of sheets that stand side by side
-SHEETS = 9  # that are written
+SHEETS = 12  # that are written
 BETWEEN = 3  # columns between two sheets
 
 
@@ -35,11 +35,11 @@ def in_characters(cubes: Cubes) -> str:
     >>> from gennorm.spec.config import LayerConfig
     >>> print(in_characters(describe(LayerConfig.make("All", 1, {1: 2}, batched=True), (2, 4, 3))))
     slices     2 x 4 x 3 elements, a letter for each of 4 slices
-               batch: 0   batch: 1
-               a a a      c c c
-               a a a      c c c
-               b b b      d d d
-               b b b      d d d
+               x[0]    x[1]
+               a a a   c c c
+               a a a   c c c
+               b b b   d d d
+               b b b   d d d
                sheets: batch; down: level 1 *; across: level 2; * has parameters
     """
     names = np.array([letters(number) for number in range(cubes.count)])
@@ -48,7 +48,7 @@ def in_characters(cubes: Cubes) -> str:
     sheets = cubes.slices.reshape(*(side.size for side in outer if side), _size(down), _size(across))
     blocks = []
     for index in itertools.islice(itertools.product(*(range(_size(side)) for side in outer)), SHEETS):
-        head = ", ".join(f"{side.name}: {place}" for side, place in zip(outer, index, strict=True) if side)
+        head = f"x[{', '.join(map(str, index))}]"
         rows = [" ".join(f"{names[number]:<{longest}}" for number in row).rstrip() for row in sheets[index]]
         blocks.append([head, *rows] if outer else rows)
     shape = " x ".join(map(str, cubes.shape))

@@ -269,8 +269,8 @@ def _likely(config: LayerConfig) -> tuple[int | None, ...]:
     batch = [(None,)] if config.batched else [()]
     if config.batched is None:
         batch.append((None,))
-    # Three axes make one cube; more make a grid, fewer a square or a line.
-    ranks = (3, 4, 5, 2, 1, *range(6, MOST_AXES + 1)) if ... in declared else (None,)
+    # Three axes make one cube; more make a grid, fewer a square or a line. The last number is more than can be drawn.
+    ranks = (3, 4, 5, 2, 1, *range(6, MOST_AXES + 1), len(declared)) if ... in declared else (None,)
     failure: Exception | None = None
     for first in batch:
         for rank in ranks:

@@ -22,8 +22,9 @@ __all__ = ["DARK", "LIGHT", "Bar", "Face", "Mark", "Scene", "Text", "Theme", "co
 Point = tuple[float, float]
 Integers = npt.NDArray[np.int64]
 
-# Paul Tol's "light" colours, which colour-blind readers can tell apart, and which black letters can be read on.
-COLOURS = ("#77AADD", "#EE8866", "#EEDD88", "#44BB99", "#FFAABB", "#AAAA00", "#99DDFF", "#BBCC33", "#DDDDDD")
+# Paul Tol's "light" colours, on which black letters can be read, with pink and olive a little darker. To readers who
+# lack one kind of cones, two of them are at least 8 apart in CIELAB on each side of a cube; with Tol's pink it is 7.5.
+COLOURS = ("#77AADD", "#EE8866", "#EEDD88", "#44BB99", "#FF9FB2", "#A0A000", "#99DDFF", "#BBCC33", "#DDDDDD")
 
 # Where one step along an axis goes on the page: to the right, down, and into the depth.
 RIGHT, DOWN, BACK = (0.90, 0.30), (0.0, 1.0), (0.62, -0.42)
@@ -47,7 +48,7 @@ class Theme:
 
 
 LIGHT = Theme("#1F2328", "#656D76", "#FFFFFF", 0.30, 0.20)
-DARK = Theme("#E6EDF3", "#8D96A0", "#0D1117", 0.22, 0.28)
+DARK = Theme("#E6EDF3", "#8D96A0", "#0D1117", 0.22, 0.22)
 
 
 class Face(NamedTuple):
@@ -68,7 +69,7 @@ class Face(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A diamond at a position of a level that has parameters."""
+    """A diamond at a position of a level that has parameters, or in the legend, where axis and position are -1."""
 
     centre: Point
     axis: int
@@ -156,7 +157,7 @@ def colour(number: int, side: str, theme: Theme) -> str:
     Examples
     --------
     >>> colour(0, "front", LIGHT), colour(9, "front", LIGHT), colour(0, "top", LIGHT)
-    ('#88CCEE', '#88CCEE', '#ACDBF3')
+    ('#77AADD', '#77AADD', '#A0C4E7')
     """
     base = COLOURS[number % len(COLOURS)]
     white, black = {"top": (theme.lighter, 0.0), "right": (0.0, theme.darker)}.get(side, (0.0, 0.0))
@@ -289,6 +290,7 @@ def _about(side: Side) -> str:
 class _Drawn(NamedTuple):
     """What has been placed, in steps; texts have their sizes in pixels."""
 
+    corners: list[Point]  # of the rectangles around the cubes
     faces: list[Face]
     letters: list[tuple[Point, int]]
     marks: list[Mark]
@@ -326,7 +328,7 @@ def place(
     --------
     >>> from gennorm.drawing.cubes import describe
     >>> from gennorm.spec.config import LayerConfig
-    >>> scene = place(describe(LayerConfig.make("2;;All"), (2, 2, 2)))
+    >>> scene = place(describe(LayerConfig.make("2;;All"), (2, 2, 2)), legend=False)
     >>> len(scene.faces), {face.slice for face in scene.faces}
     (16, {0, 1})
     >>> scene.marks[0].axis, [mark.position for mark in scene.marks]
@@ -337,12 +339,13 @@ def place(
     # Texts and distances keep their size in pixels, so the cubes get what they leave.
     scale = step
     for _ in range(ATTEMPTS):
-        drawn = _placed(cubes, scale, legend=legend)
+        drawn = _placed(cubes, scale, legend=legend, elements=False)
         (left, top), (right, bottom) = _bounds(drawn, scale)
         fits = (width - 2 * MARGIN) / (right - left) / scale
         if fits >= 1:
             break
         scale *= fits
+    drawn = _placed(cubes, scale, legend=legend, elements=True)
     needed = above + (bottom - top) * scale + LINE * len(notes) + MARGIN
     shift = (width / scale - (right - left)) / 2 - left
     drop = above + max(0.0, height - needed) / 2
@@ -376,9 +379,9 @@ def place(
     )
 
 
-def _placed(cubes: Cubes, scale: float, *, legend: bool) -> _Drawn:
+def _placed(cubes: Cubes, scale: float, *, legend: bool, elements: bool) -> _Drawn:
     """Place one cube for each position on the levels before the last three; a step has this many pixels."""
-    drawn = _Drawn([], [], [], [], [])
+    drawn = _Drawn([], [], [], [], [], [])
     beyond = max(0, len(cubes.sides) - 3)
     missing = max(0, 3 - len(cubes.sides))
     outer, inner = cubes.sides[:beyond], cubes.sides[beyond:]
@@ -397,10 +400,12 @@ def _placed(cubes: Cubes, scale: float, *, legend: bool) -> _Drawn:
         wide = box[1][0] - box[0][0] + 30 / scale
         high = box[1][1] - box[0][1] + 34 / scale
         offset = (column * wide, row * high)
-        drawn.faces.extend(
-            face._replace(corners=tuple(_moved(p, offset) for p in face.corners)) for face in _faces(cube)
-        )
-        if lettered:
+        drawn.corners.extend(_moved(corner, offset) for corner in box)
+        if elements:
+            drawn.faces.extend(
+                face._replace(corners=tuple(_moved(p, offset) for p in face.corners)) for face in _faces(cube)
+            )
+        if elements and lettered:
             drawn.letters.extend((_moved(point, offset), number) for point, number in _letters(cube))
         if outer:
             words = ", ".join(f"{side.name}: {place}" for side, place in zip(outer, index, strict=True))
@@ -461,7 +466,7 @@ def _box(cube: _Cube) -> tuple[Point, Point]:
 
 def _bounds(drawn: _Drawn, scale: float) -> tuple[Point, Point]:
     """Return the corners of everything, in steps of this many pixels."""
-    points = [point for face in drawn.faces for point in face.corners]
+    points = list(drawn.corners)
     points += [end for bar in drawn.bars for end in (bar.start, bar.stop)]
     points += [(x + sign * 6 / scale, y + sign * 6 / scale) for (x, y), *_ in drawn.marks for sign in (-1, 1)]
     for text in drawn.texts:

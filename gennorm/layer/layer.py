@@ -641,6 +641,44 @@ class NormalizationLayer:
         sizes = None if shape is None else shape.shape if isinstance(shape, np.ndarray) else shape_of(shape)
         return draw(self._state.config, sizes, path, labels, dark=dark, per_example=per_example)
 
+    @with_fallback
+    def show(self, x: Any, *, dark: bool = False) -> Figure:
+        """Draw an array before and after the layer: histograms, means and deviations by slice, and the array itself.
+
+        The array itself is drawn where its first example is a picture (one or three channels, first or last) or a
+        sequence. Of many slices, some are drawn: 6 histograms, 48 means.
+
+        Parameters
+        ----------
+        x : ndarray
+            An example or a batch. The layer normalizes it as in a call, and does not change.
+        dark : bool, default False
+            Whether the page is dark.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        GennormError
+            As in a call.
+        DrawingError
+            Matplotlib is not installed (``pip install 'gennorm[plot]'``), or the array has no elements.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import gennorm as gn
+        >>> x = np.random.default_rng(0).normal(5, 2, (3, 16, 16))
+        >>> figure = gn.NormalizationLayer().initialize(x).show(x)
+        >>> [axes.get_title(loc="left") for axes in figure.axes]
+        ['before', 'after', '', '', '', '']
+        """
+        from gennorm.layer.pictures import show
+
+        return show(self, real(x, "the input"), dark=dark)
+
     def _repr_html_(self) -> str:
         from gennorm.layer.pictures import html
 

@@ -8,7 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy.typing as npt
+
 from gennorm.drawing import matplotlib_figures
+from gennorm.drawing.comparison import compare
 from gennorm.drawing.cubes import Cubes, describe
 from gennorm.drawing.html import page
 from gennorm.drawing.scene import DARK, LIGHT, place
@@ -17,12 +20,14 @@ from gennorm.layer.files import replacing
 from gennorm.layer.state import State
 from gennorm.layer.statistics import is_one_example
 from gennorm.layer.texts import DEFAULTS, represent, write
-from gennorm.spec.config import LayerConfig
+from gennorm.spec.config import LayerConfig, resolve_config
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw", "html"]
+__all__ = ["described", "draw", "html", "show"]
+
+Array = npt.NDArray[Any]
 
 FORMATS = (".svg", ".png", ".pdf")
 
@@ -67,6 +72,22 @@ def _kind(path: Path) -> str:
         msg += "its name ends in .svg, .png or .pdf"
         raise DrawingError(msg, code="V005")
     return suffix[1:]
+
+
+def show(layer: Any, x: Array, *, dark: bool) -> Figure:
+    """Draw an array before and after a layer."""
+    figures = matplotlib_figures()
+    if x.size == 0:
+        msg = f"an array of shape {x.shape} has no elements, and there is nothing to show\n"
+        msg += "pass an array without a size of 0"
+        raise DrawingError(msg, code="V006")
+    config: LayerConfig = layer._state.config
+    y = layer(x)
+    if config.statistics == "dataset" and is_one_example(config, x.shape):
+        x, y = x[None], y[None]
+    comparison = compare(x, y, resolve_config(config, x.shape))
+    figure: Figure = figures.figure_of_comparison(comparison, rms=config.method == "RMS", dark=dark)
+    return figure
 
 
 def html(state: State, plan: Any) -> str:
