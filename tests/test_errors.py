@@ -22,11 +22,12 @@ import numpy as np
 import pytest
 
 import gennorm as gn
-from gennorm import definition, errors, extend, masks, presets
+from gennorm import definition, drawing, errors, extend, masks, presets
+from gennorm.drawing import cubes
 from gennorm.engine import memory
 from gennorm.engine import threads as threads_
 from gennorm.errors import GennormError, point, suggest
-from gennorm.layer import adapting, arrays, derivatives, files, hints, parameters, statistics
+from gennorm.layer import adapting, arrays, derivatives, files, hints, parameters, pictures, statistics
 from gennorm.layer import layer as layers
 from gennorm.spec import config, levels
 from tests.error_tables import ErrorTable, constants, makers
@@ -35,6 +36,7 @@ MODULES: list[ModuleType] = [
     definition,
     *(levels, config, masks, statistics, adapting, files, hints, presets),
     *(layers, arrays, parameters, derivatives, memory, threads_, extend),
+    *(drawing, cubes, pictures),
 ]
 # Modules whose texts are asserted in tests of their own.
 ELSEWHERE = ["test_moments.py"]

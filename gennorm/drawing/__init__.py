@@ -18,7 +18,7 @@ def matplotlib_figures() -> ModuleType:
         Matplotlib is not installed.
     """
     try:
-        import matplotlib  # noqa: F401 - another module that is missing is another error
+        import matplotlib as mpl  # noqa: F401 - another module that is missing is another error
     except ModuleNotFoundError:
         msg = "pictures need matplotlib, which is not installed\npip install 'gennorm[plot]'"
         raise DrawingError(msg, code="V010") from None

@@ -144,7 +144,7 @@ class Cubes:
 
 
 def _numbered(places: Sequence[Sequence[int]], axes: Sequence[int]) -> Integers:
-    """Return for every element the place, in C order, of its positions on some axes; `places` has those of each axis."""
+    """Return for every element the place, in C order, of its positions on some axes."""
     found = np.zeros([len(positions) for positions in places], np.int64)
     for axis in axes:
         column = [1] * len(places)
@@ -237,11 +237,13 @@ def _check(resolved: Resolved, labels: Sequence[str | None] | None) -> None:
         raise DrawingError(msg, code="V002")
     if labels is None:
         return
-    if isinstance(labels, str) or len(labels) != len(shape):
-        msg = f"labels has {len(labels)} names, and an array of shape {shape} has {len(shape)} axes\n"
-        msg += "labels is a sequence with one text, or None, for each axis, the batch included"
-        if isinstance(labels, str):
-            msg = f'labels cannot be "{labels}"\n{msg.partition(chr(10))[2]}'
+    if isinstance(labels, str):
+        msg = f'labels cannot be "{labels}"\nwrite a sequence with a text, or None, for each axis: ["N", "C", "L"]'
+        raise DrawingError(msg, code="V007")
+    if len(labels) != len(shape):
+        names = "1 name" if len(labels) == 1 else f"{len(labels)} names"
+        msg = f"labels has {names}, and an array of shape {shape} has {len(shape)} axes\n"
+        msg += "write a text, or None, for each axis, the batch included"
         raise DrawingError(msg, code="V003")
     for axis, label in enumerate(labels):
         if not isinstance(label, str | None):
@@ -266,7 +268,7 @@ def _smaller(side: Side, *, inner: bool) -> Side:
 def _likely(config: LayerConfig) -> tuple[int | None, ...]:
     """Return a shape that the layer takes, with None for sizes that vary."""
     declared: tuple[Any, ...] = (...,) if config.input_shape is None else config.input_shape
-    batch = [(None,)] if config.batched else [()]
+    batch: list[tuple[None, ...]] = [(None,)] if config.batched else [()]
     if config.batched is None:
         batch.append((None,))
     # Three axes make one cube; more make a grid, fewer a square or a line. The last number is more than can be drawn.

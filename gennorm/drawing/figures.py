@@ -177,7 +177,7 @@ def figure_of_plan(plan: Any, *, dark: bool) -> Figure:
         # Widths grow with the logarithm of the sizes: runs of 2 and of 50,000 are next to each other.
         left = 0.0
         for run in plan.runs:
-            width = 2 + math.log2(run.size)
+            width = 2 + math.log2(max(run.size, 1))
             runs.barh(0, width - 0.15, left=left, color=aggregated if run.aggregated else kept, height=0.9)
             names = ", ".join(str(plan.resolved.level(axis)) for axis in run.axes)
             role = "aggregated" if run.aggregated else "kept"
@@ -187,16 +187,16 @@ def figure_of_plan(plan: Any, *, dark: bool) -> Figure:
         runs.set_xlim(0, max(left, 1))
         number = len(plan.runs)
         _title(runs, f"{number} run{'' if number == 1 else 's'}, outermost first", theme)
-        names = [one.why for one in plan.passes]
+        whys = [one.why for one in plan.passes]
         for place, one in enumerate(plan.passes):
             passes.barh(place, one.read, color=aggregated, height=0.7)
             passes.barh(place, one.written, left=one.read, color=written, height=0.7)
             words = _bytes(one.read + one.written)
             passes.text(one.read + one.written, place, f" {words}", va="center", fontsize=8, color=theme.ink)
-        passes.set_yticks(range(len(names)), names)
+        passes.set_yticks(range(len(whys)), whys)
         passes.tick_params(axis="y", labelsize=8, colors=theme.ink, length=0)
-        passes.set_ylim(len(names) - 0.5, -0.5)
-        passes.set_xlim(0, 1.2 * max(max(one.read + one.written for one in plan.passes), 1))
+        passes.set_ylim(len(whys) - 0.5, -0.5)
+        passes.set_xlim(0, 1.2 * max(1, *(one.read + one.written for one in plan.passes)))
         readings, writings = sum(one.read > 0 for one in plan.passes), sum(one.written > 0 for one in plan.passes)
         _title(passes, f"{_counted(readings, 'reading')}, {_counted(writings, 'writing')}", theme)
         shown = min(plan.tasks, MOST_TASKS)

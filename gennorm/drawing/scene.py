@@ -30,8 +30,8 @@ COLOURS = ("#77AADD", "#EE8866", "#EEDD88", "#44BB99", "#FF9FB2", "#A0A000", "#9
 RIGHT, DOWN, BACK = (0.90, 0.30), (0.0, 1.0), (0.62, -0.42)
 GAP = 0.42  # between slices, in steps
 WIDTH = 400.0
-LARGEST_STEP = 36.0
-ATTEMPTS = 20
+LARGEST_STEP, SMALLEST_STEP = 36.0, 8.0  # pixels
+LETTER = 0.58  # the width of a letter, as a part of its size
 MARGIN, LINE = 12.0, 17.0
 SMALL, NORMAL, TITLE = 11.0, 13.0, 15.0
 
@@ -264,7 +264,7 @@ class _Ruler(NamedTuple):
 
 
 def _rulers(cube: _Cube) -> list[_Ruler]:
-    back, down, right = (edges[-1][1] for edges in cube.edges)
+    _, down, right = (edges[-1][1] for edges in cube.edges)
     return [
         _Ruler(_at(right, down, 0), BACK, (0.56, 0.83), "start"),
         _Ruler(_at(0, 0, 0), DOWN, (-1.0, 0.0), "end"),
@@ -313,7 +313,7 @@ def place(
     ----------
     cubes : Cubes
     width, height : float
-        Of the page, in pixels; the height is larger where that is needed.
+        Of the page, in pixels; they are larger where that is needed.
     step : float
         The largest length of the edge of an element, in pixels.
     title : str, optional
@@ -338,13 +338,13 @@ def place(
     above = MARGIN + (TITLE + 8 if title else 0)
     # Texts and distances keep their size in pixels, so the cubes get what they leave.
     scale = step
-    for _ in range(ATTEMPTS):
-        drawn = _placed(cubes, scale, legend=legend, elements=False)
-        (left, top), (right, bottom) = _bounds(drawn, scale)
+    while True:
+        (left, top), (right, bottom) = _bounds(_placed(cubes, scale, legend=legend, elements=False), scale)
         fits = (width - 2 * MARGIN) / (right - left) / scale
-        if fits >= 1:
+        if fits >= 1 or scale == SMALLEST_STEP:
             break
-        scale *= fits
+        scale = max(scale * min(fits, 0.98), SMALLEST_STEP)
+    width = max(width, round((right - left) * scale + 2 * MARGIN, 2))
     drawn = _placed(cubes, scale, legend=legend, elements=True)
     needed = above + (bottom - top) * scale + LINE * len(notes) + MARGIN
     shift = (width / scale - (right - left)) / 2 - left
@@ -397,7 +397,8 @@ def _placed(cubes: Cubes, scale: float, *, legend: bool, elements: bool) -> _Dra
         cube = _Cube(sides, axes, slices[index], places[index])
         box = _box(cube)
         row, column = grid[index]
-        wide = box[1][0] - box[0][0] + 30 / scale
+        words = _address(outer, index)
+        wide = max(box[1][0] - box[0][0] + 30 / scale, (LETTER * SMALL * len(words) + 12) / scale)
         high = box[1][1] - box[0][1] + 34 / scale
         offset = (column * wide, row * high)
         drawn.corners.extend(_moved(corner, offset) for corner in box)
@@ -408,7 +409,6 @@ def _placed(cubes: Cubes, scale: float, *, legend: bool, elements: bool) -> _Dra
         if elements and lettered:
             drawn.letters.extend((_moved(point, offset), number) for point, number in _letters(cube))
         if outer:
-            words = ", ".join(f"{side.name}: {place}" for side, place in zip(outer, index, strict=True))
             at = _moved((box[0][0], box[0][1] - 7 / scale), offset)
             drawn.texts.append(Text(at, "start", words, SMALL, False, True))
         for ruler, side, axis in zip(_rulers(cube), sides, axes, strict=True):
@@ -417,6 +417,11 @@ def _placed(cubes: Cubes, scale: float, *, legend: bool, elements: bool) -> _Dra
             if side is not None and here:
                 _place_ruler(ruler, side, axis, offset, drawn, scale, about=_about(side) if legend else "")
     return drawn
+
+
+def _address(outer: tuple[Side, ...], index: tuple[int, ...]) -> str:
+    """What is written over a cube: its place on the levels before the last three."""
+    return f"{outer[0].name}: {index[0]}" if len(outer) == 1 else f"x[{', '.join(map(str, index))}]"
 
 
 def _cell(index: tuple[int, ...], outer: tuple[Side, ...]) -> tuple[int, int]:
@@ -457,11 +462,13 @@ def _moved(point: Point, offset: Point) -> Point:
 
 def _box(cube: _Cube) -> tuple[Point, Point]:
     back, down, right = (edges[-1][1] for edges in cube.edges)
-    corners = [_at(r, d, b) for r in (0, right) for d in (0, down) for b in (0, back)]
-    return (min(x for x, _ in corners), min(y for _, y in corners)), (
-        max(x for x, _ in corners),
-        max(y for _, y in corners),
-    )
+    return _around([_at(r, d, b) for r in (0, right) for d in (0, down) for b in (0, back)])
+
+
+def _around(points: list[Point]) -> tuple[Point, Point]:
+    """Return the upper left and the lower right corner of the smallest rectangle around points."""
+    across, down = zip(*points, strict=True)
+    return (min(across), min(down)), (max(across), max(down))
 
 
 def _bounds(drawn: _Drawn, scale: float) -> tuple[Point, Point]:
@@ -470,10 +477,14 @@ def _bounds(drawn: _Drawn, scale: float) -> tuple[Point, Point]:
     points += [end for bar in drawn.bars for end in (bar.start, bar.stop)]
     points += [(x + sign * 6 / scale, y + sign * 6 / scale) for (x, y), *_ in drawn.marks for sign in (-1, 1)]
     for text in drawn.texts:
-        length = 0.58 * text.size * len(text.words) / scale
+        length = LETTER * text.size * len(text.words) / scale
         start = text.at[0] - {"start": 0.0, "middle": 0.5, "end": 1.0}[text.anchor] * length
         points += [(start, text.at[1] - text.size / scale), (start + length, text.at[1] + 0.3 * text.size / scale)]
-    return (min(x for x, _ in points), min(y for _, y in points)), (max(x for x, _ in points), max(y for _, y in points))
+    return _around(points)
+
+
+def _levels(numbers: tuple[int, ...]) -> str:
+    return f"level{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"
 
 
 def _legend(cubes: Cubes) -> list[tuple[Any, str]]:
@@ -481,17 +492,17 @@ def _legend(cubes: Cubes) -> list[tuple[Any, str]]:
     centred = any(side.centred for side in cubes.sides)
     statistic = "one mean and one deviation" if centred else "one root mean square"
     whole = "each letter" if len(cubes.sides) > 3 or cubes.count > len(COLOURS) else "each colour"
-    levels = f"level {cubes.aggregation[0]}" if len(cubes.aggregation) == 1 else f"levels {', '.join(map(str, cubes.aggregation))}"
     lines: list[tuple[Any, str]] = []
+    if len(cubes.sides) > 4:
+        lines.append((None, f"x[...]: the position on {', '.join(side.name for side in cubes.sides[:-3])}"))
     kinds = dict.fromkeys(_kind(side) for side in cubes.sides if side.aggregated)
     for kind in kinds:
-        lines.append((kind, f"{statistic} for {whole}, over {levels}"))
+        lines.append((kind, f"{statistic} for {whole}, over {_levels(cubes.aggregation)}"))
     names = " and one ".join({"scaling": "scaling", "biases": "bias"}[name] for name in cubes.parameters)
     if names and not cubes.scaling:
         lines.append(("mark", f"one {names} for all elements"))
     elif names:
-        levels = f"level {cubes.scaling[0]}" if len(cubes.scaling) == 1 else f"levels {', '.join(map(str, cubes.scaling))}"
-        lines.append(("mark", f"one {names} for each position on {levels}"))
+        lines.append(("mark", f"one {names} for each position on {_levels(cubes.scaling)}"))
     else:
         lines.append((None, "no parameters"))
     if cubes.smaller:

@@ -71,7 +71,9 @@ def svg_file(scene: Scene, theme: Theme, title: str) -> str:
     ]
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {_size(scene)} role="img">\n<title>{escape(title)}</title>\n'
     style = f"<style>{''.join(rules)}</style>\n"
-    faces = (f'<path class="{SHADES[face.side]}{_key(face.slice)}" d="{_path(face.corners)}"/>\n' for face in scene.faces)
+    faces = (
+        f'<path class="{SHADES[face.side]}{_key(face.slice)}" d="{_path(face.corners)}"/>\n' for face in scene.faces
+    )
     return f"{head}{style}{''.join(faces)}{_rest(scene)}</svg>\n"
 
 
@@ -108,7 +110,9 @@ def inline_svg(scene: Scene, cubes: Cubes) -> str:
     parts.append("</g>")
     style = f"{FONT};fill:currentColor"
     parts.append(f'<g style="{style}" stroke-width="1.6">{_rest(scene, inline=True)}')
-    parts.append(f'<text class="say" x="28" y="{scene.height + 8:g}" font-size="11" font-weight="600"></text></g></svg>')
+    parts.append(
+        f'<text class="say" x="28" y="{scene.height + 8:g}" font-size="11" font-weight="600"></text></g></svg>'
+    )
     return "\n".join(parts)
 
 
@@ -117,9 +121,10 @@ def _rest(scene: Scene, *, inline: bool = False) -> str:
     stroke, faint = (' stroke="currentColor"', ' opacity=".7"') if inline else ("", ' class="f"')
     found = []
     size = min(11.0, scene.step * 0.5)
+    letter = ' style="pointer-events:none" fill="#111" font-weight="700" text-anchor="middle"'
+    letter = letter if inline else ' class="l"'
     for (x, y), number in scene.letters:
-        kind = ' style="pointer-events:none" fill="#111" font-weight="700" text-anchor="middle"' if inline else ' class="l"'
-        found.append(f'<text{kind} x="{x:g}" y="{y + size / 3:.2f}" font-size="{size:g}">{letters(number)}</text>')
+        found.append(f'<text{letter} x="{x:g}" y="{y + size / 3:.2f}" font-size="{size:g}">{letters(number)}</text>')
     for bar in scene.bars:
         (x, y), (x2, y2) = bar.start, bar.stop
         found.append(f'<line x1="{x:g}" y1="{y:g}" x2="{x2:g}" y2="{y2:g}"{stroke}{DASHES[bar.kind]}/>')
@@ -131,7 +136,9 @@ def _rest(scene: Scene, *, inline: bool = False) -> str:
     anchors = {"start": "", "middle": ' text-anchor="middle"', "end": ' text-anchor="end"'}
     for text in scene.texts:
         kind = (faint if text.faint else "") + (' font-weight="600"' if text.strong else "") + anchors[text.anchor]
-        found.append(f'<text x="{text.at[0]:g}" y="{text.at[1]:g}" font-size="{text.size:g}"{kind}>{escape(text.words)}</text>')
+        found.append(
+            f'<text x="{text.at[0]:g}" y="{text.at[1]:g}" font-size="{text.size:g}"{kind}>{escape(text.words)}</text>'
+        )
     return "\n".join(found) + "\n"
 
 
@@ -155,5 +162,6 @@ def _index(number: int, shape: Sequence[int]) -> str:
 
 def _marked(place: int, cubes: Cubes) -> str:
     """Return the names of the marks of a parameter; the first is the mark of the legend."""
-    positions = np.unravel_index(place, [cubes.shape[axis] for axis in cubes.parameter_axes] or [1])
-    return " ".join(["-1.-1", *(f"{axis}.{position}" for axis, position in zip(cubes.parameter_axes, positions))])
+    axes = cubes.parameter_axes
+    positions = np.unravel_index(place, [cubes.shape[axis] for axis in axes]) if axes else ()
+    return " ".join(["-1.-1", *(f"{axis}.{position}" for axis, position in zip(axes, positions, strict=True))])

@@ -39,7 +39,7 @@ def described(
     *,
     per_example: bool = False,
 ) -> Cubes:
-    """Return the cubes of a layer; those of a data set are of a batch, as one example is normalized as a batch of one."""
+    """Return the cubes of a layer. With moments of a data set, one example is a batch of one, as it is in a call."""
     if shape is not None and config.statistics == "dataset" and is_one_example(config, shape):
         shape = (1, *shape)
     return describe(config, shape, labels, per_example=per_example)

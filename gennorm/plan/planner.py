@@ -217,11 +217,11 @@ class Plan:
         Examples
         --------
         >>> import gennorm as gn
-        >>> for one in gn.batch_norm(64).plan((32, 64, 56, 56)).passes:
+        >>> for one in gn.instance_norm(1).plan((1, 1, 2048, 2048)).passes:
         ...     print(one.why, one.read, one.written)
-        read for the moments 25690112 0
-        read again for the output 25690112 0
-        write the output 0 25690112
+        read for the moments 16777216 0
+        read again for the output 16777216 0
+        write the output 0 16777216
         """
         input_, output = self.size * ITEMSIZE[self.dtype], self.size * ITEMSIZE[self.result]
         whys = ("read the input",) if self.reads < 2 else ("read for the moments", "read again for the output")
@@ -259,7 +259,7 @@ class Plan:
         >>> import gennorm as gn
         >>> figure = gn.group_norm(32, 256).plan((8, 256, 14, 14)).draw()
         >>> [axes.get_title(loc="left") for axes in figure.axes]
-        ['4 runs, outermost first', '1 reading, 1 writing', '256 tasks']
+        ['4 runs, outermost first', '1 reading, 1 writing', '256 tasks; the first 64']
         """
         from gennorm.drawing import matplotlib_figures
 
