@@ -1,4 +1,4 @@
-"""Write the cubes of the README and of the first page, or check that they are up to date.
+"""Write the cubes of the README and of the pages, or check that they are up to date.
 
     python docs/cubes.py --write
     python docs/cubes.py --check
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gennorm as gn
-from gennorm.drawing.cubes import describe
+from gennorm.drawing.cubes import Cubes, describe
 from gennorm.drawing.scene import DARK, LIGHT, Scene, place
 from gennorm.drawing.svg import alternative, svg_file
 from gennorm.spec.config import LayerConfig
@@ -37,15 +37,22 @@ UNNAMED = {
     "positions": ('"0;;1"', 'gn.NormalizationLayer("0;;1", batched=True)', (3, 4, 4), "NCL"),
     "bands": ('"{0, 2}", {2: 2}', 'gn.NormalizationLayer("{0, 2}", 1, {2: 2}, batched=True)', (4, 3, 4), "NCL"),
 }
+# Those of docs/drawing.md, with a legend.
+EXPLAINED = {
+    "cube": ("gn.NormalizationLayer('2;;All', 1, batched=True)", (3, 3, 4), "NCL"),
+    "grid": ("gn.group_norm(32, 256)", (8, 256, 14, 14), "NCHW"),
+}
+
+
+def described(call: str, shape: tuple[int, ...], labels: str) -> Cubes:
+    """The cubes of a layer that is written as Python."""
+    return describe(LayerConfig.from_dict(eval(call, {"gn": gn}).to_config()), shape, list(labels))
 
 
 def pictures() -> dict[str, str]:
     """The text of each file by its name."""
     rows = {**KNOWN, **UNNAMED}
-    cubes = {
-        name: describe(LayerConfig.from_dict(eval(call, {"gn": gn}).to_config()), shape, list(labels))
-        for name, (_, call, shape, labels) in rows.items()
-    }
+    cubes = {name: described(*about) for name, (_, *about) in rows.items()}
 
     def page(name: str, height: float) -> Scene:
         return place(cubes[name], width=WIDTH, height=height, step=STEP, title=rows[name][0], legend=False)
@@ -56,6 +63,10 @@ def pictures() -> dict[str, str]:
         words = f"{title}. {alternative(cubes[name])}"
         for theme, colours in THEMES.items():
             found[f"{name}-{theme}.svg"] = svg_file(page(name, height), colours, words)
+    for name, about in EXPLAINED.items():
+        alone = described(*about)
+        for theme, colours in THEMES.items():
+            found[f"{name}-{theme}.svg"] = svg_file(place(alone), colours, alternative(alone))
     return found
 
 
