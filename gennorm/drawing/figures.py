@@ -59,7 +59,7 @@ def figure_of_scene(scene: Scene, theme: Theme) -> Figure:
         diamond: Any = {"marker": "D", "markersize": scene.mark * 2**0.5 * POINTS, "markeredgewidth": 0}
         for mark in scene.marks:
             axes.plot(*mark.centre, color=theme.ink, **diamond)
-        size = min(11.0, scene.step * 0.5) * POINTS
+        size = scene.letter * POINTS
         for (x, y), number in scene.letters:
             axes.text(x, y, letters(number), ha="center", va="center", fontsize=size, color="#111111", weight="bold")
         for text in scene.texts:

@@ -131,6 +131,11 @@ class Scene:
     texts: tuple[Text, ...]
 
     @property
+    def letter(self) -> float:
+        """Size of the letters, in pixels."""
+        return min(11.0, max(8.0, 0.5 * self.step))
+
+    @property
     def mark(self) -> float:
         """Half the diagonal of a mark, in pixels; marks of neighbouring positions do not touch."""
         return min(4.5, 0.2 * self.step)
@@ -276,12 +281,10 @@ def _kind(side: Side) -> Literal["both", "divided", "centred"]:
     return "both" if side.centred and side.divided else "divided" if side.divided else "centred"
 
 
-def _about(side: Side) -> str:
-    """What is said under the name of a side."""
+def _about(side: Side) -> list[str]:
+    """The lines under the name of a side."""
     words = [f"level {side.level}"] if side.name != f"level {side.level}" else []
-    if side.full_groups > 1:
-        words.append(f"{side.full_groups} groups")
-    return ", ".join(words)
+    return [*words, f"{side.full_groups} groups"] if side.full_groups > 1 else words
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
@@ -398,7 +401,7 @@ def _placed(cubes: Cubes, scale: float, *, legend: bool, elements: bool) -> _Dra
         box = _box(cube)
         row, column = grid[index]
         words = _address(outer, index)
-        wide = max(box[1][0] - box[0][0] + 30 / scale, (LETTER * SMALL * len(words) + 12) / scale)
+        wide = max(box[1][0] - box[0][0] + 24 / scale, (LETTER * SMALL * len(words) + 12) / scale)
         high = box[1][1] - box[0][1] + 34 / scale
         offset = (column * wide, row * high)
         drawn.corners.extend(_moved(corner, offset) for corner in box)
@@ -415,7 +418,7 @@ def _placed(cubes: Cubes, scale: float, *, legend: bool, elements: bool) -> _Dra
             # Each label once, where it is outside: at the lower left, or for the depth at the lower right.
             here = row == rows - 1 and column == (columns - 1 if ruler.anchor == "start" else 0)
             if side is not None and here:
-                _place_ruler(ruler, side, axis, offset, drawn, scale, about=_about(side) if legend else "")
+                _place_ruler(ruler, side, axis, offset, drawn, scale, about=_about(side) if legend else [])
     return drawn
 
 
@@ -436,7 +439,7 @@ def _cell(index: tuple[int, ...], outer: tuple[Side, ...]) -> tuple[int, int]:
 
 
 def _place_ruler(
-    ruler: _Ruler, side: Side, axis: int, offset: Point, drawn: _Drawn, scale: float, *, about: str
+    ruler: _Ruler, side: Side, axis: int, offset: Point, drawn: _Drawn, scale: float, *, about: list[str]
 ) -> None:
     edges, away = _edges(side), 14 / scale
     if side.aggregated:
@@ -452,8 +455,9 @@ def _place_ruler(
     # The text is below the point on the slanted rulers, and beside the middle of the upright one.
     at = (at[0], at[1] + (0 if ruler.anchor == "end" and ruler.along == DOWN else 6) / scale)
     drawn.texts.append(Text(at, ruler.anchor, side.name, NORMAL, True, False))
-    if about:
-        drawn.texts.append(Text((at[0], at[1] + 14 / scale), ruler.anchor, about, SMALL, False, True))
+    for line, words in enumerate(about, 1):
+        below = (at[0], at[1] + 14 * line / scale)
+        drawn.texts.append(Text(below, ruler.anchor, words, SMALL, False, True))
 
 
 def _moved(point: Point, offset: Point) -> Point:

@@ -634,7 +634,7 @@ class NormalizationLayer:
         >>> import gennorm as gn
         >>> figure = gn.group_norm(2, 4).draw((3, 4, 4), labels=["N", "C", "L"])
         >>> [text.get_text() for text in figure.axes[0].texts][:6]
-        ['N', 'level 0', 'C', 'level 1, 2 groups', 'L', 'level 2']
+        ['N', 'level 0', 'C', 'level 1', '2 groups', 'L']
         """
         from gennorm.layer.pictures import draw
 
