@@ -123,9 +123,8 @@ def _rest(scene: Scene, *, inline: bool = False) -> str:
     letter = ' style="pointer-events:none" fill="#111" font-weight="700" text-anchor="middle"'
     letter = letter if inline else ' class="l"'
     for (x, y), number in scene.letters:
-        found.append(
-            f'<text{letter} x="{x:g}" y="{y + scene.letter / 3:.2f}" font-size="{scene.letter:g}">{letters(number)}</text>'
-        )
+        at = f'x="{x:g}" y="{y + scene.letter / 3:.2f}" font-size="{scene.letter:g}"'
+        found.append(f"<text{letter} {at}>{letters(number)}</text>")
     for bar in scene.bars:
         (x, y), (x2, y2) = bar.start, bar.stop
         found.append(f'<line x1="{x:g}" y1="{y:g}" x2="{x2:g}" y2="{y2:g}"{stroke}{DASHES[bar.kind]}/>')

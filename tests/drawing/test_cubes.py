@@ -327,12 +327,12 @@ def test_words_for_readers_who_do_not_see():
 
 
 def test_an_element_names_its_slice_and_its_parameters():
-    cubes = drawn("All", "{1, 2}", {1: 2}, True, (2, 4, 3))
+    cubes = drawn("All", "{1, 2}", {1: 2}, True, (3, 4, 3))
     scene = place(cubes)
     root = ET.fromstring(inline_svg(scene, cubes))
     faces = [path for path in root.iter("path") if path.get("data-s")]
     for path, face in zip(faces, scene.faces, strict=True):
-        element = next(index for index in np.ndindex(2, 4, 3) if (cubes.slices[index], cubes.places[index]) == face[2:])
+        element = next(index for index in np.ndindex(3, 4, 3) if (cubes.slices[index], cubes.places[index]) == face[2:])
         example, channel, position = element
         assert path.get("data-s") == str(face.slice)
         assert path.get("data-p").split() == ["-1.-1", f"1.{channel}", f"2.{position}"]

@@ -127,6 +127,7 @@ def test_pixels_keep_the_order_of_values():
     pixels = half.pixels[..., 0]
     assert (pixels[0, 0], pixels[29, 29], pixels[0, 1], pixels[29, 28]) == (0, 0, 0, 255)
     assert (np.diff(pixels.ravel()[1:-1].astype(int)) >= 0).all()
+    assert 125 <= pixels[15, 0] <= 130
     assert half.counts.sum() == 898
 
 
@@ -187,6 +188,7 @@ def test_numbers_of_moments():
             ["copy the input", "read for the moments", "read again for the output", "write the output"],
         ),
         (gn.layer_norm(8), np.zeros((4, 8)).T[::-2].T, ["copy the input", "read the input", "write the output"]),
+        (gn.layer_norm(8), np.zeros((4, 8), np.uint8), ["read the input", "write the output"]),
         (gn.layer_norm(8), np.zeros((0, 8)), ["write the output"]),
     ],
 )
@@ -197,7 +199,10 @@ def test_passes_of_a_plan(layer, x, whys):
     assert [one.why for one in plan.passes] == whys
     assert plan.reads == sum(one.why.startswith("read") for one in plan.passes)
     assert plan.traffic == tuple(map(sum, zip(*(one[1:] for one in plan.passes), strict=True)))
+    written = x.size * np.dtype(plan.result).itemsize
     for one in plan.passes:
+        assert one.read in {0, x.nbytes}
+        assert one.written in {0, x.nbytes if one.why.startswith("copy") else written}
         assert (one.read > 0) == (x.size > 0 and not one.why.startswith("write"))
         assert (one.written > 0) == (x.size > 0 and not one.why.startswith("read"))
 
