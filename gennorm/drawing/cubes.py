@@ -237,8 +237,9 @@ def _check(resolved: Resolved, labels: Sequence[str | None] | None) -> None:
         raise DrawingError(msg, code="V002")
     if labels is None:
         return
-    if isinstance(labels, str):
-        msg = f'labels cannot be "{labels}"\nwrite a sequence with a text, or None, for each axis: ["N", "C", "L"]'
+    if isinstance(labels, str) or not isinstance(labels, Sequence):
+        msg = f"labels cannot be {shown(labels)}\n"
+        msg += 'write a sequence with a text, or None, for each axis: ["N", "C", "L"]'
         raise DrawingError(msg, code="V007")
     if len(labels) != len(shape):
         names = "1 name" if len(labels) == 1 else f"{len(labels)} names"
