@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import gennorm as gn
 from gennorm.drawing.cubes import Cubes, describe
@@ -23,48 +24,60 @@ IMAGES = Path(__file__).resolve().parent / "images"
 WIDTH, STEP = 200, 25  # of a picture, and of an element, in pixels
 THEMES = {"light": LIGHT, "dark": DARK}
 
-# The name of each file, the title in the picture, the layer, the shape and the names of its axes. No shape has more
-# slices than there are colours.
+
+class Shown(NamedTuple):
+    """The title of a picture, the layer as Python, the shape of the array, and the names of its axes."""
+
+    title: str
+    call: str
+    shape: tuple[int, ...]
+    labels: str
+
+
+# By the name of the files. No shape has more slices than there are colours.
 KNOWN = {
-    "batch-norm": ("batch norm", "gn.batch_norm(3)", (4, 3, 4), "NCL"),
-    "layer-norm": ("layer norm", "gn.layer_norm((4, 4), batched=True)", (3, 4, 4), "NCL"),
-    "instance-norm": ("instance norm", "gn.instance_norm(3)", (3, 3, 4), "NCL"),
-    "group-norm": ("group norm", "gn.group_norm(2, 4)", (3, 4, 4), "NCL"),
-    "rms-norm": ("RMS norm", "gn.rms_norm(4, batched=True)", (3, 3, 4), "NTD"),
+    "batch-norm": Shown("batch norm", "gn.batch_norm(3)", (4, 3, 4), "NCL"),
+    "layer-norm": Shown("layer norm", "gn.layer_norm((4, 4), batched=True)", (3, 4, 4), "NCL"),
+    "instance-norm": Shown("instance norm", "gn.instance_norm(3)", (3, 3, 4), "NCL"),
+    "group-norm": Shown("group norm", "gn.group_norm(2, 4)", (3, 4, 4), "NCL"),
+    "rms-norm": Shown("RMS norm", "gn.rms_norm(4, batched=True)", (3, 3, 4), "NTD"),
 }
 UNNAMED = {
-    "tiles": ('"All", {1: 2, 2: 2}', 'gn.NormalizationLayer("All", 1, {1: 2, 2: 2}, batched=True)', (2, 4, 4), "NCL"),
-    "positions": ('"0;;1"', 'gn.NormalizationLayer("0;;1", batched=True)', (3, 4, 4), "NCL"),
-    "bands": ('"{0, 2}", {2: 2}', 'gn.NormalizationLayer("{0, 2}", 1, {2: 2}, batched=True)', (4, 3, 4), "NCL"),
+    "tiles": Shown(
+        '"All", {1: 2, 2: 2}', 'gn.NormalizationLayer("All", 1, {1: 2, 2: 2}, batched=True)', (2, 4, 4), "NCL"
+    ),
+    "positions": Shown('"0;;1"', 'gn.NormalizationLayer("0;;1", batched=True)', (3, 4, 4), "NCL"),
+    "bands": Shown('"{0, 2}", {2: 2}', 'gn.NormalizationLayer("{0, 2}", 1, {2: 2}, batched=True)', (4, 3, 4), "NCL"),
 }
 # Those of docs/drawing.md, with a legend.
 EXPLAINED = {
-    "cube": ("gn.NormalizationLayer('2;;All', 1, batched=True)", (3, 3, 4), "NCL"),
-    "grid": ("gn.group_norm(32, 256)", (8, 256, 14, 14), "NCHW"),
+    "cube": Shown("", "gn.NormalizationLayer('2;;All', 1, batched=True)", (3, 3, 4), "NCL"),
+    "grid": Shown("", "gn.group_norm(32, 256)", (8, 256, 14, 14), "NCHW"),
 }
 
 
-def described(call: str, shape: tuple[int, ...], labels: str) -> Cubes:
+def described(shown: Shown) -> Cubes:
     """The cubes of a layer that is written as Python."""
-    return describe(LayerConfig.from_dict(eval(call, {"gn": gn}).to_config()), shape, list(labels))
+    config = LayerConfig.from_dict(eval(shown.call, {"gn": gn}).to_config())
+    return describe(config, shown.shape, list(shown.labels))
 
 
 def pictures() -> dict[str, str]:
     """The text of each file by its name."""
     rows = {**KNOWN, **UNNAMED}
-    cubes = {name: described(*about) for name, (_, *about) in rows.items()}
+    cubes = {name: described(shown) for name, shown in rows.items()}
 
     def page(name: str, height: float) -> Scene:
-        return place(cubes[name], width=WIDTH, height=height, step=STEP, title=rows[name][0], legend=False)
+        return place(cubes[name], width=WIDTH, height=height, step=STEP, title=rows[name].title, legend=False)
 
     height = max(page(name, 0).height for name in rows)
     found = {}
-    for name, (title, *_) in rows.items():
-        words = f"{title}. {alternative(cubes[name])}"
+    for name, shown in rows.items():
+        words = f"{shown.title}. {alternative(cubes[name])}"
         for theme, colours in THEMES.items():
             found[f"{name}-{theme}.svg"] = svg_file(page(name, height), colours, words)
-    for name, about in EXPLAINED.items():
-        alone = described(*about)
+    for name, shown in EXPLAINED.items():
+        alone = described(shown)
         for theme, colours in THEMES.items():
             found[f"{name}-{theme}.svg"] = svg_file(place(alone), colours, alternative(alone))
     return found

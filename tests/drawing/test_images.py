@@ -57,5 +57,5 @@ def test_titles_say_what_is_drawn(images):
         levels, groups = eval(title) if title.endswith("}") else (eval(title), {})
         assert levels == config["aggregation_levels"]
         assert {str(level): number for level, number in groups.items()} == (config["group_number"] or {})
-    for _, *about in {**images.KNOWN, **images.UNNAMED}.values():
-        assert images.described(*about).count <= len(COLOURS)
+    for shown in {**images.KNOWN, **images.UNNAMED}.values():
+        assert images.described(shown).count <= len(COLOURS)
