@@ -22,7 +22,7 @@ hypothesis.settings.register_profile("thorough", max_examples=200, **same)
 hypothesis.settings.register_profile("new", max_examples=50, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("same")
 
-FRAMEWORKS = ("flax", "jax", "keras", "onnx", "onnxruntime", "sklearn", "tensorflow", "torch", "transformers")
+FRAMEWORKS = ("flax", "griffe", "jax", "keras", "onnx", "onnxruntime", "sklearn", "tensorflow", "torch", "transformers")
 # An import at the top of a module, or in an example of a page or a docstring.
 IMPORT = re.compile(rf"^(?:>>> )?(?:import|from) ({'|'.join(FRAMEWORKS)})\b", re.MULTILINE)
 

@@ -7,12 +7,14 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
-from gennorm.errors import ConfigError, GroupError, LevelConflictError, LevelRangeError, ParameterError, shown
+from gennorm.errors import ConfigError, GroupError, LevelConflictError, LevelRangeError, ParameterError, shown, suggest
 from gennorm.layer.hints import checked_arguments, unknown_argument
 from gennorm.layer.layer import NormalizationLayer
 from gennorm.layer.texts import DEFAULTS
 from gennorm.moments import Moments
+from gennorm.spec import names as level_names
 from gennorm.spec.config import MOST_LEVELS, integer
+from gennorm.spec.names import Names
 
 __all__ = ["batch_norm", "feature_norm", "group_norm", "instance_norm", "layer_norm", "normalize", "rms_norm"]
 
@@ -23,13 +25,15 @@ PLAIN = frozenset((str, int, float, bool))  # types of settings that can be keys
 def batch_norm(
     channels: SupportsIndex | None,
     *,
-    channel_level: SupportsIndex = 1,
+    channel_level: SupportsIndex | str = 1,
     spatial_levels: SupportsIndex | None = None,
     momentum: float = 0.99,
     epsilon: float = 1e-3,
     **keywords: Any,
 ) -> NormalizationLayer:
-    """Batch normalization: over the batch and everything but the channels, with parameters for each channel.
+    r"""Batch normalization: over the batch and everything but the channels, with parameters for each channel.
+
+    .. math:: y_{nci} = \gamma_c \frac{x_{nci} - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}} + \beta_c
 
     ``batch_norm(64)`` is ``NormalizationLayer("{0, 2;;All}", 1, input_shape=(64, ...), batched=True,
     statistics="moving")``, for batches of any rank. Called with ``training=True`` it normalizes by the moments of the
@@ -40,8 +44,8 @@ def batch_norm(
     ----------
     channels : int or None
         Size of the channel level; None if it varies.
-    channel_level : int, default 1
-        The level of the channels: 1 for channels first, -1 for channels last.
+    channel_level : int or str, default 1
+        The level of the channels: 1 for channels first, -1 for channels last, or its name in `input_levels`.
     spatial_levels : int, optional
         Number of levels of an example besides the channels: 1 for sequences, 2 for pictures, 3 for volumes. The layer
         then refuses arrays of another rank. Batches of any rank if not given.
@@ -77,9 +81,10 @@ def batch_norm(
     >>> layer.moments.mean.round(1)
     array([2.4, 2.5, 2.5])
     """
-    level = _channel_level(channel_level)
+    names = _names(keywords)
+    level = _channel_level(channel_level, names)
     fixed = {
-        "aggregation_levels": _listed("0", *_other_levels(level)),
+        "aggregation_levels": _listed("0", *_other_levels(names, level)),
         "scaling_levels": level,
         "input_shape": _example(channels, level, spatial_levels),
     }
@@ -91,11 +96,13 @@ def batch_norm(
 def instance_norm(
     channels: SupportsIndex | None,
     *,
-    channel_level: SupportsIndex = 1,
+    channel_level: SupportsIndex | str = 1,
     spatial_levels: SupportsIndex | None = None,
     **keywords: Any,
 ) -> NormalizationLayer:
-    """Instance normalization: over everything but the channels of one example, with parameters for each channel.
+    r"""Instance normalization: over everything but the channels of one example, with parameters for each channel.
+
+    .. math:: y_{nci} = \gamma_c \frac{x_{nci} - \mu_{nc}}{\sqrt{\sigma_{nc}^2 + \epsilon}} + \beta_c
 
     ``instance_norm(64)`` is ``NormalizationLayer("2;;All", 1, input_shape=(64, ...), batched=True)``, for batches of
     any rank. Without `spatial_levels` the first axis is always the batch: with ``channel_level=-1``, an array of shape
@@ -105,8 +112,8 @@ def instance_norm(
     ----------
     channels : int or None
         Size of the channel level; None if it varies.
-    channel_level : int, default 1
-        The level of the channels: 1 for channels first, -1 for channels last.
+    channel_level : int or str, default 1
+        The level of the channels: 1 for channels first, -1 for channels last, or its name in `input_levels`.
     spatial_levels : int, optional
         Number of levels of an example besides the channels: 1 for sequences, 2 for pictures, 3 for volumes. The layer
         then takes one example too, and refuses arrays of another rank. Batches of any rank if not given.
@@ -144,13 +151,14 @@ def instance_norm(
     >>> np.array_equal(layer(picture[None])[0], layer(picture))
     True
     """
-    level = _channel_level(channel_level)
+    names = _names(keywords)
+    level = _channel_level(channel_level, names)
     fixed = {
-        "aggregation_levels": _listed(*_other_levels(level)),
+        "aggregation_levels": _listed(*_other_levels(names, level)),
         "scaling_levels": level,
         "input_shape": _example(channels, level, spatial_levels),
     }
-    return _made(instance_norm, fixed, {"batched": True if spatial_levels is None else None}, keywords)
+    return _made(instance_norm, fixed, {"batched": _batched(spatial_levels, names)}, keywords)
 
 
 @checked_arguments("group_norm")
@@ -158,11 +166,13 @@ def group_norm(
     groups: SupportsIndex,
     channels: SupportsIndex | None,
     *,
-    channel_level: SupportsIndex = 1,
+    channel_level: SupportsIndex | str = 1,
     spatial_levels: SupportsIndex | None = None,
     **keywords: Any,
 ) -> NormalizationLayer:
-    """Group normalization: over groups of channels and everything else of one example, parameters for each channel.
+    r"""Group normalization: over groups of channels and everything else of one example, parameters for each channel.
+
+    .. math:: y_{nci} = \gamma_c \frac{x_{nci} - \mu_{ng}}{\sqrt{\sigma_{ng}^2 + \epsilon}} + \beta_c, \qquad c \in g
 
     ``group_norm(32, 256)`` is ``NormalizationLayer("All", 1, {1: 32}, input_shape=(256, ...), batched=True)``, for
     batches of any rank. Without `spatial_levels` the first axis is always the batch: with ``channel_level=-1``, an
@@ -174,8 +184,8 @@ def group_norm(
         Number of groups, which divides the number of channels. Neighbouring channels make a group.
     channels : int or None
         Size of the channel level; None if it varies.
-    channel_level : int, default 1
-        The level of the channels: 1 for channels first, -1 for channels last.
+    channel_level : int or str, default 1
+        The level of the channels: 1 for channels first, -1 for channels last, or its name in `input_levels`.
     spatial_levels : int, optional
         Number of levels of an example besides the channels: 1 for sequences, 2 for pictures, 3 for volumes. The layer
         then takes one example too, and refuses arrays of another rank. Batches of any rank if not given.
@@ -206,7 +216,8 @@ def group_norm(
     >>> gn.group_norm(2, 8, spatial_levels=2)
     NormalizationLayer('All', 1, {1: 2}, input_shape=(8, None, None))
     """
-    level = _channel_level(channel_level)
+    names = _names(keywords)
+    level = _channel_level(channel_level, names)
     number = integer(groups)
     if number is None or number < 1:
         msg = f"groups cannot be {shown(groups)}\nwrite into how many groups the channels are split, 1 or more"
@@ -223,12 +234,14 @@ def group_norm(
         "group_number": {level: number},
         "input_shape": _example(channels, level, spatial_levels),
     }
-    return _made(group_norm, fixed, {"batched": True if spatial_levels is None else None}, keywords)
+    return _made(group_norm, fixed, {"batched": _batched(spatial_levels, names)}, keywords)
 
 
 @checked_arguments("layer_norm")
 def layer_norm(shape: SupportsIndex | Sequence[SupportsIndex], **keywords: Any) -> NormalizationLayer:
-    """Layer normalization: over the trailing levels of this shape, with parameters for each of their elements.
+    r"""Layer normalization: over the trailing levels of this shape, with parameters for each of their elements.
+
+    .. math:: y_{ni} = \gamma_i \frac{x_{ni} - \mu_n}{\sqrt{\sigma_n^2 + \epsilon}} + \beta_i
 
     ``layer_norm(768)`` is ``NormalizationLayer(-1, "Same", input_shape=(..., 768))``, for arrays of any rank.
 
@@ -267,7 +280,9 @@ def layer_norm(shape: SupportsIndex | Sequence[SupportsIndex], **keywords: Any) 
 def rms_norm(
     shape: SupportsIndex | Sequence[SupportsIndex], *, epsilon: float = 1e-6, **keywords: Any
 ) -> NormalizationLayer:
-    """Root mean square normalization over the trailing levels of this shape, with scaling and without biases.
+    r"""Root mean square normalization over the trailing levels of this shape, with scaling and without biases.
+
+    .. math:: y_{ni} = \gamma_i \frac{x_{ni}}{\sqrt{\frac{1}{d} \sum_{j=1}^{d} x_{nj}^2 + \epsilon}}
 
     ``rms_norm(768)`` is ``NormalizationLayer(-1, "Same", method="RMS", epsilon=1e-6, biases=None,
     input_shape=(..., 768))``, for arrays of any rank.
@@ -308,7 +323,7 @@ def rms_norm(
 
 @checked_arguments("feature_norm")
 def feature_norm(
-    level: SupportsIndex | Sequence[SupportsIndex] | None = -1,
+    level: SupportsIndex | str | Sequence[SupportsIndex | str] | None = -1,
     *,
     mean: Any = None,
     variance: Any = None,
@@ -325,8 +340,9 @@ def feature_norm(
 
     Parameters
     ----------
-    level : int, sequence of int, or None, default -1
-        The levels that are kept: each position on them has its own mean and variance. None keeps no level.
+    level : int, str, sequence of them, or None, default -1
+        The levels that are kept, by number or by their names in `input_levels`: each position on them has its own mean
+        and variance. None keeps no level.
     mean, variance : array_like, optional
         The mean and variance to normalize by, broadcast to the sizes of the kept levels.
     epsilon : float, default 1e-7
@@ -364,7 +380,9 @@ def feature_norm(
     >>> gn.feature_norm(None, mean=3, variance=4)(np.array([1.0, 3.0, 7.0]))
     array([-1.,  0.,  2.])
     """
-    kept = () if level is None else _integers("level", level, "write a level, a sequence of them or None: -1, (1, 3)")
+    write = "write a level, a sequence of them or None: -1, (1, 3)"
+    names = _names(keywords)
+    kept = () if level is None else _integers("level", _numbered(level, names), write)
     if 0 in kept:
         msg = "level 0 is the batch, and the moments of a data set are those of all its examples\n"
         msg += "keep levels from 1 on, or from -1 down; None keeps no level"
@@ -381,7 +399,7 @@ def feature_norm(
         "statistics": "dataset",
         "epsilon_placement": "floor",
     }
-    fixed = {"aggregation_levels": _listed("0", *_other_levels(*kept)) if kept else "0;;All"}
+    fixed = {"aggregation_levels": _listed("0", *_other_levels(names, *kept)) if kept else "0;;All"}
     layer = _made(feature_norm, fixed, settings, keywords)
     if mean is not None:
         layer.moments = Moments.from_variance(mean, variance)
@@ -449,10 +467,38 @@ def _made(
     return NormalizationLayer(**fixed, **{**settings, **keywords})
 
 
-def _channel_level(value: Any) -> int:
+def _names(keywords: Mapping[str, Any]) -> Names | None:
+    """The names of the levels, if a preset was given any."""
+    given = keywords.get("input_levels")
+    return None if given is None else level_names.read(given)
+
+
+def _numbered(value: Any, names: Names | None) -> Any:
+    """The numbers of levels that are given by name; other values as they are."""
+    if names is None:
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_numbered(item, names) for item in value]
+    if not isinstance(value, str):
+        return value
+    number = names.number(value)
+    if number is None:
+        msg = f"unknown name {shown(value)} of a level{suggest(value, names.all())}\n"
+        msg += f"the names in input_levels are {level_names.listed(names)}"
+        raise ConfigError(msg, code="C057")
+    return number
+
+
+def _batched(spatial_levels: Any, names: Names | None) -> bool | None:
+    """Whether arrays are always batches: where neither argument declares the rank of an example."""
+    return True if spatial_levels is None and (names is None or names.rank is None) else None
+
+
+def _channel_level(value: Any, names: Names | None) -> int:
     """The level of the channels, which cannot be the batch."""
     write = "1 for channels first, -1 for channels last"
-    level = integer(value)
+    level = integer(_numbered(value, names))
+    level = level if level is None or names is None else names.canonical(level)
     if level is None or abs(level) > MOST_LEVELS:
         msg = f"channel_level cannot be {shown(value)}\nwrite a level: {write}"
         raise ConfigError(msg, code="C051")
@@ -488,16 +534,18 @@ def _listed(*items: str) -> str:
     return "{" + ", ".join(items) + "}" if len(items) > 1 else items[0]
 
 
-def _other_levels(*kept: int) -> list[str]:
-    """The spans of all levels of an example but the kept ones, for any rank."""
+def _other_levels(names: Names | None, *kept: int) -> list[str]:
+    """The spans of all levels of an example but the kept ones, for any rank, or for that which the names declare."""
     spans: list[str] = []
+    kept = kept if names is None else tuple(map(names.canonical, kept))
     start = 1
     for level in [*sorted(level for level in kept if level > 0), *sorted(level for level in kept if level < 0)]:
         crosses = start > 0 > level  # from levels that are counted from the front to those counted from the end
         if crosses or start < level:
             spans.append(f"{start};;{level - 1}")
         start = level + 1
-    return [*spans, f"{start};;All"] if start else spans
+    ends = start == 0 or (bool(spans) and names is not None and start - 1 == names.rank)
+    return spans if ends else [*spans, f"{start};;All"]
 
 
 def _example(channels: Any, level: int, spatial_levels: Any) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""The clauses of levels.md as data: writes vectors/levels/valid.json and invalid.json.
+"""The clauses of levels.md as data: writes vectors/levels/valid.json, invalid.json and names.json.
 
     python -m spec.level_vectors            write them
     python -m spec.level_vectors --check    fail where they differ from what would be written
@@ -8,6 +8,7 @@ which shares no code with gennorm.
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,82 @@ ARRAYS: list[tuple[str, int, bool, str, str]] = [
 ]
 
 
+# Names of the levels, value, canonical text. In the canonical text a name is written where there is one.
+CHW, OPEN, BATCH = "channel height width", "channel ... width", "batch channel height width"
+NAMED: list[tuple[str, Value, str]] = [
+    (CHW, "height", "height"),
+    (CHW, 2, "height"),
+    (CHW, "-1", "width"),
+    (CHW, "height;;width", "height;;width"),
+    (CHW, " height ;; ", "height;;All"),
+    (CHW, "2;;-1", "height;;width"),
+    (CHW, ";;-2", ";;height"),
+    (CHW, "channel;;All;;2", "channel;;All;;2"),
+    (CHW, "{width, channel}", "{width, channel}"),
+    (CHW, ["channel", 3], "{channel, width}"),
+    (CHW, ["channel", "height;;width"], "{channel, height;;width}"),
+    (CHW, "{1, 3;;-2}", "{channel, width;;-2}"),
+    (CHW, "{1, width;;-2}", "{channel, width;;-2}"),
+    (CHW, "All", "All"),
+    (OPEN, "channel", "channel"),
+    (OPEN, "width", "width"),
+    (OPEN, "-1", "width"),
+    (OPEN, "2;;-2", "2;;-2"),
+    (OPEN, "channel;;width", "channel;;width"),
+    (OPEN, "{width, 2}", "{width, 2}"),
+    (BATCH, "batch", "batch"),
+    (BATCH, 0, "batch"),
+    (BATCH, "{batch, height;;All}", "{batch, height;;All}"),
+    (BATCH, "batch;;height", "batch;;height"),
+    ("b c", "{b, c}", "{b, c}"),
+    ("c b", "{b, c}", "{b, c}"),
+    ("batch ...", "{batch, -1}", "{batch, -1}"),
+    ("A Al", "{A, Al}", "{A, Al}"),
+]
+# Names of the levels, text, its carets, code.
+MISNAMED: list[tuple[str, str, str, str]] = [
+    (CHW, "heigth", "^^^^^^", "L004"),
+    (CHW, "2;;wide", "   ^^^^", "L004"),
+    (CHW, "{1, b}", "    ^", "L004"),
+    (CHW, "all", "^^^", "L004"),
+    (CHW, "height width", "       ^^^^^", "L009"),
+    (CHW, "1;;3;;width", "      ^^^^^", "L011"),
+    (CHW, "{height, height}", "         ^^^^^^", "L202"),
+    (CHW, "{height, 2}", "         ^", "L202"),
+    (CHW, "{width, -1}", "        ^^", "L202"),
+    (CHW, "width;;height", "^^^^^^^^^^^^^", "L203"),
+]
+# Names, carets, code: refused as input_levels.
+NOT_NAMES: list[tuple[str, str, str]] = [
+    ("", "^", "L033"),
+    ("  ", "  ^", "L033"),
+    ("channel, height", "^^^^^^^^", "L031"),
+    ("2d", "^^", "L031"),
+    ("a _b", "  ^^", "L031"),
+    ("a 1", "  ^", "L031"),
+    ("a -b", "  ^^", "L031"),
+    ("a\u00e9", "^^", "L031"),
+    ("a All", "  ^^^", "L031"),
+    ("same a", "^^^^", "L031"),
+    ("a ... b ...", "        ^^^", "L034"),
+    ("a ....", "  ^^^^", "L031"),
+    ("a b a", "    ^", "L210"),
+    ("b c b", "    ^", "L210"),
+]
+
+
+def numbered(names: str, canonical: str) -> str:
+    """The canonical text with the numbers of the named levels."""
+    words = names.split()
+    numbers: dict[str, int] = {}
+    if words[0] in {"b", "batch"}:
+        numbers[words.pop(0)] = 0
+    place = words.index("...") if "..." in words else len(words)
+    numbers |= {word: level for level, word in enumerate(words[:place], 1)}
+    numbers |= {word: -level for level, word in enumerate(reversed(words[place + 1 :]), 1)}
+    return re.sub(r"[A-Za-z]\w*", lambda found: str(numbers.get(found.group(), found.group())), canonical)
+
+
 def resolved(canonical: str, rank: int, batched: bool) -> list[int] | None:
     """The levels that a canonical text means, or None where it means none: levels.md, sections 1 to 3."""
     items = canonical.strip("{}").split(", ") if canonical != "{}" else []
@@ -284,7 +361,17 @@ def documents() -> dict[str, str]:
     for text, rank, batched, carets, code in ARRAYS:
         case = {"argument": "aggregation_levels", "value": text, "rank": rank, "batched": batched}
         invalid.append({**case, "code": code, "position": span_of(carets)})
-    return {"valid.json": lines(valid), "invalid.json": lines(invalid)}
+    named: list[dict[str, Any]] = []
+    for names, value, canonical in NAMED:
+        numbers = numbered(names, canonical)
+        levels = {name: [resolved(numbers, rank, batched) for rank in RANKS] for name, batched in FLAGS}
+        named.append({"input_levels": names, "value": value, "canonical": canonical, "numbers": numbers, **levels})
+    for names, text, carets, code in MISNAMED:
+        named.append({"input_levels": names, "value": text, "code": code, "position": span_of(carets)})
+    for text, carets, code in NOT_NAMES:
+        start, stop = span_of(carets)
+        named.append({"input_levels": text, "code": code, "position": [min(start, len(text)), min(stop, len(text))]})
+    return {"valid.json": lines(valid), "invalid.json": lines(invalid), "names.json": lines(named)}
 
 
 FLAGS = (("example", False), ("batch", True))

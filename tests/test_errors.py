@@ -29,12 +29,12 @@ from gennorm.engine import threads as threads_
 from gennorm.errors import GennormError, point, suggest
 from gennorm.layer import adapting, arrays, derivatives, files, hints, parameters, pictures, statistics
 from gennorm.layer import layer as layers
-from gennorm.spec import config, levels
+from gennorm.spec import brackets, config, levels, names
 from tests.error_tables import ErrorTable, constants, makers
 
 MODULES: list[ModuleType] = [
     definition,
-    *(levels, config, masks, statistics, adapting, files, hints, presets),
+    *(levels, names, brackets, config, masks, statistics, adapting, files, hints, presets),
     *(layers, arrays, parameters, derivatives, memory, threads_, extend),
     *(drawing, cubes, pictures),
 ]
@@ -59,6 +59,12 @@ def at(spec, rank, batched=False):
 
 def layer(shape, *args, **settings):
     return config.resolve_config(config.LayerConfig.make(*args, **settings), shape)
+
+
+def named(*args, input_levels="channel height width", shape=(3, 4, 5), **settings):
+    """A config with names of levels, resolved for an array of a shape, or for its parameters."""
+    made = config.LayerConfig.make(*args, input_levels=input_levels, **settings)
+    return config.parameter_shape(made) if shape is None else config.resolve_config(made, shape)
 
 
 def stored(**changes):
@@ -202,6 +208,9 @@ NAMES = {
     "scaling": scaling,
     "at": at,
     "layer": layer,
+    "levels": levels,
+    "named": named,
+    "names": names,
     "stored": stored,
     "moments_of": moments_of,
     "DROP": DROP,

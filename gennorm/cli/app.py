@@ -33,7 +33,6 @@ from gennorm.cli.options import (
 from gennorm.errors import DrawingError, GennormError
 from gennorm.layer import NormalizationLayer
 from gennorm.plan import Plan
-from gennorm.spec import levels
 
 __all__ = ["app"]
 
@@ -355,11 +354,10 @@ def _report(layer: NormalizationLayer, plan: Plan) -> dict[str, Any]:
 
 def _place(plan: Plan, axis: int) -> dict[str, Any]:
     resolved = plan.resolved
-    level = resolved.level(axis)
     return {
-        "level": level,
+        "level": resolved.level(axis),
         "axis": axis,
-        "name": levels.name(level, batched=resolved.batched),
+        "name": resolved.name(axis),
         "size": resolved.shape[axis],
     }
 

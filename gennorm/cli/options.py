@@ -21,6 +21,7 @@ from gennorm.errors import FileError, GennormError, LevelRangeError, suggest
 from gennorm.layer import NormalizationLayer, load
 from gennorm.plan import ITEMSIZE
 from gennorm.spec.config import MOST_LEVELS, LayerConfig
+from gennorm.spec.names import is_name
 
 __all__ = [
     "LayerOptions",
@@ -147,6 +148,14 @@ class LayerOptions:
         typer.Option(
             help="sqrt(v + epsilon), max(sqrt(v), epsilon) or sqrt(v) + epsilon; inside if not given.",
             case_sensitive=False,
+            rich_help_panel=EITHER,
+        ),
+    ]
+    input_levels: Annotated[
+        str | None,
+        typer.Option(
+            help='Names of the levels, which --aggregate, --scale and --groups may use: "channel height width".',
+            metavar="NAMES",
             rich_help_panel=EITHER,
         ),
     ]
@@ -336,6 +345,7 @@ def _common(options: LayerOptions) -> dict[str, Any]:
         "unbiased": options.unbiased,
         "epsilon_placement": None if options.placement is None else str(options.placement),
         "batched": options.batched,
+        "input_levels": options.input_levels,
     }
     return {name: value for name, value in settings.items() if value is not None}
 
@@ -365,7 +375,7 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _groups(options: LayerOptions) -> int | tuple[int, ...] | dict[int, int] | None:
+def _groups(options: LayerOptions) -> int | tuple[int, ...] | dict[int | str, int] | None:
     text = options.groups
     if text is None:
         return None
@@ -373,7 +383,11 @@ def _groups(options: LayerOptions) -> int | tuple[int, ...] | dict[int, int] | N
     try:
         if any("=" in part or ":" in part for part in parts):
             pairs = [part.replace(":", "=").split("=") for part in parts]
-            numbers = {int(level): int(number) for level, number in pairs}
+            named = options.input_levels is not None
+            numbers = {
+                level.strip() if named and is_name(level.strip()) else int(level): int(number)
+                for level, number in pairs
+            }
             return numbers if len(numbers) == len(pairs) else refuse("--groups", f'"{text}" has a level twice')
         return int(parts[0]) if len(parts) == 1 else tuple(map(int, parts))
     except ValueError:

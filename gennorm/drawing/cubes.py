@@ -86,10 +86,8 @@ class Cubes:
         The axes of the array.
     parameters : tuple of str
         "scaling", "biases", both or neither.
-    parameter_axes : tuple of int
-        The axes of the parameters, as axes of the array.
-    aggregation, scaling : tuple of int
-        The levels, in the order written.
+    aggregated_axes, parameter_axes : tuple of int
+        The axes that statistics are taken over, and the axes of the parameters, in the order written.
     method : str
         "Standardize" or "RMS".
 
@@ -107,9 +105,8 @@ class Cubes:
 
     sides: tuple[Side, ...]
     parameters: tuple[str, ...]
+    aggregated_axes: tuple[int, ...]
     parameter_axes: tuple[int, ...]
-    aggregation: tuple[int, ...]
-    scaling: tuple[int, ...]
     method: str
 
     @property
@@ -168,7 +165,7 @@ def describe(
     shape : tuple of int, optional
         Shape of the array; a likely one if not given. Long levels are drawn with fewer positions.
     labels : sequence of str or None, optional
-        A name for each axis of the array.
+        A name for each axis of the array; if not given, the names that ``input_levels`` declares.
     per_example : bool, default False
         Whether the parameters have a leading axis for the examples of the batch.
 
@@ -195,7 +192,8 @@ def describe(
     sizes = tuple(UNKNOWN * _multiple(config) if size is None else size for size in full)
     resolved = resolve_config(config, sizes)
     _check(resolved, labels)
-    named = (None,) * len(sizes) if labels is None else tuple(labels)
+    declared = [resolved.names and resolved.names.of(resolved.level(axis), resolved.rank) for axis in range(len(sizes))]
+    named = declared if labels is None else labels
     axes = (0, *resolved.scaling) if per_example and resolved.batched else resolved.scaling
     parameters = tuple(name for name in ("scaling", "biases") if getattr(config, name) is not None)
     sides = []
@@ -216,9 +214,8 @@ def describe(
     return Cubes(
         sides=tuple(sides),
         parameters=parameters,
+        aggregated_axes=resolved.aggregation,
         parameter_axes=axes,
-        aggregation=tuple(map(resolved.level, resolved.aggregation)),
-        scaling=tuple(map(resolved.level, axes)),
         method=config.method,
     )
 

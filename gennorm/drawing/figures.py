@@ -179,7 +179,7 @@ def figure_of_plan(plan: Any, *, dark: bool) -> Figure:
         for run in plan.runs:
             width = 2 + math.log2(max(run.size, 1))
             runs.barh(0, width - 0.15, left=left, color=aggregated if run.aggregated else kept, height=0.9)
-            names = ", ".join(str(plan.resolved.level(axis)) for axis in run.axes)
+            names = ", ".join(plan.resolved.name(axis).partition(" (")[0].removeprefix("level ") for axis in run.axes)
             role = "aggregated" if run.aggregated else "kept"
             words = f"{run.size:,}\n{role}\nlevel{'s' if len(run.axes) > 1 else ''} {names}"
             runs.text(left + width / 2 - 0.07, 0, words, ha="center", va="center", fontsize=8, color="#111111")

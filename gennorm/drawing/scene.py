@@ -8,7 +8,7 @@ which elements share a slice.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -487,8 +487,11 @@ def _bounds(drawn: _Drawn, scale: float) -> tuple[Point, Point]:
     return _around(points)
 
 
-def _levels(numbers: tuple[int, ...]) -> str:
-    return f"level{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"
+def _levels(sides: Sequence[Side]) -> str:
+    """The levels of sides, by their names if they have any."""
+    if any(side.label for side in sides):
+        return ", ".join(side.name for side in sides)
+    return f"level{'' if len(sides) == 1 else 's'} {', '.join(str(side.level) for side in sides)}"
 
 
 def _legend(cubes: Cubes) -> list[tuple[Any, str]]:
@@ -499,14 +502,15 @@ def _legend(cubes: Cubes) -> list[tuple[Any, str]]:
     lines: list[tuple[Any, str]] = []
     if len(cubes.sides) > 4:
         lines.append((None, f"x[...]: the position on {', '.join(side.name for side in cubes.sides[:-3])}"))
-    kinds = dict.fromkeys(_kind(side) for side in cubes.sides if side.aggregated)
-    for kind in kinds:
-        lines.append((kind, f"{statistic} for {whole}, over {_levels(cubes.aggregation)}"))
+    aggregated = [cubes.sides[axis] for axis in cubes.aggregated_axes]
+    varying = [cubes.sides[axis] for axis in cubes.parameter_axes]
+    for kind in dict.fromkeys(map(_kind, aggregated)):
+        lines.append((kind, f"{statistic} for {whole}, over {_levels(aggregated)}"))
     names = " and one ".join({"scaling": "scaling", "biases": "bias"}[name] for name in cubes.parameters)
-    if names and not cubes.scaling:
+    if names and not varying:
         lines.append(("mark", f"one {names} for all elements"))
     elif names:
-        lines.append(("mark", f"one {names} for each position on {_levels(cubes.scaling)}"))
+        lines.append(("mark", f"one {names} for each position on {_levels(varying)}"))
     else:
         lines.append((None, "no parameters"))
     if cubes.smaller:

@@ -230,7 +230,8 @@ class PreparedCall(Layout):
         kind = "measure" if weights is None else "measure weighted"
         if units == 1:
             moments = np.empty((2 if weights is None else 3, slices))
-            self._step(kind, None, None)(x, laid, None, None, moments[0], moments[1:].reshape(-1))
+            spreads = moments[1] if weights is None else moments[1:].reshape(-1)
+            self._step(kind, None, None)(x, laid, None, None, moments[0], spreads)
             return moments
         means, spreads = np.empty((units, slices)), np.empty(((1 + (weights is not None)) * units, slices))
         self._step(kind, None, None)(x, laid, None, None, means.reshape(-1), spreads.reshape(-1))
@@ -257,10 +258,11 @@ class PreparedCall(Layout):
         return found
 
     def fold(self, moments: Array, held: Array) -> None:
-        shaped = self.shaped(moments)
-        examples = shaped.shape[1] if shaped.ndim > held.ndim else 1  # one axis more: the batch, or its groups
-        if examples:
-            merger("fold", 1)(shaped.reshape(-1), held.reshape(-1), self._folding, examples, held.size // 2)
+        if moments.size == 0:
+            return
+        rows = self.shaped(moments) if self._moments_order else moments
+        examples = moments.size // held.size  # moments may have one axis more: the batch, or its groups
+        merger("fold", 1)(rows.reshape(-1), held.reshape(-1), self._folding, examples, held.size // 2)
 
     def last(self, moments: object, held: bool = True) -> Array | None:
         last = self._given

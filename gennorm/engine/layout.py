@@ -71,7 +71,8 @@ class Layout:
         """Convert rows in the kernel's order of slices to arrays of the shape of the layer's moments."""
         if self._moments_order:
             rows = rows.reshape(len(rows), *self._moments_sizes).transpose(0, *(1 + i for i in self._moments_order))
-        return rows.reshape(len(rows), *self.plan.resolved.moments_shape)
+        shape = (len(rows), *self.plan.resolved.moments_shape)
+        return rows if rows.shape == shape else rows.reshape(shape)
 
     def ordered(self, moments: Array) -> Array:
         """Convert arrays of the shape of the layer's moments to rows in the kernel's order of slices."""
@@ -108,7 +109,7 @@ class Layout:
             return None
         if self._parameter_steps is None:
             if array.dtype == self.compute and array.flags.c_contiguous:
-                return array.reshape(-1)
+                return array if array.ndim == 1 else array.reshape(-1)
         else:
             split, order, aligned, spread = self._parameter_steps
             array = np.broadcast_to(array.reshape(split).transpose(order).reshape(aligned), spread)

@@ -36,7 +36,7 @@ from gennorm.layer.arrays import (
 from gennorm.layer.derivatives import Merge, Pullback, Residuals, directions_of, push_forward
 from gennorm.layer.hints import checked_arguments, unknown_attribute
 from gennorm.layer.parameters import NAMES, Parameters
-from gennorm.layer.request import Request, check_call, given_rows, laid, parameters_of, run
+from gennorm.layer.request import Request, check_call, given_rows, laid, parameters_of, require_learnable, run
 from gennorm.layer.state import State
 from gennorm.layer.statistics import (
     checked,
@@ -59,6 +59,8 @@ from gennorm.spec.config import LayerConfig, resolve_config
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from gennorm.engine.interface import PreparedCall
 
 __all__ = [
     "NormalizationLayer",
@@ -105,7 +107,8 @@ class NormalizationLayer:
     Parameters
     ----------
     aggregation_levels : int, str or sequence, default "2;;All"
-        A level, a span such as ``"2;;All"`` or ``"0;;-2"``, several of them, or the text ``"{1, 3;;4}"``.
+        A level, a span such as ``"2;;All"`` or ``"0;;-2"``, several of them, or the text ``"{1, 3;;4}"``; or names of
+        all levels with brackets around those that are aggregated: ``"b [c h w]"``, ``"b (32 [c]) [h w]"``.
     scaling_levels : int, str or sequence, default "Complement"
         Level specs like the aggregation levels, or ``"Same"``, or ``"Complement"``: every level of an example that is
         not aggregated. ``()`` is one scalar parameter.
@@ -122,6 +125,10 @@ class NormalizationLayer:
         Ones or zeros, once their shape is known; absent; or these values.
     input_shape : tuple, optional
         Shape of one example: sizes, None for one that varies, one ``...`` for any number of levels.
+    input_levels : str or sequence of str, optional
+        Names of the levels of one example, which every level spec may use beside numbers:
+        ``"channel height width"``, ``"channel ..."``. A first name ``b`` or ``batch`` is that of level 0, and arrays
+        are then batches.
     batched : bool, optional
         Whether arrays are batches of examples, if the rank does not determine it. By default they are one example.
     dtype : {"float32", "float64", "float16", "bfloat16"}
@@ -180,6 +187,7 @@ class NormalizationLayer:
         scaling: Any = "Automatic",
         biases: Any = "Automatic",
         input_shape: Any = None,
+        input_levels: Any = None,
         batched: bool | None = None,
         dtype: Any = "float32",
         statistics: str = "input",
@@ -261,16 +269,22 @@ class NormalizationLayer:
         """
         try:
             plain = mask is None and scaling is None and biases is None and moments is None and out is None
-            if plain and not training and type(x) is np.ndarray:
+            if plain and type(x) is np.ndarray:
                 state = self._state
-                call = state.calls.found.get((x.shape, x.strides, x.dtype, not state.of_input))
-                if call is not None and call.views is not None:
-                    if state.of_input:
+                learns = training and state.learnable
+                of_input = learns or state.of_input
+                call = state.calls.found.get((x.shape, x.strides, x.dtype, not of_input))
+                if call is not None and call.views is not None and not call.single:
+                    if of_input:
+                        if learns:
+                            require_learnable(state, call)
                         y = call.output(x)
-                        call.normalize(x, y, *call.views)
+                        rows = call.normalize(x, y, *call.views, keep=learns)
+                        if learns:
+                            self._learn(call, rows)
                         return y
                     rows = call.last(state.moments)
-                    if rows is not None and not call.single:
+                    if rows is not None:
                         y = call.output(x)
                         call.apply(x, y, rows, *call.views)
                         return y
@@ -284,7 +298,7 @@ class NormalizationLayer:
                 found = [run(request) for request in requests]
                 for request, rows in zip(requests, found, strict=True):
                     if request.learns:
-                        self._learn(request, rows)
+                        self._learn(request.new, rows)
                 return [request.y[0] if request.single else request.y for request in requests]
             y = self._answer(check_call(self._state, x, training, mask, scaling, biases, moments, out))
         except CompilationError as error:
@@ -296,7 +310,7 @@ class NormalizationLayer:
         """Compute the output of a request, and update the moving moments if the request says so."""
         rows = run(request)
         if request.learns:
-            self._learn(request, rows)
+            self._learn(request.new, rows)
         return request.y[0] if request.single else request.y
 
     def _fall_back(self, error: CompilationError) -> None:
@@ -355,7 +369,7 @@ class NormalizationLayer:
         assert rows is not None
         residuals = Residuals.of(request, rows)
         if request.learns:
-            self._learn(request, rows)
+            self._learn(request.new, rows)
         y = request.y[0] if request.single else request.y
         return y, Pullback(residuals, y.shape, y.dtype, moments)
 
@@ -414,7 +428,7 @@ class NormalizationLayer:
         assert rows is not None
         dy = push_forward(state, Residuals.of(request, rows), dx, directions, merge)
         if request.learns:  # after everything that can fail
-            self._learn(request, rows)
+            self._learn(request.new, rows)
         return request.y[0] if request.single else request.y, dy[0] if request.single else dy
 
     def measure(self, x: Any, mask: Array | None = None) -> Moments:
@@ -609,7 +623,8 @@ class NormalizationLayer:
         path : str or path-like, optional
             The file to write: ``.svg``, ``.png`` or ``.pdf``.
         labels : sequence of str, optional
-            A name for each axis, such as ``["N", "C", "L"]``; None leaves the number of the level.
+            A name for each axis, such as ``["N", "C", "L"]``; None leaves the number of the level. The names in
+            `input_levels` if not given.
         dark : bool, default False
             Whether the page is dark.
         per_example : bool, default False
@@ -988,12 +1003,12 @@ class NormalizationLayer:
             moments = measured(call, call.measure(x, weights))
         return moments if moments.shape == held_shape(call.plan.resolved) else moments.pooled()
 
-    def _learn(self, request: Request, rows: Array | None) -> None:
+    def _learn(self, call: PreparedCall, rows: Array | None) -> None:
         """Update the moving moments by those of an array, in one assignment of a new state."""
         assert rows is not None
         with changing:
             state = self._state
-            moments = folded_rows(required(state.moments), rows, request.new, state.config)
+            moments = folded_rows(required(state.moments), rows, call, state.config)
             object.__setattr__(self, "_state", state.holding(moments))
 
     # Information ---------------------------------------------------------------------------------------------------
@@ -1031,6 +1046,7 @@ class NormalizationLayer:
         scaling                    [1. 1. 1.]
         biases                     [0. 0. 0.]
         input_shape                (3, None, None)
+        input_levels               None
         batched                    None
         dtype                      float32
         statistics                 input
@@ -1080,6 +1096,31 @@ class NormalizationLayer:
         ['...', 768]
         """
         return self._state.config.to_dict()
+
+    def to_brackets(self) -> str:
+        """Return the aggregation levels and groups in the bracket notation of einops and einx.
+
+        Returns
+        -------
+        str
+            The names of all levels, with brackets around those that are aggregated. As the aggregation levels of a
+            layer it means the same.
+
+        Raises
+        ------
+        ConfigError
+            The levels have no names, or some have none that are not alike.
+
+        Examples
+        --------
+        >>> import gennorm as gn
+        >>> layer = gn.NormalizationLayer("b (g [c]) [h w]", "c", {"g": 32})
+        >>> layer
+        NormalizationLayer('{c, h, w}', 'c', {'c': 32}, input_levels='b c h w')
+        >>> layer.to_brackets()
+        'b (32 [c]) [h w]'
+        """
+        return self._state.config.to_brackets()
 
     @classmethod
     def from_config(
@@ -1273,7 +1314,8 @@ def checked_parameter(config: LayerConfig, parameters: Parameters, name: str, va
         expected = known_shape(config, parameters)
     if expected is not None and given.shape != expected:
         msg = f"{name} has the shape {given.shape}, and the parameters of this layer {expected}\n"
-        msg += f"the scaling levels are {levels.format(config.scaling_levels)}; their sizes, in that order, "
+        written = levels.format(config.scaling_levels, config.input_levels)
+        msg += f"the scaling levels are {written}; their sizes, in that order, "
         msg += "are the shape of the parameters"
         raise ParameterError(msg, code="P010")
     return copied(given, given.dtype)

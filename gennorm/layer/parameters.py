@@ -11,7 +11,6 @@ import numpy.typing as npt
 from gennorm.errors import ParameterError
 from gennorm.layer.arrays import parameter_values
 from gennorm.spec import config as configs
-from gennorm.spec import levels
 from gennorm.spec.config import LayerConfig, Resolved
 
 __all__ = ["NAMES", "Parameter", "Parameters"]
@@ -41,8 +40,7 @@ class Parameter(NamedTuple):
     @classmethod
     def checked(cls, name: str, value: Any, resolved: Resolved) -> Parameter:
         """Check a parameter that was passed to a call."""
-        array = parameter_values(name, value)
-        shape = resolved.parameter_shape
+        array, shape = parameter_values(name, value), resolved.parameter_shape
         if array.shape == shape:
             return cls(array, False)
         batch = (resolved.shape[0], *shape) if resolved.batched else None
@@ -101,7 +99,7 @@ class Parameters(NamedTuple):
             if array.ndim == len(resolved.scaling):
                 wrong = next(i for i, axis in enumerate(resolved.scaling) if array.shape[i] != resolved.shape[axis])
                 axis = resolved.scaling[wrong]
-                place = levels.name(resolved.level(axis), batched=resolved.batched)
+                place = resolved.name(axis)
                 msg = f"{place} of the input has size {resolved.shape[axis]}, and {name} {array.shape[wrong]}\n"
             else:
                 msg = f"the input has {len(resolved.scaling)} scaling levels, and {name} {array.ndim}\n"

@@ -212,7 +212,7 @@ def require_held(moments: Moments | Array, resolved: Resolved) -> None:
     kept = kept[len(kept) - len(expected) :]
     if len(moments.shape) == len(expected):
         wrong = next(i for i, size in enumerate(expected) if moments.shape[i] not in {1, size})
-        place = levels.name(resolved.level(kept[wrong]), batched=resolved.batched)
+        place = resolved.name(kept[wrong])
         size = expected[wrong]
         has = f"{size} groups" if kept[wrong] in resolved.aggregation else f"size {size}"
         msg = f"{place} of the input has {has}, and the moments of the layer have {moments.shape[wrong]} there\n"
@@ -340,21 +340,21 @@ def folded(
 
 def folded_rows(moving: Moments, rows: Array, call: PreparedCall, config: LayerConfig) -> Moments:
     """Return the same as `folded` for the rows that a call measured, in a few microseconds."""
-    shape = moving.shape
+    count, mean, shape = moving.count, moving.mean, moving.m2.shape
     if (
         len(rows) > 2
         or call.plan.resolved.count == 0
         or not 0 < config.momentum < 1
         or shape != call.held_shape
-        or moving.count is not _ones(shape)
+        or count is not _ones(shape)
     ):
         return folded(moving, measured(call, rows.copy()), call.plan.resolved, config)
     new = np.empty((2, *shape))
-    new[0] = 0.0 if moving.mean is None else moving.mean
+    new[0] = 0.0 if mean is None else mean
     new[1] = moving.m2
     call.fold(rows, new)
     new.setflags(write=False)
-    return Moments.of_read_only(_ones(shape), None if moving.mean is None else new[0, ...], new[1, ...])
+    return Moments.of_read_only(count, None if mean is None else new[0, ...], new[1, ...])
 
 
 def following(

@@ -38,10 +38,13 @@ def represent(state: State) -> str:
         if array is not None and not (automatic and is_constant(array, array.dtype.type(INITIAL[name]))):
             arguments[name] = array
     words: list[str] = []
+    names = state.config.input_levels
     for position, (name, default) in enumerate(DEFAULTS.items()):
         value = arguments[name]
         if not isinstance(value, np.ndarray) and value == default:
             continue
+        if names is not None and value == {"input_shape": names.shape, "batched": names.batch is not None}.get(name):
+            continue  # the names of the levels declare it
         leading = position < POSITIONAL and len(words) == position
         words.append(write(value) if leading else f"{name}={write(value)}")
     return f"NormalizationLayer({', '.join(words)})"

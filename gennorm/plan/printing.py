@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gennorm.spec import levels
 from gennorm.spec.config import Resolved
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ def text_of(plan: Plan) -> str:
     scaled = [name for name in ("scaling", "biases") if getattr(plan.config, name) is not None]
     parameters = ", ".join(f"{name} {resolved.parameter_shape}" for name in scaled) or "no parameters"
     groups = [
-        f"{levels.name(resolved.level(axis), batched=resolved.batched)} in {number} of {resolved.shape[axis] // number}"
+        f"{resolved.name(axis)} in {number} of {resolved.shape[axis] // number}"
         for axis, number in enumerate(resolved.groups)
         if number > 1
     ]
@@ -60,7 +59,7 @@ def _places(resolved: Resolved, axes: tuple[int, ...]) -> str:
     if not axes:
         return ""
     word = "level" if len(axes) == 1 else "levels"
-    numbers = ", ".join(str(resolved.level(axis)) for axis in axes)
+    numbers = ", ".join(resolved.name(axis).partition(" (")[0].removeprefix("level ") for axis in axes)
     return f"{word} {numbers} ({'axis' if len(axes) == 1 else 'axes'} {', '.join(map(str, axes))})"
 
 

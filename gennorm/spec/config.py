@@ -22,8 +22,10 @@ from gennorm.errors import (
     shown,
     suggest,
 )
-from gennorm.spec import levels
+from gennorm.spec import brackets, levels
+from gennorm.spec import names as level_names
 from gennorm.spec.levels import AGGREGATION, SCALING, Level, LevelSpec, Listing, Span
+from gennorm.spec.names import Names, called
 
 __all__ = [
     "GroupMapping",
@@ -46,6 +48,7 @@ PLACEMENTS = ("inside", "floor", "outside")
 MULTIPLIERS = ("scaling", "biases")
 FORMAT = "gennorm/layer"
 VERSION = 1
+OPTIONAL = {"input_levels": None}  # keys of a config that are written only where they are not this
 MOST_LEVELS = 64  # the largest number of axes of a NumPy array
 
 
@@ -83,6 +86,7 @@ class LayerConfig:
     scaling: Literal["Automatic", "explicit"] | None
     biases: Literal["Automatic", "explicit"] | None
     input_shape: Shape | None
+    input_levels: Names | None
     batched: bool | None
     dtype: Literal["float16", "bfloat16", "float32", "float64"]
     statistics: Literal["input", "moving", "dataset"]
@@ -104,6 +108,7 @@ class LayerConfig:
         scaling: object = "Automatic",
         biases: object = "Automatic",
         input_shape: object = None,
+        input_levels: object = None,
         batched: object = None,
         dtype: object = "float32",
         statistics: object = "input",
@@ -125,17 +130,26 @@ class LayerConfig:
         ConfigError
             Another argument is wrong.
         """
+        names = None if input_levels is None else level_names.read(input_levels)
+        if isinstance(aggregation_levels, str) and brackets.is_brackets(aggregation_levels):
+            if names is not None:
+                msg = f'{AGGREGATION} "{aggregation_levels}" names the levels, and input_levels is given too\n'
+                msg += "leave out input_levels, or write the levels without brackets"
+                raise ConfigError(msg, code="C026")
+            found = brackets.read(aggregation_levels, group_number)
+            aggregation_levels, names, group_number = found.levels, found.names, found.groups
         config = cls(
-            aggregation_levels=levels.parse(aggregation_levels, argument=AGGREGATION),
-            scaling_levels=levels.parse(scaling_levels, argument=SCALING),
-            group_number=_groups(group_number),
+            aggregation_levels=levels.parse(aggregation_levels, argument=AGGREGATION, names=names),
+            scaling_levels=levels.parse(scaling_levels, argument=SCALING, names=names),
+            group_number=_groups(group_number, names),
             method=cast("Any", _word("method", method, METHODS, "C001")),
             unbiased=_flag("unbiased", unbiased, "C002"),
             epsilon=_real("epsilon", epsilon, math.inf, "C003"),
             scaling=cast("Any", None if scaling is None else _word("scaling", scaling, PARAMETERS, "C004")),
             biases=cast("Any", None if biases is None else _word("biases", biases, PARAMETERS, "C004")),
-            input_shape=None if input_shape is None else _shape(input_shape),
-            batched=None if batched is None else _flag("batched", batched, "C002"),
+            input_shape=_named_shape(None if input_shape is None else _shape(input_shape), names),
+            input_levels=names,
+            batched=_named_batch(None if batched is None else _flag("batched", batched, "C002"), names),
             dtype=cast("Any", _word("dtype", _dtype_name(dtype), DTYPES, "C005")),
             statistics=cast("Any", _word("statistics", statistics, STATISTICS, "C001")),
             momentum=_real("momentum", momentum, 1.0, "C003"),
@@ -158,10 +172,16 @@ class LayerConfig:
         True
         """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        values["aggregation_levels"] = _spec_argument(self.aggregation_levels)
-        values["scaling_levels"] = _spec_argument(self.scaling_levels)
+        names = self.input_levels
+        values["aggregation_levels"] = _spec_argument(self.aggregation_levels, names)
+        values["scaling_levels"] = _spec_argument(self.scaling_levels, names)
         if isinstance(self.group_number, GroupMapping):
-            values["group_number"] = dict(self.group_number.items)
+            values["group_number"] = {
+                (None if names is None else names.called(level)) or level: number
+                for level, number in self.group_number.items
+            }
+        if names is not None:
+            values["input_levels"] = str(names)
         if isinstance(self.learning_rate_multipliers, tuple):
             values["learning_rate_multipliers"] = dict(self.learning_rate_multipliers)
         return values
@@ -175,20 +195,58 @@ class LayerConfig:
         [256, '...']
         """
         values = self.arguments()
+        for key, default in OPTIONAL.items():
+            if values[key] == default:
+                del values[key]
         for key in ("aggregation_levels", "scaling_levels"):
             values[key] = "{}" if values[key] == () else values[key]
         if self.input_shape is not None:
             values["input_shape"] = ["..." if size is ... else size for size in self.input_shape]
-        match self.group_number:
-            case GroupMapping(items):
-                values["group_number"] = {str(level): number for level, number in items}
+        match values["group_number"]:
+            case dict(items):
+                values["group_number"] = {str(level): number for level, number in items.items()}
             case tuple(numbers):
                 values["group_number"] = list(numbers)
         return {"format": FORMAT, "version": VERSION, **values}
 
+    def to_brackets(self) -> str:
+        """Return the aggregation levels and groups in bracket notation.
+
+        Raises
+        ------
+        ConfigError
+            The levels have no names, or the aggregated levels vary with the rank in another way than ``...`` can say.
+
+        Examples
+        --------
+        >>> LayerConfig.make("height;;width", input_levels="channel height width").to_brackets()
+        'channel [height width]'
+        """
+        names = self.input_levels
+        if names is None:
+            msg = 'the bracket notation needs names of the levels\nmake the layer with input_levels="..."'
+            raise ConfigError(msg, code="C044")
+        batched = _names_batch(self)
+        found: dict[str, int] = {}
+        for rank in _ranks(self, cast("Shape", self.input_shape)):
+            try:
+                aggregation, _ = _levels(self, rank, batched=batched)
+                numbers = _group_numbers(self.group_number, aggregation, rank, names)
+            except (LevelRangeError, LevelConflictError, GroupError):
+                continue
+            for level in range(0 if batched else 1, rank + 1):
+                word = "" if level == 0 else names.of(level, rank) or "..."
+                number = numbers.get(level, 1) if level in aggregation else 0
+                if found.setdefault(word, number) != number or (word == "..." and number > 1):
+                    raise _no_brackets(self, f"level {level} of arrays of rank {rank}")
+        text = brackets.write(names, found, batched=batched)
+        if text is None:
+            raise _no_brackets(self, "the batch")
+        return text
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LayerConfig:
-        """Make a config from the result of `to_dict`. All keys are required, and no others are allowed.
+        """Make a config from the result of `to_dict`. All keys but `input_levels` are required, no others allowed.
 
         Raises
         ------
@@ -202,7 +260,7 @@ class LayerConfig:
             raise ConfigError(msg, code="C010")
         settings = [field.name for field in fields(cls)]
         _known_keys("a layer's config", values, ["format", "version", *settings], "C011")
-        missing = [key for key in ("format", "version", *settings) if key not in values]
+        missing = [key for key in ("format", "version", *settings) if key not in values and key not in OPTIONAL]
         if missing:
             msg = f"a layer's config lacks {_quoted(missing)}\nall keys of to_config() are required"
             raise ConfigError(msg, code="C012")
@@ -211,7 +269,7 @@ class LayerConfig:
             msg = f"a config of format {found!r}, version {version!r} cannot be read\n"
             msg += f"this gennorm reads {FORMAT!r}, version {VERSION}"
             raise ConfigError(msg, code="C013")
-        arguments = {key: values[key] for key in settings}
+        arguments = {key: values[key] for key in settings if key in values}
         if isinstance(arguments["input_shape"], (list, tuple)):
             arguments["input_shape"] = tuple(... if size == "..." else size for size in arguments["input_shape"])
         if isinstance(arguments["group_number"], Mapping):
@@ -219,10 +277,17 @@ class LayerConfig:
         return cls.make(**arguments)
 
 
-def _spec_argument(spec: LevelSpec) -> int | str | tuple[()]:
+def _no_brackets(config: LayerConfig, what: str) -> ConfigError:
+    written = levels.format(config.aggregation_levels, config.input_levels)
+    msg = f'the bracket notation cannot write {what} of the aggregation levels "{written}"\n'
+    msg += f'input_levels is "{config.input_levels}": name more of the levels, the batch first'
+    return ConfigError(msg, code="C045")
+
+
+def _spec_argument(spec: LevelSpec, names: Names | None) -> int | str | tuple[()]:
     if isinstance(spec, Level):
-        return spec.number
-    return levels.format(spec) if spec != Listing(()) else ()
+        return (None if names is None else names.called(spec.number)) or spec.number
+    return levels.format(spec, names) if spec != Listing(()) else ()
 
 
 def _json_level(key: object) -> object:
@@ -357,18 +422,26 @@ def _known_keys(what: str, values: Mapping[Any, Any], allowed: Sequence[str], co
             raise ConfigError(msg, code=code)
 
 
-def _groups(value: object) -> Groups:
+def _groups(value: object, names: Names | None) -> Groups:
     if value is None:
         return None
     if isinstance(value, Mapping):
-        items = []
+        items: dict[int, int] = {}
         for key, number in value.items():
-            level = integer(key)
+            level = integer(key) if names is None or not isinstance(key, str) else names.number(key)
+            if level is None and names is not None and isinstance(key, str):
+                msg = f"group_number has the unknown name {shown(key)}{suggest(key, names.all())}\n"
+                msg += f"the names in input_levels are {level_names.listed(names)}"
+                raise GroupError(msg, code="G004")
             if level is None:
                 msg = f"group_number has the key {shown(key)}\na mapping is {{level: groups}}, such as {{1: 32}}"
                 raise GroupError(msg, code="G003")
-            items.append((level, _group(number, f" for level {level}")))
-        return GroupMapping(tuple(items))
+            level = level if names is None else names.canonical(level)
+            if level in items:
+                msg = f"group_number names level {called(level, names)} twice\nwrite every level once"
+                raise GroupError(msg, code="G014")
+            items[level] = _group(number, f" for level {called(level, names)}")
+        return GroupMapping(tuple(items.items()))
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
         return tuple(_group(number, f" at place {place}") for place, number in enumerate(value, 1))
     return _group(value, "")
@@ -389,25 +462,55 @@ def _group(value: object, where: str) -> int:
 # ------------------------------------------------------------------------------------- checks of several arguments
 
 
+def _named_shape(declared: Shape | None, names: Names | None) -> Shape | None:
+    """Return the `input_shape` with the rank that `input_levels` declares."""
+    if names is None:
+        return declared
+    if declared is None:
+        return names.shape
+    open_names, open_shape = names.rank is None, ... in declared
+    named, sizes = len(names.shape) - open_names, len(declared) - open_shape
+    if (named > sizes and not open_shape) or (sizes > named and not open_names):
+        msg = f'input_levels "{names}" names {named} level{"" if named == 1 else "s"} of an example, '
+        msg += f"and input_shape {_written(declared)} has {sizes}\n"
+        msg += "write one name for each level, or ... for levels without a name; the batch is no level of an example"
+        raise ConfigError(msg, code="C025")
+    if open_names or not open_shape:
+        return declared
+    place = declared.index(...)
+    return (*declared[:place], *[None] * (named - sizes), *declared[place + 1 :])
+
+
+def _named_batch(batched: bool | None, names: Names | None) -> bool | None:
+    """Return `batched`, which is True where `input_levels` names the batch."""
+    if names is None or names.batch is None:
+        return batched
+    if batched is False:
+        msg = f'input_levels names the batch, "{names.batch}", and batched=False excludes a batch\n'
+        msg += f"{point(str(names), 0, len(names.batch))}\nleave out this name, or pass batched=True"
+        raise ConfigError(msg, code="C043", position=(0, len(names.batch)))
+    return True
+
+
 def _check_together(config: LayerConfig) -> None:
     if config.unbiased and config.method == "RMS":
         msg = 'unbiased=True is not possible with method="RMS"\n'
         msg += "the mean of squares is unbiased when divided by n: leave out unbiased"
         raise ConfigError(msg, code="C040")
-    spec = config.aggregation_levels
-    place = levels.batch_place(spec)
+    spec, names = config.aggregation_levels, config.input_levels
+    place = levels.batch_place(spec, names)
     if config.batched is False and place is not None:
         msg = f"{AGGREGATION} has level 0, the batch, and batched=False excludes a batch\n"
-        msg += f"{point(levels.format(spec), *place)}\nleave out level 0, or pass batched=True"
+        msg += f"{point(levels.format(spec, names), *place)}\nleave out level 0, or pass batched=True"
         raise ConfigError(msg, code="C041", position=place)
     if config.input_shape is not None and ... not in config.input_shape:
         sizes = cast("tuple[int | None, ...]", config.input_shape)
         aggregation, _ = _levels(config, len(sizes), batched=_names_batch(config))
-        groups = _group_numbers(config.group_number, aggregation, len(sizes))
+        groups = _group_numbers(config.group_number, aggregation, len(sizes), names)
         for level, number in groups.items():
             size = sizes[level - 1] if level else None
             if size is not None:
-                _require_divides(f"level {level}", size, number)
+                _require_divides(f"level {called(level, names)}", size, number)
     else:
         count = _known_count(spec)
         if count is not None:
@@ -415,7 +518,7 @@ def _check_together(config: LayerConfig) -> None:
         for level, number in _written_groups(config):
             size = _declared_size(config.input_shape, level)
             if size is not None:
-                _require_divides(f"level {level}", size, number)
+                _require_divides(f"level {called(level, names)}", size, number)
         if isinstance(config.group_number, GroupMapping):
             _require_aggregated(config)
 
@@ -426,7 +529,7 @@ def _require_aggregated(config: LayerConfig) -> None:
     for rank in _ranks(config, (...,) if config.input_shape is None else config.input_shape):
         try:
             aggregation, _ = _levels(config, rank, batched=_names_batch(config))
-            _group_numbers(config.group_number, aggregation, rank)
+            _group_numbers(config.group_number, aggregation, rank, config.input_levels)
         except (LevelRangeError, LevelConflictError):
             continue  # an example of this rank does not have the levels
         except GroupError as caught:
@@ -477,8 +580,9 @@ def _declared_size(declared: Shape | None, level: int) -> int | None:
 
 
 def _levels(config: LayerConfig, rank: int, *, batched: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    aggregation = levels.resolve(config.aggregation_levels, rank, batched=batched, argument=AGGREGATION)
-    return aggregation, levels.resolve_scaling(config.scaling_levels, aggregation, rank, batched=batched)
+    names = config.input_levels
+    aggregation = levels.resolve(config.aggregation_levels, rank, batched=batched, argument=AGGREGATION, names=names)
+    return aggregation, levels.resolve_scaling(config.scaling_levels, aggregation, rank, batched=batched, names=names)
 
 
 def _require_aligned(groups: Groups, count: int) -> None:
@@ -492,7 +596,7 @@ def _require_aligned(groups: Groups, count: int) -> None:
         raise GroupError(msg, code="G011")
 
 
-def _group_numbers(groups: Groups, aggregation: tuple[int, ...], rank: int) -> dict[int, int]:
+def _group_numbers(groups: Groups, aggregation: tuple[int, ...], rank: int, names: Names | None) -> dict[int, int]:
     """Return the group number of each resolved level; a level without one is not split."""
     _require_aligned(groups, len(aggregation))
     numbers: dict[int, int] = {}
@@ -503,8 +607,8 @@ def _group_numbers(groups: Groups, aggregation: tuple[int, ...], rank: int) -> d
             for written, number in items:
                 level = written if written >= 0 else rank + 1 + written
                 if level not in aggregation or written < -rank:
-                    named = ", ".join(map(str, aggregation))
-                    msg = f"group_number splits level {written}, which is not aggregated\n"
+                    named = ", ".join((names and names.of(level, rank)) or str(level) for level in aggregation)
+                    msg = f"group_number splits level {called(written, names)}, which is not aggregated\n"
                     msg += f"the aggregation levels are {named}: groups are made of aggregated levels only"
                     raise GroupError(msg, code="G012")
                 if level in numbers:
@@ -551,6 +655,8 @@ class Resolved:
         Sizes of the scaling levels, in the order written.
     moments_shape : tuple of int
         The sizes of kept axes and the numbers of groups of grouped axes, in axis order.
+    names : Names or None
+        The names of the levels.
     """
 
     rank: int
@@ -561,6 +667,7 @@ class Resolved:
     groups: tuple[int, ...]
     parameter_shape: tuple[int, ...]
     moments_shape: tuple[int, ...]
+    names: Names | None = None
 
     @property
     def count(self) -> int:
@@ -573,6 +680,10 @@ class Resolved:
     def level(self, axis: int) -> int:
         """Return the level of an axis."""
         return axis if self.batched else axis + 1
+
+    def name(self, axis: int) -> str:
+        """Return the name of the level of an axis, for errors: "level 2 height (axis 1)"."""
+        return levels.name(self.level(axis), batched=self.batched, names=self.names, rank=self.rank)
 
 
 def resolve_config(config: LayerConfig, shape: tuple[int, ...], *, cached: bool = True) -> Resolved:
@@ -612,33 +723,42 @@ def resolve_config(config: LayerConfig, shape: tuple[int, ...], *, cached: bool 
     rank = len(shape) - batched
     _check_sizes(config, shape, batched)
     aggregation, scaling, groups = (_cached_axes_of if cached else _axes_of)(
-        config.aggregation_levels, config.scaling_levels, config.group_number, rank, batched
+        config.aggregation_levels, config.scaling_levels, config.group_number, config.input_levels, rank, batched
     )
     kept = []
     for axis, (size, number) in enumerate(zip(shape, groups, strict=True)):
         if number > 1:
             if size % number:
-                _require_divides(levels.name(axis if batched else axis + 1, batched=batched), size, number)
+                level = axis if batched else axis + 1
+                named = levels.name(level, batched=batched, names=config.input_levels, rank=rank)
+                _require_divides(named, size, number)
             kept.append(number)
         elif axis not in aggregation:
             kept.append(size)
     parameter_shape = tuple([shape[axis] for axis in scaling])
-    resolved = Resolved(rank, batched, shape, aggregation, scaling, groups, parameter_shape, tuple(kept))
+    resolved = Resolved(
+        rank, batched, shape, aggregation, scaling, groups, parameter_shape, tuple(kept), config.input_levels
+    )
     if config.unbiased and config.statistics == "input":
         require_unbiased(resolved)
     return resolved
 
 
 def _axes_of(
-    aggregation_levels: LevelSpec, scaling_levels: LevelSpec, group_number: Groups, rank: int, batched: bool
+    aggregation_levels: LevelSpec,
+    scaling_levels: LevelSpec,
+    group_number: Groups,
+    names: Names | None,
+    rank: int,
+    batched: bool,
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Return the aggregated axes, the scaling axes and the group number of every axis, for any sizes of this rank.
 
     `resolve_config` caches it, because resolving the levels takes longer than the rest.
     """
-    aggregation = levels.resolve(aggregation_levels, rank, batched=batched, argument=AGGREGATION)
-    scaling = levels.resolve_scaling(scaling_levels, aggregation, rank, batched=batched)
-    numbers = _group_numbers(group_number, aggregation, rank)
+    aggregation = levels.resolve(aggregation_levels, rank, batched=batched, argument=AGGREGATION, names=names)
+    scaling = levels.resolve_scaling(scaling_levels, aggregation, rank, batched=batched, names=names)
+    numbers = _group_numbers(group_number, aggregation, rank, names)
     first = 0 if batched else 1  # the level of axis 0
     groups = tuple(numbers.get(axis + first, 1) for axis in range(rank + batched))
     return tuple(level - first for level in aggregation), tuple(level - first for level in scaling), groups
@@ -660,9 +780,7 @@ def require_unbiased(resolved: Resolved) -> None:
     named = []
     for axis in resolved.aggregation:
         split = f" in {resolved.groups[axis]} groups" if resolved.groups[axis] > 1 else ""
-        named.append(
-            f"{levels.name(resolved.level(axis), batched=resolved.batched)} of size {resolved.shape[axis]}{split}"
-        )
+        named.append(f"{resolved.name(axis)} of size {resolved.shape[axis]}{split}")
     msg = f"unbiased=True over one element: {_and(named)}\n"
     msg += (
         "an unbiased variance divides by the number of elements minus one: aggregate more levels or leave out unbiased"
@@ -703,7 +821,7 @@ def _decide_batched(config: LayerConfig, shape: tuple[int, ...]) -> bool:
             msg += f"pass {'a batch' if config.batched else 'one example'}, of {_axes(allowed[config.batched])}"
             raise ShapeError(msg, code="S003")
     if not batched:
-        place = levels.batch_place(config.aggregation_levels)
+        place = levels.batch_place(config.aggregation_levels, config.input_levels)
         if place is not None:
             raise _no_batch(config, shape, place)
     return batched
@@ -714,7 +832,7 @@ def _axes(number: int) -> str:
 
 
 def _no_batch(config: LayerConfig, shape: tuple[int, ...], place: tuple[int, int]) -> LevelRangeError:
-    text, declared = levels.format(config.aggregation_levels), config.input_shape
+    text, declared = levels.format(config.aggregation_levels, config.input_levels), config.input_shape
     if declared is None or ... in declared:
         why = f"the first axis of an array of shape {_written(shape)} is not declared as the batch"
         write = "pass batched=True, or declare the input_shape of one example"
@@ -732,7 +850,7 @@ def _check_sizes(config: LayerConfig, shape: tuple[int, ...], batched: bool) -> 
     for level, size in _filled(declared, len(shape) - batched):
         found = shape[level if batched else level - 1]
         if size is not None and size != found:
-            named = levels.name(level, batched=batched)
+            named = levels.name(level, batched=batched, names=config.input_levels, rank=len(shape) - batched)
             msg = f"{named} has size {found}, and input_shape {_written(declared)} declares {size}\n"
             msg += f"the array has the shape {_written(shape)}; None declares a size that varies"
             if ... in declared and config.batched is None:
@@ -783,7 +901,7 @@ def parameter_shape(config: LayerConfig) -> tuple[int, ...]:
         sizes = dict(_filled(declared, rank))
         for level in scaling:
             if sizes[level] is None:
-                raise _unknown(config, level)
+                raise _unknown(config, level, rank)
         found = tuple(cast("int", sizes[level]) for level in scaling)
         if known is not None and found != known:
             msg = f"the parameters have the shape {known} or {found}, depending on the rank of the input\n"
@@ -813,7 +931,7 @@ def kept_shape(config: LayerConfig) -> tuple[int, ...] | None:
     for rank in _ranks(config, declared):
         try:
             aggregation, _ = _levels(config, rank, batched=_names_batch(config))
-            groups = _group_numbers(config.group_number, aggregation, rank)
+            groups = _group_numbers(config.group_number, aggregation, rank, config.input_levels)
         except (LevelRangeError, LevelConflictError, GroupError):
             continue
         sizes = dict(_filled(declared, rank)) | {level: groups.get(level, 1) for level in aggregation}
@@ -843,8 +961,9 @@ def _reach(config: LayerConfig) -> int:
     return max(numbers, default=1) + max(numbers, default=1)
 
 
-def _unknown(config: LayerConfig, level: int) -> InitializationError:
+def _unknown(config: LayerConfig, level: int, rank: int) -> InitializationError:
+    word = config.input_levels and config.input_levels.of(level, rank)
     declared = "" if config.input_shape is None else f": input_shape {_written(config.input_shape)} does not declare it"
-    msg = f"the size of level {level}, a scaling level, is not known{declared}\n"
+    msg = f"the size of level {level}{' ' + word if word else ''}, a scaling level, is not known{declared}\n"
     msg += "declare input_shape, call initialize(...) with a shape or an array, or pass arrays as scaling and biases"
     return InitializationError(msg, code="I001")

@@ -1,8 +1,9 @@
 """Reads level specs, from text or Python values, and resolves them to levels. It uses integers and text only.
 
 A level spec selects levels (1-based dimensions of one example; 0 is the batch): ``2``, ``"2;;All"``,
-``";;-2"``, ``"{1, 3;;4}"``, ``[1, "3;;4"]``, and for scaling also ``"Same"``, ``"Complement"`` and ``()``. The grammar
-is ``spec/levels.abnf``, the meaning ``spec/levels.md``.
+``";;-2"``, ``"{1, 3;;4}"``, ``[1, "3;;4"]``, and for scaling also ``"Same"``, ``"Complement"`` and ``()``. Where the
+levels have names, a spec may use these beside numbers: ``"height;;All"``. The grammar is ``spec/levels.abnf``, the
+meaning ``spec/levels.md``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from enum import Enum
 from typing import NamedTuple, assert_never
 
 from gennorm.errors import LevelConflictError, LevelRangeError, LevelSyntaxError, point, suggest
+from gennorm.spec.names import WORDS, Names, called, listed
 
 __all__ = [
     "Level",
@@ -80,7 +82,7 @@ LevelSpec = Level | Span | Listing | Word
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def parse(value: object, *, argument: str = AGGREGATION) -> LevelSpec:
+def parse(value: object, *, argument: str = AGGREGATION, names: Names | None = None) -> LevelSpec:
     """Read a level spec.
 
     Parameters
@@ -89,6 +91,8 @@ def parse(value: object, *, argument: str = AGGREGATION) -> LevelSpec:
         The spec as a user writes it.
     argument : {"aggregation_levels", "scaling_levels"}
         The argument of the layer; it determines whether ``"Same"``, ``"Complement"``, ``()`` and level 0 are allowed.
+    names : Names, optional
+        The names that `value` may use. Where every level has a name, negative levels become positive ones.
 
     Returns
     -------
@@ -109,6 +113,9 @@ def parse(value: object, *, argument: str = AGGREGATION) -> LevelSpec:
     True
     >>> parse("Same", argument="scaling_levels")
     Word.SAME
+    >>> from gennorm.spec.names import read
+    >>> parse("height;;-1", names=read("channel height width"))
+    Span(first=2, last=3, step=1)
     >>> parse("2;;al")
     Traceback (most recent call last):
     gennorm.errors.LevelSyntaxError: unknown word "al" in aggregation_levels; did you mean "All"?
@@ -117,36 +124,50 @@ def parse(value: object, *, argument: str = AGGREGATION) -> LevelSpec:
     a level spec is a level (2), a span ("2;;All"), a list ("{1, 3;;4}") or "All" [L003]
     """
     if isinstance(value, str):
-        spec, places = _Reader(value, argument).spec()
-        _check(spec, value, places, argument)
+        spec, places = _Reader(value, argument, names).spec()
+        _check(spec, value, places, argument, names)
         return spec
-    spec = _read_value(value, argument)
-    _check(spec, format(spec), _places(spec), argument)
+    spec = _read_value(value, argument, names)
+    _check(spec, format(spec, names), _places(spec, names), argument, names)
     return spec
 
 
-def _read_value(value: object, argument: str) -> LevelSpec:
+def _read_value(value: object, argument: str, names: Names | None) -> LevelSpec:
     if isinstance(value, Listing):
-        return Listing(tuple(_read_item(item, argument) for item in value.items))
+        return Listing(tuple(_read_item(item, argument, names) for item in value.items))
     if isinstance(value, Word):
         return value
     if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
-        return Listing(tuple(_read_item(item, argument) for item in value))
-    return _read_item(value, argument)
+        return Listing(tuple(_read_item(item, argument, names) for item in value))
+    return _read_item(value, argument, names)
 
 
-def _read_item(value: object, argument: str) -> Level | Span:
+def _read_item(value: object, argument: str, names: Names | None) -> Level | Span:
     """Read one item of a sequence, or a spec that is not a sequence."""
     if isinstance(value, str):
-        return _Reader(value, argument).only_item()
+        return _Reader(value, argument, names).only_item()
     if isinstance(value, Level):
-        return Level(_number(value.number, argument))
+        return Level(_level(value.number, argument, names))
     if isinstance(value, Span):
         first, last = (None if end is None else _number(end, argument) for end in (value.first, value.last))
-        return Span(first, last, _step(value.step, argument))
+        return _span(first, last, _step(value.step, argument), names)
     if isinstance(value, Word):
-        return _Reader(value.value, argument).only_item()
-    return Level(_number(value, argument))
+        return _Reader(value.value, argument, names).only_item()
+    return Level(_level(value, argument, names))
+
+
+def _level(value: object, argument: str, names: Names | None) -> int:
+    number = _number(value, argument)
+    return number if names is None else names.canonical(number)
+
+
+def _span(first: int | None, last: int | None, step: int, names: Names | None) -> Span:
+    """Return a span with canonical ends; not where it reaches nothing, which a list may contain in this form only."""
+    if names is None or first is None or last is None:
+        ends = [end if end is None or names is None else names.canonical(end) for end in (first, last)]
+        return Span(ends[0], ends[1], step)
+    canonical = Span(names.canonical(first), names.canonical(last), step)
+    return Span(first, last, step) if names.canonical(first) > names.canonical(last) else canonical
 
 
 def _step(value: object, argument: str) -> int:
@@ -208,7 +229,7 @@ def _instead_of_slice(value: slice) -> str:
 
 
 class _Token(NamedTuple):
-    kind: str  # "number", "word", ";;", "{", "}", ",", "end"
+    kind: str  # "number", "name", "word", ";;", "{", "}", ",", "end"
     text: str
     start: int
     stop: int
@@ -234,9 +255,10 @@ _INSTEAD = {
 class _Reader:
     """A recursive-descent parser of one text; errors mark the wrong characters."""
 
-    def __init__(self, text: str, argument: str) -> None:
+    def __init__(self, text: str, argument: str, names: Names | None) -> None:
         self.text = text
         self.argument = argument
+        self.names = names
         self.tokens = self._tokens()
         self.next = 0
 
@@ -261,8 +283,14 @@ class _Reader:
 
     def _good(self, token: _Token) -> _Token:
         if token.kind == "word":
-            allowed = ["All"] if self.argument == AGGREGATION else ["All", "Same", "Complement"]
-            if token.text not in {"All", "Same", "Complement"}:
+            allowed = ["All"] if self.argument == AGGREGATION else [*WORDS]
+            if self.names is not None and self.names.number(token.text) is not None:
+                return token._replace(kind="name")
+            if token.text not in WORDS and self.names is not None:
+                what = f'unknown name "{token.text}" in {self.argument}'
+                what += suggest(token.text, [*self.names.all(), *allowed])
+                raise self.fail(what, token, f"the names in input_levels are {listed(self.names)}", "L004")
+            if token.text not in WORDS:
                 what = f'unknown word "{token.text}" in {self.argument}{suggest(token.text, allowed)}'
                 raise self.fail(what, token, _ALLOWED[self.argument], "L003")
         elif token.kind == "number":
@@ -337,22 +365,31 @@ class _Reader:
                 found = f'not "{begin.text}"' if begin.text else "and the text ends here"
                 what = f"expected a level in {self.argument}, {found}"
                 raise self.fail(what, begin, _ALLOWED[self.argument], "L008")
-            item = Span(None, None) if first.kind == "word" else Level(int(first.text))
+            end = self.number(first)
+            item = Span(None, None) if end is None else Level(_level(end, self.argument, self.names))
         else:
             last = self.end_of_span()
             step = self.step() if self.take(";;") else 1
-            item = Span(_end(first), _end(last), step)
+            item = _span(self.number(first), self.number(last), step, self.names)
         return item, (begin.start, self.tokens[self.next - 1].stop)
 
     def end_of_span(self) -> _Token | None:
-        """Read a number or "All"; return None if there is neither."""
+        """Read a number, a name or "All"; return None if there is none of them."""
         if self.token.kind == "{":
             what = f"{self.argument} has a list inside a list or span"
             raise self.fail(what, self.token, 'levels are not nested: write one flat list, "{1, 3;;4}"', "L015")
         if self.token.text in {"Same", "Complement"}:
             what = f'"{self.token.text}" is combined with other levels in {self.argument}'
             raise self.fail(what, self.token, f'"{self.token.text}" stands alone and only in {SCALING}', "L014")
-        return self.take("number") or self.take("word")
+        return self.take("number") or self.take("name") or self.take("word")
+
+    def number(self, token: _Token | None) -> int | None:
+        """Return the level of a number or a name; None, the outermost level, for "All" and for nothing."""
+        if token is None or token.kind == "word":
+            return None
+        if self.names is not None and token.kind == "name":
+            return self.names.number(token.text)
+        return int(token.text)
 
     def step(self) -> int:
         token = self.take("number")
@@ -375,15 +412,11 @@ class _Reader:
         raise self.fail(what, self.token, hint, "L009")
 
 
-def _end(token: _Token | None) -> int | None:
-    return None if token is None or token.kind == "word" else int(token.text)
-
-
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
-def format(spec: LevelSpec) -> str:
-    """Return the canonical text of a spec: ``parse(format(spec)) == spec``.
+def format(spec: LevelSpec, names: Names | None = None) -> str:
+    """Return the canonical text of a spec: ``parse(format(spec)) == spec``. Levels that have a name are written so.
 
     Examples
     --------
@@ -391,17 +424,25 @@ def format(spec: LevelSpec) -> str:
     '{1, 3;;All}'
     >>> format(parse(";;"))
     'All'
+    >>> from gennorm.spec.names import read
+    >>> format(parse("{1, 2;;}"), read("channel height width"))
+    '{channel, height;;All}'
     """
     match spec:
         case Level(number):
-            return str(number)
+            return called(number, names)
         case Span(None, None, 1):
             return "All"
         case Span(first, last, step):
-            ends = f"{'' if first is None else first};;{'All' if last is None else last}"
+            ends = ";;".join(
+                (
+                    "" if first is None else called(first, names),
+                    "All" if last is None else called(last, names),
+                )
+            )
             return ends if step == 1 else f"{ends};;{step}"
         case Listing(items):
-            return "{" + ", ".join(map(format, items)) + "}"
+            return "{" + ", ".join(format(item, names) for item in items) + "}"
         case Word():
             return spec.value
         case _:
@@ -421,20 +462,20 @@ def members(spec: LevelSpec) -> tuple[Level | Span, ...]:
             assert_never(spec)
 
 
-def _places(spec: LevelSpec) -> list[tuple[int, int]]:
-    """Return the places of the items in ``format(spec)``."""
+def _places(spec: LevelSpec, names: Names | None) -> list[tuple[int, int]]:
+    """Return the places of the items in ``format(spec, names)``."""
     at = 1 if isinstance(spec, Listing) else 0
     places = []
     for item in members(spec):
-        places.append((at, at + len(format(item))))
+        places.append((at, at + len(format(item, names))))
         at = places[-1][1] + len(", ")
-    return places or [(0, len(format(spec)))]
+    return places or [(0, len(format(spec, names)))]
 
 
 # ----------------------------------------------------------------------------------------- conflicts without an array
 
 
-def _check(spec: LevelSpec, text: str, places: list[tuple[int, int]], argument: str) -> None:
+def _check(spec: LevelSpec, text: str, places: list[tuple[int, int]], argument: str, names: Names | None) -> None:
     """Refuse specs that no array has, or that are not allowed for the argument."""
     items = members(spec)
     if argument == AGGREGATION and isinstance(spec, Word):
@@ -449,17 +490,20 @@ def _check(spec: LevelSpec, text: str, places: list[tuple[int, int]], argument: 
         if isinstance(item, Span):
             first, last = 1 if item.first is None else item.first, -1 if item.last is None else item.last
             if last < first and (last == 0 or (first < 0) == (last < 0)):
-                what = f"the span {format(item)} in {argument} is empty: level {last} comes before level {first}"
-                hint = f'spans run upwards: write "{format(Span(last, first, item.step))}"'
+                what = f"the span {format(item, names)} in {argument} is empty: "
+                what += f"level {called(last, names)} comes before level {called(first, names)}"
+                hint = f'spans run upwards: write "{format(Span(last, first, item.step), names)}"'
                 raise _conflict(what, text, place, hint, "L203")
             if last == 0 and first < 0:
-                what = f"the span {format(item)} in {argument} is empty: level 0 is the batch, before every level"
-                hint = f'spans run upwards: write "{format(Span(0, first, item.step))}"'
+                what = (
+                    f"the span {format(item, names)} in {argument} is empty: level 0 is the batch, before every level"
+                )
+                hint = f'spans run upwards: write "{format(Span(0, first, item.step), names)}"'
                 raise _conflict(what, text, place, hint, "L203")
             if argument == SCALING and first == 0:
                 raise _batch_in_scaling(text, place)
         elif item in seen:
-            what = f"level {item.number} is named twice in {argument}"
+            what = f"level {called(item.number, names)} is named twice in {argument}"
             raise _conflict(what, text, place, "write every level once", "L202")
         elif argument == SCALING and item.number == 0:
             raise _batch_in_scaling(text, place)
@@ -480,7 +524,9 @@ def _conflict(what: str, text: str, place: tuple[int, int], hint: str, code: str
 # ----------------------------------------------------------------------------------------------------------- resolving
 
 
-def resolve(spec: LevelSpec, rank: int, *, batched: bool, argument: str = AGGREGATION) -> tuple[int, ...]:
+def resolve(
+    spec: LevelSpec, rank: int, *, batched: bool, argument: str = AGGREGATION, names: Names | None = None
+) -> tuple[int, ...]:
     """Return the levels of an array that a spec selects.
 
     Parameters
@@ -493,6 +539,8 @@ def resolve(spec: LevelSpec, rank: int, *, batched: bool, argument: str = AGGREG
         Whether the array has a batch, level 0.
     argument : {"aggregation_levels", "scaling_levels"}
         Name of the argument in errors.
+    names : Names, optional
+        Names of the levels; only the errors use them.
 
     Returns
     -------
@@ -519,7 +567,7 @@ def resolve(spec: LevelSpec, rank: int, *, batched: bool, argument: str = AGGREG
             ^
     levels run from 1 to 4, or -4 to -1; "2;;All" means every level from 2 on [L101]
     """
-    return _Resolution(spec, format(spec), rank, batched, argument).levels()
+    return _Resolution(spec, format(spec, names), rank, batched, argument, names).levels()
 
 
 @dataclass(frozen=True, slots=True)
@@ -531,6 +579,7 @@ class _Resolution:
     rank: int
     batched: bool
     argument: str
+    names: Names | None
 
     @property
     def array(self) -> str:
@@ -538,13 +587,14 @@ class _Resolution:
 
     def levels(self) -> tuple[int, ...]:
         found: list[int] = []
-        placed = list(zip(members(self.spec), _places(self.spec), strict=False))
+        placed = list(zip(members(self.spec), _places(self.spec, self.names), strict=False))
         for item, place in placed:
             if isinstance(item, Span) and self.reaches_nothing(item):
                 continue
             for level in self.of(item, place):
                 if level in found:
-                    what = f"{name(level, batched=self.batched)} is named twice in {self.argument}, in {self.array}"
+                    which = name(level, batched=self.batched, names=self.names, rank=self.rank)
+                    what = f"{which} is named twice in {self.argument}, in {self.array}"
                     same = f"{level} and {level - self.rank - 1} are the same level here" if level else "0 is the batch"
                     raise _conflict(what, self.text, place, f"{same}: write every level once", "L202")
                 found.append(level)
@@ -562,30 +612,31 @@ class _Resolution:
         if isinstance(item, Level):
             level = self.existing(item.number, place, place[0])
             return range(level, level + 1)
-        first = self.existing(1 if item.first is None else item.first, place, place[0])
+        first = self.existing(1 if item.first is None else item.first, place, None if item.first is None else place[0])
         last = self.rank
         if item.last is not None:
             last = self.existing(item.last, place, self.text.index(";;", place[0]) + len(";;"))
         if last < first:
-            what = f"the span {format(item)} in {self.argument} is empty in {self.array}"
+            what = f"the span {format(item, self.names)} in {self.argument} is empty in {self.array}"
             hint = f"level {last} comes before level {first} here; spans run upwards"
             raise _conflict(what, self.text, place, hint, "L203")
         return range(first, last + 1, item.step)
 
-    def existing(self, level: int, place: tuple[int, int], start: int) -> int:
-        """Return a level counted from the front; `start` is the place of its number in the text."""
+    def existing(self, level: int, place: tuple[int, int], start: int | None) -> int:
+        """Return a level counted from the front; `start` is its place in the text, None for that of "All" or ";;2"."""
         if level == 0 and self.batched:
             return 0
         if 1 <= abs(level) <= self.rank:
             return level % (self.rank + 1)
-        if self.text.startswith(str(level), start):
-            place = start, start + len(str(level))  # not for the implicit first level of "All" or ";;2"
+        written = called(level, self.names)
+        if start is not None:
+            place = start, start + len(written)
         if level == 0:
-            what = f"level 0 of {self.argument} is the batch, and {self.array} has none"
+            what = f"level {written} of {self.argument} is the batch, and {self.array} has none"
             hint = "pass batched=True if the first axis is the batch; the levels of one example start at 1"
             code = "L102"
         else:
-            what, code = f"level {level} of {self.argument} does not exist in {self.array}", "L101"
+            what, code = f"level {written} of {self.argument} does not exist in {self.array}", "L101"
             hint = f'levels run from 1 to {self.rank}, or -{self.rank} to -1; "2;;All" means every level from 2 on'
             if self.rank < 2:
                 hint = "its only level is 1, or -1" if self.rank else "a scalar has no levels"
@@ -605,16 +656,16 @@ def uses_batch(spec: LevelSpec) -> bool:
     return batch_place(spec) is not None
 
 
-def batch_place(spec: LevelSpec) -> tuple[int, int] | None:
-    """Return the place of level 0, the batch, in ``format(spec)``."""
-    for item, (start, _) in zip(members(spec), _places(spec), strict=False):
+def batch_place(spec: LevelSpec, names: Names | None = None) -> tuple[int, int] | None:
+    """Return the place of level 0, the batch, in ``format(spec, names)``."""
+    for item, (start, _) in zip(members(spec), _places(spec, names), strict=False):
         if (item.number if isinstance(item, Level) else item.first) == 0:
-            return start, start + 1
+            return start, start + len(called(0, names))
     return None
 
 
 def resolve_scaling(
-    spec: LevelSpec, aggregation: tuple[int, ...], rank: int, *, batched: bool = False
+    spec: LevelSpec, aggregation: tuple[int, ...], rank: int, *, batched: bool = False, names: Names | None = None
 ) -> tuple[int, ...]:
     """Resolve the scaling levels, which may be "Same" or "Complement".
 
@@ -628,6 +679,8 @@ def resolve_scaling(
         Number of levels of one example, without the batch.
     batched : bool
         Whether the array has a batch; only the errors, which name axes, depend on it.
+    names : Names, optional
+        Names of the levels; only the errors use them.
 
     Returns
     -------
@@ -654,11 +707,11 @@ def resolve_scaling(
             hint = 'every example shares the same parameters: write the levels, or "Complement"'
             raise _conflict(what, "Same", (0, 4), hint, "L206")
         return tuple(sorted(aggregation))
-    return resolve(spec, rank, batched=batched, argument=SCALING)
+    return resolve(spec, rank, batched=batched, argument=SCALING, names=names)
 
 
-def name(level: int, *, batched: bool) -> str:
-    """Return the name of a resolved level of an array, for errors.
+def name(level: int, *, batched: bool, names: Names | None = None, rank: int = 0) -> str:
+    """Return the name of a resolved level of an array, for errors. With `names`, `rank` is that of an example.
 
     Examples
     --------
@@ -666,5 +719,9 @@ def name(level: int, *, batched: bool) -> str:
     'level 2 (axis 2)'
     >>> name(2, batched=False)
     'level 2 (axis 1)'
+    >>> from gennorm.spec.names import read
+    >>> name(2, batched=False, names=read("channel ... width"), rank=2)
+    'level 2 width (axis 1)'
     """
-    return f"level {level} (axis {level if batched else level - 1})"
+    word = None if names is None else names.of(level, rank)
+    return f"level {level}{'' if word is None else ' ' + word} (axis {level if batched else level - 1})"

@@ -197,6 +197,21 @@ LAYERS = [
     (["--aggregate", "2;;All", "--groups", "2=4,3=2", "--method", "rms"], (3, 8, 8), None),
     (["--aggregate", "2", "--groups", "4"], (3, 8, 8), gn.NormalizationLayer(2, group_number=4)),
     (["--aggregate", "2;;All", "--groups", "4, 2"], (3, 8, 8), gn.NormalizationLayer(group_number=(4, 2))),
+    (
+        ["--aggregate", "h,w", "--scale", "c", "--groups", "h=2, 3=4", "--input-levels", "b c h w"],
+        (2, 3, 8, 8),
+        gn.NormalizationLayer("{h, w}", "c", {"h": 2, "w": 4}, input_levels="b c h w"),
+    ),
+    (
+        ["--preset", "layer_norm", "--input-levels", "token feature"],
+        (3, 8),
+        gn.layer_norm(8, input_levels="token feature"),
+    ),
+    (
+        ["--preset", "instance_norm", "--channel-level", "-1", "--input-levels", "h w c"],
+        (2, 5, 6, 3),
+        gn.instance_norm(3, channel_level="c", input_levels="h w c"),
+    ),
 ]
 WRITTEN = {
     4: gn.instance_norm(64, channel_level=2, batched=False),
@@ -303,6 +318,7 @@ def test_errors_of_the_layer_are_shown_whole():
         (["--preset", "group_norm", "--groups", "1=2"], "'--groups': group_norm takes one group number: --groups 32"),
         (["--groups", "many"], """'--groups': "many" is not a group number; write 32, or 8,8, or 1=8,2=8"""),
         (["--groups", "1=2=3"], """'--groups': "1=2=3" is not a group number; write 32, or 8,8, or 1=8,2=8"""),
+        (["--groups", "c=2"], """'--groups': "c=2" is not a group number; write 32, or 8,8, or 1=8,2=8"""),
         (["--groups", "1=2,1=3"], """'--groups': "1=2,1=3" has a level twice"""),
         (["--trailing", "2"], "'--trailing': it is for a --preset only, and none is given"),
         (

@@ -138,6 +138,18 @@ def test_one_example_of_a_data_set_is_a_batch_of_one():
     assert layer.plan((2,)).resolved.shape == described(config, (2,)).shape == (1, 2)
 
 
+def test_names_of_levels_are_the_labels():
+    config = LayerConfig.make("height;;width", input_levels="batch channel ... height width")
+    cubes = describe(config, (2, 3, 5, 4, 4))
+    assert [side.label for side in cubes.sides] == ["batch", "channel", None, "height", "width"]
+    assert [side.name for side in cubes.sides][2] == "level 2"
+    given = describe(config, (2, 3, 5, 4, 4), ["N", None, "T", None, None])
+    assert [side.label for side in given.sides] == ["N", None, "T", None, None]
+    words = [text.words for text in place(cubes).texts]
+    assert "one mean and one deviation for each letter, over height, width" in words
+    assert "one scaling and one bias for each position on channel, level 2" in words
+
+
 # ------------------------------------------------------------------------------------------------------------- the page
 
 

@@ -248,6 +248,7 @@ def test_w26_the_signature_lists_the_defaults():
         "scaling": "Automatic",
         "biases": "Automatic",
         "input_shape": None,
+        "input_levels": None,
         "batched": None,
         "dtype": "float32",
         "statistics": "input",
@@ -268,6 +269,7 @@ epsilon                    0.001
 scaling                    [1. 2. 3. 4.]
 biases                     None
 input_shape                (..., 4)
+input_levels               None
 batched                    True
 dtype                      float32
 statistics                 input

@@ -2,7 +2,7 @@
 
 import re
 
-CORE = {"SP": " ", "HTAB": r"\t", "CR": r"\r", "LF": r"\n", "DIGIT": "[0-9]"}
+CORE = {"ALPHA": "[A-Za-z]", "SP": " ", "HTAB": r"\t", "CR": r"\r", "LF": r"\n", "DIGIT": "[0-9]"}
 TOKEN = re.compile(
     r"\s*(?:(?P<string>\"[^\"]*\")|(?P<hex>%x[0-9A-F]+(?:[-.][0-9A-F]+)*)|(?P<name>[A-Za-z][A-Za-z0-9-]*)"
     r"|(?P<repeat>[0-9]*\*[0-9]*)|(?P<mark>[()\[\]/]))"
@@ -31,8 +31,8 @@ def rules(grammar: str) -> dict[str, list[str]]:
     return found
 
 
-def regex(grammar: str, start: str) -> str:
-    """A regular expression for the rule `start`; to be matched as a whole."""
+def regex(grammar: str, start: str, behind: dict[str, str] | None = None) -> str:
+    """A regular expression for the rule `start`; to be matched as a whole. `behind` adds assertions before rules."""
     known = rules(grammar)
 
     def alternatives(tokens: list[str]) -> str:
@@ -60,12 +60,14 @@ def regex(grammar: str, start: str) -> str:
         if token.startswith('"'):
             text = token.strip('"')
             assert not text.isalpha(), "letters in quotes are case-insensitive in ABNF: write them with %x"
-            return "".join(f"\\{one}" if one in "{}" else one for one in text)
+            return re.escape(text)
         if token.startswith("%x"):
             if "-" in token:
                 first, last = (chr(int(code, 16)) for code in token[2:].split("-"))
                 return f"[{first}-{last}]"
             return "".join(chr(int(code, 16)) for code in token[2:].split("."))
-        return CORE[token] if token in CORE else alternatives([*known[token]])
+        if token in CORE:
+            return CORE[token]
+        return f"(?:{(behind or {}).get(token, '')}{alternatives([*known[token]])})"
 
     return alternatives([*known[start]])

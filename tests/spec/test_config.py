@@ -55,6 +55,7 @@ def test_defaults():
         scaling="Automatic",
         biases="Automatic",
         input_shape=None,
+        input_levels=None,
         batched=None,
         dtype="float32",
         statistics="input",
@@ -109,20 +110,22 @@ def test_frozen_and_slotted():
 
 NUMBERS = st.floats(0, 1e6)
 LEVEL_TEXTS = st.sampled_from([1, -1, "2;;All", "All", ";;-2", "{1, 3;;4}", [2, "3;;"], "1;;All;;2"])
+NAMED_TEXTS = st.sampled_from(["c", "w", "c;;w", "{w, c}", ["c", 2], "{1, w;;-2}", "c;;All;;2"])
 CONFIGS = st.fixed_dictionaries(
     {
-        "aggregation_levels": LEVEL_TEXTS | st.sampled_from([0, "0;;All", "{0, 2;;All}"]),
-        "scaling_levels": LEVEL_TEXTS | st.sampled_from(["Same", "Complement", (), "{}"]),
+        "aggregation_levels": LEVEL_TEXTS | NAMED_TEXTS | st.sampled_from([0, "0;;All", "{0, 2;;All}", "b"]),
+        "scaling_levels": LEVEL_TEXTS | NAMED_TEXTS | st.sampled_from(["Same", "Complement", (), "{}"]),
         "group_number": st.none()
         | st.integers(1, 3)
         | st.lists(st.integers(1, 3), min_size=1, max_size=3)
-        | st.dictionaries(st.integers(-2, 3), st.integers(1, 3), max_size=2),
+        | st.dictionaries(st.integers(-2, 3) | st.sampled_from("bcw"), st.integers(1, 3), max_size=2),
         "method": st.sampled_from(["Standardize", "RMS"]),
         "unbiased": st.booleans(),
         "epsilon": NUMBERS,
         "scaling": st.sampled_from(["Automatic", "explicit", None]),
         "biases": st.sampled_from(["Automatic", "explicit", None]),
         "input_shape": st.none() | st.lists(st.none() | st.just(...) | st.integers(0, 6), max_size=4),
+        "input_levels": st.none() | st.sampled_from(["c w", "c h w", "b c h w", "c ... w", "b c ...", "... w", "w c"]),
         "batched": st.none() | st.booleans(),
         "dtype": st.sampled_from(["float16", "bfloat16", "float32", "float64"]),
         "statistics": st.sampled_from(["input", "moving", "dataset"]),
@@ -163,6 +166,7 @@ WRONG = {
     "scaling": ["automatic", False, 1, [1.0]],
     "biases": ["None"],
     "input_shape": [3, "3", [-1], [1.5], [True], ["..", 1], ["...", "..."], {}],
+    "input_levels": ["", " ", 3, "All", "b all", "2d", "a-b", "a, b", "... a ...", "a."],
     "batched": [0, "True"],
     "dtype": ["float", "int32", None],
     "statistics": ["batch", None],
@@ -182,6 +186,26 @@ def test_schema_and_reader_refuse_the_same(key, value):
     assert raised(lambda: LayerConfig.from_dict(written)) is not None
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"aggregation_levels": "channel"},
+        {"aggregation_levels": "{1, width}"},
+        {"scaling_levels": "channel;;All"},
+        {"scaling_levels": "{All, width}"},
+        {"group_number": {"width": 2}},
+    ],
+)
+def test_schema_has_names_only_where_they_are_declared(change):
+    declared = {"aggregation_levels": "All", "input_levels": "channel width"}
+    named = make().to_dict() | declared | change
+    VALIDATOR.validate(named)
+    without = {key: value for key, value in named.items() if key != "input_levels"}
+    assert not VALIDATOR.is_valid(without)
+    assert raised(lambda: LayerConfig.from_dict(without)) is not None
+    assert VALIDATOR.is_valid(make("All", "Complement", {-1: 2}).to_dict())
+
+
 @pytest.mark.parametrize("key", make().to_dict())
 def test_every_key_is_needed(key):
     written = make().to_dict()
@@ -193,7 +217,8 @@ def test_every_key_is_needed(key):
 
 def test_schema():
     VALIDATOR.check_schema(SCHEMA)
-    assert [*SCHEMA["properties"]] == SCHEMA["required"] == [*make().to_dict()]
+    assert [*SCHEMA["properties"]] == [*make(input_levels="a b").to_dict()]
+    assert SCHEMA["required"] == [*make().to_dict()] == [key for key in SCHEMA["properties"] if key != "input_levels"]
     for key, words in {
         "method": settings.METHODS,
         "dtype": settings.DTYPES,
@@ -445,6 +470,96 @@ def test_parameter_shape(arguments, expected):
     else:
         with pytest.raises(expected):
             parameter_shape(config)
+
+
+# --------------------------------------------------------------------------------------------------- names of levels
+
+CHW = "channel height width"
+
+
+@pytest.mark.parametrize(
+    ("named", "numbered"),
+    [
+        ({"aggregation_levels": "height;;width", "input_levels": CHW}, {"aggregation_levels": "2;;3"}),
+        ({"aggregation_levels": ["channel", 3], "input_levels": CHW}, {"aggregation_levels": "{1, 3}"}),
+        (
+            {"aggregation_levels": "All", "scaling_levels": "channel", "group_number": {"channel": 2}},
+            {"aggregation_levels": "All", "scaling_levels": 1, "group_number": {1: 2}},
+        ),
+        (
+            {"aggregation_levels": 3, "scaling_levels": ["width", "channel"], "group_number": {-1: 5}},
+            {"aggregation_levels": 3, "scaling_levels": "{3, 1}", "group_number": 5},
+        ),
+        (
+            {"aggregation_levels": "{batch, height;;}", "scaling_levels": 1, "input_levels": f"batch {CHW}"},
+            {"aggregation_levels": "{0, 2;;All}", "scaling_levels": 1, "batched": True},
+        ),
+        (
+            {"aggregation_levels": "b", "group_number": {"b": 2}, "input_levels": f"b {CHW}"},
+            {"aggregation_levels": 0, "group_number": {0: 2}, "batched": True},
+        ),
+        ({"aggregation_levels": "2;;width", "input_levels": "channel ... width"}, {"aggregation_levels": "2;;-1"}),
+        ({"aggregation_levels": "w", "input_levels": [..., "w"]}, {"aggregation_levels": -1}),
+        (
+            {"aggregation_levels": "width", "input_levels": CHW, "input_shape": (..., 5)},
+            {"aggregation_levels": 3, "input_shape": (None, None, 5)},
+        ),
+        (
+            {"aggregation_levels": "channel", "input_levels": "channel ...", "input_shape": (4, None, None)},
+            {"aggregation_levels": 1, "input_shape": (4, None, None)},
+        ),
+    ],
+)
+def test_names_are_numbers(named, numbered):
+    """A config with names means what the one with numbers means, and is written with its names."""
+    config = make(**{"input_levels": CHW, **named})
+    plain = make(**{"input_shape": config.input_shape, **numbered})
+    shape = (6, 4, 5, 5) if config.batched else (4, 5, 5)
+    found, expected = resolve_config(config, shape), resolve_config(plain, shape)
+    assert dataclasses.replace(found, names=None) == expected
+    assert parameter_shape(dataclasses.replace(config, input_shape=(4, 5, 5))) == expected.parameter_shape
+    assert make(**config.arguments()) == LayerConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    written = config.arguments()
+    words = f"{written['aggregation_levels']} {written['scaling_levels']} {written['group_number']}"
+    assert any(name in words for name in config.input_levels.all())
+
+
+@pytest.mark.parametrize(
+    ("names", "declared", "shape"),
+    [
+        (CHW, None, (None, None, None)),
+        (CHW, (3, ...), (3, None, None)),
+        (CHW, (..., 3), (None, None, 3)),
+        (CHW, (..., 1, 2, 3), (1, 2, 3)),
+        (CHW, (1, 2, 3), (1, 2, 3)),
+        (f"b {CHW}", (1, 2, 3), (1, 2, 3)),
+        (CHW, (3, 4), None),
+        (CHW, (1, ..., 2, 3, 4), None),
+        (CHW, (1, 2, 3, 4), None),
+        (f"b {CHW}", (8, 1, 2, 3), None),
+        ("channel ...", None, (None, ...)),
+        ("channel ... width", None, (None, ..., None)),
+        ("channel ...", (..., 3), (..., 3)),
+        ("channel ... width", (1, 2, 3), (1, 2, 3)),
+        ("channel ... height width", (1, 2), None),
+        ("b ...", (), ()),
+    ],
+)
+def test_names_against_the_input_shape(names, declared, shape):
+    if shape is None:
+        with pytest.raises(ConfigError) as caught:
+            make(1, input_levels=names, input_shape=declared)
+        assert caught.value.code == "C025"
+    else:
+        assert make(0, (), input_levels=f"batch {names.removeprefix('b ')}", input_shape=declared).input_shape == shape
+
+
+def test_a_named_batch_is_a_batch():
+    assert make(1, input_levels="b c").batched is True
+    assert make(1, input_levels="c b").batched is None
+    assert make(1, input_levels="c", batched=True).batched is True
+    with pytest.raises(ConfigError, match="batched=False"):
+        make(1, input_levels="b c", batched=False)
 
 
 # --------------------------------------------------------------------------------------------------- groups, unbiased

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gennorm.errors import GennormError, LevelConflictError, LevelRangeError, LevelSyntaxError
+from gennorm.spec import names as level_names
 from gennorm.spec.levels import (
     Level,
     Listing,
@@ -56,10 +57,10 @@ def read(case: dict) -> None:
     resolve(spec, case["rank"], batched=case["batched"], argument=case["argument"])
 
 
-def refusal(value: object, argument: str) -> LevelSyntaxError | LevelConflictError | None:
+def refusal(value: object, argument: str, names=None) -> LevelSyntaxError | LevelConflictError | None:
     """The error that a value raises, if any. Any other exception passes through."""
     try:
-        parse(value, argument=argument)
+        parse(value, argument=argument, names=names)
     except (LevelSyntaxError, LevelConflictError) as error:
         return error
     return None
@@ -90,6 +91,39 @@ def test_invalid(case):
     if case["value"].isascii():
         assert carets == " " * (5 + start) + "^" * max(1, stop - start)
     assert hint
+
+
+NAMED = [case for case in cases("names.json") if "canonical" in case]
+MISNAMED = [case for case in cases("names.json") if "code" in case]
+
+
+@pytest.mark.parametrize("case", NAMED, ids=lambda case: f"{case['input_levels']}-{case['value']!r}")
+def test_named(case):
+    names = level_names.read(case["input_levels"])
+    spec = parse(case["value"], names=names)
+    assert format(spec, names) == case["canonical"]
+    assert parse(case["canonical"], names=names) == spec
+    assert parse(case["numbers"], names=names) == spec
+    assert names.rank is not None or format(spec) == case["numbers"]
+    for batched, levels in ((False, case["example"]), (True, case["batch"])):
+        for rank, expected in enumerate(levels):
+            if names.rank in {None, rank}:
+                try:
+                    found = [*resolve(spec, rank, batched=batched, names=names)]
+                except (LevelRangeError, LevelConflictError):
+                    found = None
+                assert found == expected
+
+
+@pytest.mark.parametrize("case", MISNAMED, ids=lambda case: f"{case['input_levels']!r}-{case.get('value')!r}")
+def test_misnamed(case):
+    with pytest.raises((LevelSyntaxError, LevelConflictError)) as caught:
+        parse(case.get("value", 1), names=level_names.read(case["input_levels"]))
+    assert caught.value.code == case["code"]
+    assert caught.value.position == tuple(case["position"])
+    _, _, carets, _ = caught.value.message.split("\n")
+    start, stop = case["position"]
+    assert carets == " " * (5 + start) + "^" * max(1, stop - start)
 
 
 def test_vectors_follow_the_clauses():
@@ -123,20 +157,46 @@ def test_reference_agrees(case):
 # ------------------------------------------------------------------------------------------------------------- grammar
 
 GRAMMAR = (SPEC / "levels.abnf").read_text(encoding="utf-8")
-PATTERNS = {rule: re.compile(regex(GRAMMAR, rule)) for rule in ("aggregation-levels", "scaling-levels", "level-spec")}
+RULES = ("aggregation-levels", "scaling-levels", "level-spec", "input-levels", "brackets")
+NOT_RESERVED = r"(?!(?i:All|Same|Complement)(?![A-Za-z0-9_]))"
+PATTERNS = {rule: re.compile(regex(GRAMMAR, rule, {"name": NOT_RESERVED})) for rule in RULES}
+
+
+def names_in(text: str) -> level_names.Names | None:
+    """Names for the words of a text, so that none is unknown."""
+    words = dict.fromkeys(re.findall(r"[A-Za-z][A-Za-z0-9_]*", text))
+    known = [word for word in words if level_names.is_name(word)]
+    return level_names.read(known) if known else None
 
 
 def check_against_grammar(text: str) -> None:
     """The parser reads exactly what the grammar generates; conflicts are found in what is read."""
+    names = names_in(text)
     for argument in ARGUMENTS:
-        error = refusal(text, argument)
+        error = refusal(text, argument, names)
         code = error.code if error else ""
         assert error is None or error.position is not None
         assert (PATTERNS["level-spec"].fullmatch(text) is None) == code.startswith("L0"), (text, argument, code)
         if not code:
             assert PATTERNS[argument.replace("_", "-")].fullmatch(text), text
-            spec = parse(text, argument=argument)
-            assert parse(format(spec), argument=argument) == spec
+            spec = parse(text, argument=argument, names=names)
+            assert parse(format(spec, names), argument=argument, names=names) == spec
+
+
+def check_names_against_grammar(text: str) -> None:
+    """The reader of names reads exactly what the grammar generates, but for names that are there twice."""
+    matches, refused = PATTERNS["input-levels"].fullmatch(text), None
+    try:
+        names = level_names.read(text)
+    except (LevelSyntaxError, LevelConflictError) as error:
+        refused = error
+    if refused is None:
+        assert matches, text
+        assert level_names.read(str(names)) == names
+        assert [names.called(names.number(name)) for name in names.all()] == [*names.all()]
+    else:
+        assert refused.position is not None
+        assert not matches or refused.code in {"L034", "L210"}, (text, refused.code)
 
 
 def test_every_short_text():
@@ -146,23 +206,31 @@ def test_every_short_text():
             check_against_grammar("".join(characters))
 
 
+def test_every_short_text_of_names():
+    for length in range(6):
+        for characters in itertools.product("b2. _A", repeat=length):
+            check_names_against_grammar("".join(characters))
+
+
 @pytest.mark.parametrize("text", ["999999999", "-999999999", "1000000000", "1;;2;;999999999", "1;;2;;1000000000"])
 def test_longest_number(text):
     check_against_grammar(text)
 
 
 PIECES = ["0", "1", "2", "13", "-1", "-2", "-", ";;", ";", "{", "}", ",", " ", "\n", "All", "Same", "Complement", "007"]
-PIECES += ["{1, 2;;All}", ";;All;;2", "1234567890", "x", "(", "\u00e9"]
+PIECES += ["height", "w_2", "all", "...", "{1, 2;;All}", ";;All;;2", "1234567890", "x", "(", "\u00e9"]
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=8).map("".join))
 def test_text_of_pieces(text):
     check_against_grammar(text)
+    check_names_against_grammar(text)
 
 
 @given(st.text(max_size=20))
 def test_any_text(text):
     check_against_grammar(text)
+    check_names_against_grammar(text)
 
 
 @pytest.mark.parametrize("argument", ARGUMENTS)
