@@ -192,7 +192,8 @@ def describe(
     sizes = tuple(UNKNOWN * _multiple(config) if size is None else size for size in full)
     resolved = resolve_config(config, sizes)
     _check(resolved, labels)
-    declared = [resolved.names and resolved.names.of(resolved.level(axis), resolved.rank) for axis in range(len(sizes))]
+    names, rank = resolved.names, resolved.rank
+    declared = [None if names is None else names.of(resolved.level(axis), rank) for axis in range(len(sizes))]
     named = declared if labels is None else labels
     axes = (0, *resolved.scaling) if per_example and resolved.batched else resolved.scaling
     parameters = tuple(name for name in ("scaling", "biases") if getattr(config, name) is not None)
