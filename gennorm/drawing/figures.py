@@ -140,8 +140,10 @@ def figure_of_comparison(comparison: Comparison, *, rms: bool, dark: bool) -> Fi
 
 def _itself(panel: Any, half: Half) -> None:
     if half.pixels is not None:
-        one = half.pixels.shape[-1] == 1
-        panel.imshow(half.pixels[..., 0] if one else half.pixels, cmap="gray", vmin=0, vmax=255)
+        one, sides = half.pixels.shape[-1] == 1, half.pixels.shape[:2]
+        # A matrix of few rows is no photograph: its pixels need not be squares.
+        aspect: Any = "auto" if one and max(sides) > 3 * min(sides) else "equal"
+        panel.imshow(half.pixels[..., 0] if one else half.pixels, cmap="gray", vmin=0, vmax=255, aspect=aspect)
         panel.set_axis_off()
     elif half.curves is not None:
         for place, line in enumerate(half.curves):
