@@ -3,8 +3,8 @@
     python docs/tables.py --write
     python docs/tables.py --check
 
-The preset table comes from the presets themselves, that of devices from the records of `tests/device/run.py`, and the
-others from the records of `gennorm bench`; docs/benchmarks/README.md has the commands.
+The tables of presets and of the zoo come from the functions themselves, that of devices from the records of
+`tests/device/run.py`, and the others from the records of `gennorm bench`; docs/benchmarks/README.md has the commands.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import difflib
 import json
 import math
+import re
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
@@ -58,6 +59,32 @@ def preset_table() -> str:
 
     rows = [[f"`{call}`", f"`{eval(call, {'gn': gn})!r}`", source] for call, source in PRESETS.items()]
     return table(["preset", "the layer it is", "from"], rows)
+
+
+def zoo_table() -> str:
+    """The published normalizations that can be written."""
+    import gennorm as gn
+
+    found = [gn.zoo.describe(name) for name in gn.zoo.names()]
+    rows = [
+        [f"`{one.example}`", one.title, f"{one.formula}".replace("|", "\\|"), linked(one.reference)] for one in found
+    ]
+    return table(["call", "what it is", "formula", "from"], rows)
+
+
+def missing_table() -> str:
+    """The published normalizations that cannot be written, by reason."""
+    import gennorm as gn
+
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in gn.zoo.missing().items():
+        by_reason.setdefault(reason, []).append(f"`{name}`")
+    return table(["method", "why not"], ([", ".join(names), reason] for reason, names in by_reason.items()))
+
+
+def linked(reference: str) -> str:
+    """A reference whose arXiv number is a link."""
+    return re.sub(r"arXiv:(\d+\.\d+)", r"[arXiv:\1](https://arxiv.org/abs/\1)", reference)
 
 
 def recorded(folder: Path = RESULTS) -> list[dict[str, Any]]:
@@ -304,6 +331,7 @@ def written(folder: Path = RESULTS) -> dict[Path, dict[str, str]]:
             "between": between_table(runs),
         },
         DOCS / "explanation" / "numerics.md": {"accuracy": accuracy_tables(runs)},
+        DOCS / "zoo.md": {"zoo": zoo_table(), "missing": missing_table()},
         DOCS / "torch.md": {"devices": device_tables(device_records(folder))},
     }
 

@@ -11,7 +11,18 @@
 # takes most of the start, is imported; and nothing is imported that a program does not use.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from gennorm import errors
+    from gennorm import errors, zoo
+    from gennorm.elsewhere import (
+        Spelling,
+        from_flax,
+        from_keras,
+        from_onnx,
+        from_torch,
+        to_flax,
+        to_keras,
+        to_onnx,
+        to_torch,
+    )
     from gennorm.engine.memory import clear_reserve, get_reserve, set_reserve
     from gennorm.engine.threads import get_num_threads, set_num_threads
     from gennorm.errors import GennormError
@@ -20,6 +31,7 @@ if TYPE_CHECKING:
     from gennorm.plan import Plan
     from gennorm.precompiling import Precompiled, precompile
     from gennorm.presets import batch_norm, feature_norm, group_norm, instance_norm, layer_norm, normalize, rms_norm
+    from gennorm.searching import space
 
 __version__ = "0.1.0.dev0"
 
@@ -29,10 +41,15 @@ __all__ = [
     "NormalizationLayer",
     "Plan",
     "Precompiled",
+    "Spelling",
     "batch_norm",
     "clear_reserve",
     "errors",
     "feature_norm",
+    "from_flax",
+    "from_keras",
+    "from_onnx",
+    "from_torch",
     "get_num_threads",
     "get_reserve",
     "group_norm",
@@ -44,9 +61,19 @@ __all__ = [
     "rms_norm",
     "set_num_threads",
     "set_reserve",
+    "space",
+    "to_flax",
+    "to_keras",
+    "to_onnx",
+    "to_torch",
+    "zoo",
 ]
 
 _MODULES = {
+    "gennorm.elsewhere": (
+        *("Spelling", "from_flax", "from_keras", "from_onnx", "from_torch"),
+        *("to_flax", "to_keras", "to_onnx", "to_torch"),
+    ),
     "gennorm.engine.memory": ("clear_reserve", "get_reserve", "set_reserve"),
     "gennorm.engine.threads": ("get_num_threads", "set_num_threads"),
     "gennorm.errors": ("GennormError",),
@@ -57,12 +84,14 @@ _MODULES = {
     "gennorm.presets": (
         *("batch_norm", "feature_norm", "group_norm", "instance_norm", "layer_norm", "normalize", "rms_norm"),
     ),
+    "gennorm.searching": ("space",),
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}
 _SUBMODULES = (
     *(
         "bench",
         "definition",
+        "elsewhere",
         "engine",
         "errors",
         "extend",
@@ -73,7 +102,7 @@ _SUBMODULES = (
         "plan",
         "precompiling",
     ),
-    *("presets", "spec"),
+    *("presets", "searching", "spec", "zoo"),
 )
 
 if not TYPE_CHECKING:  # to a type checker, every name would be in the package

@@ -34,6 +34,7 @@ __all__ = [
     "Gradients",
     "SliceMoments",
     "apply",
+    "divisor_of",
     "fold",
     "invert",
     "measure",
@@ -237,6 +238,29 @@ def variance_of(moments: SliceMoments, *, unbiased: bool = False) -> Array:
     array([2., 0.])
     """
     return _variance(namespace_of(moments.m2), moments.count, moments.m2, unbiased)
+
+
+def divisor_of(variance: Array, config: LayerConfig) -> Array:
+    """Return what deviations are divided by: the root of the variance, with epsilon where the config places it.
+
+    Parameters
+    ----------
+    variance : array
+        Variances, or mean squares.
+    config : LayerConfig
+
+    Returns
+    -------
+    array
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gennorm.spec.config import LayerConfig
+    >>> divisor_of(np.array([4.0, 0.0]), LayerConfig.make(epsilon=0.5, epsilon_placement="outside"))
+    array([2.5, 0.5])
+    """
+    return _divisor(namespace_of(variance), config, variance)
 
 
 def apply(

@@ -37,6 +37,7 @@ from gennorm.layer.state import State
 from gennorm.layer.statistics import (
     Given,
     following,
+    held_variance,
     initial,
     is_one_example,
     measured,
@@ -56,6 +57,7 @@ __all__ = [
     "Given",
     "Gradients",
     "Using",
+    "held_variance",
     "initial",
     "is_one_example",
     "kept_shape",

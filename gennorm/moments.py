@@ -21,7 +21,7 @@ from gennorm.masks import broadcast, broadcast_mask
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Moments", "checked_weights", "real_array", "two_sum"]
+__all__ = ["Moments", "are_constant", "checked_weights", "real_array", "two_sum"]
 
 Floats = NDArray[np.float64]
 
@@ -32,6 +32,7 @@ _NOT_FINITE: Final = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
 # A sum of squares below this may have lost terms that underflowed: the squares of numbers below 1e-154 do.
 _TINY: Final = 1e-250
 _PUBLIC: Final = ("count", "mean", "m2")
+_EPSILON: Final = 2.0**-52  # of float64
 _set: Final = object.__setattr__
 
 
@@ -611,6 +612,41 @@ def checked_weights(weights: ArrayLike, shape: tuple[int, ...], of: str = "an ar
     weight = _floats(weights, "weights")
     _all(np.isfinite(weight) & (weight >= 0), weight, "a weight", "finite and at least 0")
     return broadcast(weight, shape, "weights", of)
+
+
+def are_constant(count: Any, mean: Any, variance: Any) -> Any:
+    r"""Return where a variance is not more than rounding may make of a slice whose elements are all equal.
+
+    .. math:: v \le n u v + (n u m)^2, \qquad u = 2^{-52}
+
+    This is the error bound of a variance that is computed in two passes, and how scikit-learn decides. A slice in which
+    nothing counts is constant; one whose variance is not finite is not.
+
+    Parameters
+    ----------
+    count, mean, variance : array
+        Of one shape, of any library; the mean is None for the method RMS, and the variance the mean square.
+
+    Returns
+    -------
+    array of bool
+
+    References
+    ----------
+    T. F. Chan, G. H. Golub, R. J. LeVeque, "Algorithms for computing the sample variance: analysis and
+    recommendations", The American Statistician 37(3), 1983.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> are_constant(10, np.array([1.0, 1e9, 0.0]), np.array([1e-20, 1e-20, 1e-20]))
+    array([False,  True, False])
+    """
+    scaled = count * _EPSILON
+    bound = scaled * variance
+    if mean is not None:
+        bound = bound + (scaled * mean) ** 2
+    return (variance <= bound) & (variance < math.inf)
 
 
 # The arithmetic -------------------------------------------------------------------------------------------------------

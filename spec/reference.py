@@ -230,6 +230,21 @@ def _statistics(
     return Statistics(where, where.over_slices(mean), v, factor, slope, degrees, counted)
 
 
+def variance_of_dataset(count: ArrayLike, mean: ArrayLike | None, m2: ArrayLike, constant: str = "floor") -> Array:
+    """The variance a layer with these moments of a data set uses: that of the data, or 1 where a slice is constant.
+
+    A slice is constant where its variance is at most ``n u v + (n u m)**2``, the bound of what rounding makes of the
+    variance of equal elements in two passes; ``u`` is the distance from 1 to the next number.
+    """
+    require(constant in ("floor", "one", "raise"), f"no policy {constant!r} for constant slices")
+    n, m = np.asarray(count, dtype=np.float64), np.asarray(0.0 if mean is None else mean, dtype=np.float64)
+    variance = np.asarray(m2, dtype=np.float64) / np.maximum(n, 1.0)
+    u = np.finfo(np.float64).eps
+    flat = np.isfinite(variance) & (variance <= n * u * variance + np.square(n * u * m))
+    require(constant != "raise" or not flat.any(), "a slice is constant")
+    return np.asarray(np.where(flat & (constant == "one"), 1.0, variance))
+
+
 # The layer ------------------------------------------------------------------------------------------------------------
 
 

@@ -76,7 +76,7 @@ def main() -> None:
     from tests import test_errors
 
     tables = [test_errors.TABLE]
-    for front in ("torch", "jax", "keras"):
+    for front in ("torch", "jax", "keras", "sklearn"):
         with contextlib.suppress(ImportError, pytest.skip.Exception):  # the framework is not installed
             tables.append(importlib.import_module(f"tests.{front}.test_errors").TABLE)
     for table in tables:

@@ -13,7 +13,12 @@ import pytest
 import gennorm as gn
 
 PACKAGE = Path(gn.__file__).parent
-FRONTS = {"torch": {"torch"}, "jax": {"jax", "flax"}, "keras": {"keras"}}
+FRONTS = {
+    "torch": {"torch"},
+    "jax": {"jax", "flax"},
+    "keras": {"keras"},
+    "sklearn": {"sklearn", "scipy"},
+}
 
 # What each module may import from gennorm. Read downwards: nothing imports from below itself.
 INSIDE = {
@@ -27,11 +32,14 @@ INSIDE = {
     "engine": {"errors", "spec", "plan", "definition"},
     "layer": {"errors", "spec", "drawing", "plan", "masks", "moments", "engine"},
     "presets": {"errors", "spec", "moments", "layer"},
+    "zoo": {"errors", "layer", "presets"},
+    "elsewhere": {"errors", "spec", "layer", "presets"},
+    "searching": {"errors", "spec", "layer"},
     "precompiling": {"engine", "layer"},
     "extend": {"errors", "spec", "moments", "engine", "layer"},
-    "": {"errors", "plan", "moments", "engine", "layer", "presets", "precompiling"},
+    "": {"errors", "plan", "moments", "engine", "layer", "presets", "zoo", "elsewhere", "searching", "precompiling"},
     "bench": {"", "errors", "plan", "layer", "torch"},
-    "cli": {"", "errors", "spec", "drawing", "plan", "moments", "engine", "layer", "presets", "bench"},
+    "cli": {"", "errors", "spec", "drawing", "plan", "moments", "engine", "layer", "presets", "zoo", "bench"},
     "__main__": {"cli"},
     **{
         front: {"", "errors", "spec", "masks", "moments", "engine", "layer", "presets", "extend", "definition"}
@@ -53,6 +61,7 @@ OUTSIDE = {
     "precompiling": {"numpy"},
     "extend": {"numpy"},
     "presets": {"numpy"},
+    "zoo": {"numpy"},
     "bench": {"numpy", "rich", "matplotlib", *BENCHED},
     "cli": {"numpy", "ml_dtypes", "typer", "rich", "PIL", "matplotlib"},
     **{front: {"numpy", "ml_dtypes", *frameworks} for front, frameworks in FRONTS.items()},

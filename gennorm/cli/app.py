@@ -16,7 +16,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import gennorm as gn
-from gennorm import presets
+from gennorm import presets, zoo
 from gennorm.cli import BROKEN_PIPE, INTERRUPTED, missing
 from gennorm.cli.console import console, progress
 from gennorm.cli.draw import Request, characters_of, drawn
@@ -376,12 +376,12 @@ EXAMPLES = {
 
 @app.command(
     "presets",
-    help=_text("""List the presets, each with the layer that it makes.
+    help=_text("""List the presets, each with the layer that it makes, and the published normalizations of gn.zoo.
 
 [cyan]gennorm presets[/cyan]"""),
 )
 def list_presets() -> None:
-    """List the presets."""
+    """List the presets and the zoo."""
     screen = console()
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(no_wrap=True, style="bold cyan")
@@ -394,7 +394,14 @@ def list_presets() -> None:
         table.add_row("", Text(repr(layer), style="green"))
         table.add_row("", f"gennorm explain --preset {preset}{_example(preset)}")
         table.add_row("", "")
+    for name in zoo.names():
+        found = zoo.describe(name)
+        table.add_row(found.example, found.title)
+    table.add_row("", "")
     screen.print(Padding(table, (0, 0, 0, 0)))
+    screen.print(
+        "print(gn.zoo.describe(name)) has the formula, the layer and the reference of a published normalization."
+    )
     screen.print("Any other normalization is described by its levels: gennorm explain --help")
 
 

@@ -15,7 +15,7 @@ import gennorm
 from gennorm import definition
 from gennorm.definition import SliceMoments
 from gennorm.errors import ConfigError, FrozenError, InitializationError
-from gennorm.extend import Computation, initial, is_one_example, kept_shape, parameter_shape, required
+from gennorm.extend import Computation, held_variance, initial, is_one_example, kept_shape, parameter_shape, required
 from gennorm.jax.arrays import array_of, parameter_of
 from gennorm.jax.computation import compute, compute_moments, folded, moments_of, slices_are_shared
 from gennorm.jax.merging import MappedAxis
@@ -116,7 +116,7 @@ class NormalizationLayer:
         mean = variance = None
         if moments is not None:
             mean = moments.mean
-            variance = moments.mean_square() if mean is None else moments.variance()
+            variance = held_variance(moments, config)
         found = {
             "scaling": core.scaling,
             "biases": core.biases,
@@ -316,7 +316,7 @@ class NormalizationLayer:
         core.adapt(_arrays(data), mask=_arrays(mask), **keywords)
         moments = required(core.moments)
         dtype = np.float64 if self.config.dtype == "float64" else np.float32
-        spread = moments.mean_square() if moments.mean is None else moments.variance()
+        spread = held_variance(moments, self.config)
         mean = None if moments.mean is None else jnp.asarray(np.asarray(moments.mean, dtype))
         leaves = (self.scaling, self.biases, mean, jnp.asarray(np.asarray(spread, dtype)))
         return self.tree_unflatten((self.config, self.axis), leaves)

@@ -12,7 +12,7 @@ from keras import constraints, initializers, ops, regularizers
 
 import gennorm
 from gennorm.errors import ConfigError, InitializationError
-from gennorm.extend import kept_shape, parameter_shape
+from gennorm.extend import held_variance, kept_shape, parameter_shape
 from gennorm.keras.computation import BackendComputation, floating, with_own_errors
 from gennorm.keras.data import batches_of
 from gennorm.spec.config import LayerConfig
@@ -50,6 +50,8 @@ class NormalizationLayer(keras.layers.Layer):
     momentum : float, default 0.99
         The share of the moving moments that a batch keeps.
     epsilon_placement : {"inside", "floor", "outside"}, default "inside"
+        As that of `gennorm.NormalizationLayer`.
+    constant : {"floor", "one", "raise"}, default "floor"
         As that of `gennorm.NormalizationLayer`.
     invert : bool, default False
         Whether the layer computes the input from the output, by its own moments.
@@ -97,6 +99,7 @@ class NormalizationLayer(keras.layers.Layer):
         statistics: str = "input",
         momentum: float = 0.99,
         epsilon_placement: str = "inside",
+        constant: str = "floor",
         invert: bool = False,
         scaling_initializer: Any = "ones",
         biases_initializer: Any = "zeros",
@@ -121,6 +124,7 @@ class NormalizationLayer(keras.layers.Layer):
             statistics=statistics,
             momentum=momentum,
             epsilon_placement=epsilon_placement,
+            constant=constant,
         )
         if invert and config.statistics == "input":
             msg = 'invert=True needs moments, and with statistics="input" the layer holds none\n'
@@ -264,7 +268,7 @@ class NormalizationLayer(keras.layers.Layer):
         assert moments is not None
         if self.mean is not None:
             self.mean.assign(moments.mean)
-        self.variance.assign(moments.mean_square() if self.mean is None else moments.variance())
+        self.variance.assign(held_variance(moments, config))
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Return the shape of the output: that of the input."""
@@ -274,7 +278,7 @@ class NormalizationLayer(keras.layers.Layer):
         """Return the arguments that make the layer, as JSON values."""
         values = self.config.to_dict()
         names = ("aggregation_levels", "scaling_levels", "group_number", "method", "unbiased", "epsilon", *WEIGHTS)
-        own = {name: values[name] for name in (*names, "statistics", "momentum", "epsilon_placement")}
+        own = {name: values[name] for name in (*names, "statistics", "momentum", "epsilon_placement", "constant")}
         own["invert"] = self.invert
         for name in (*WEIGHTS, *MOMENTS):
             own[f"{name}_initializer"] = initializers.serialize(getattr(self, f"{name}_initializer"))

@@ -19,7 +19,16 @@ import numpy.typing as npt
 from gennorm.engine import CompilationError, fallback_reason, use_definition
 from gennorm.engine.forks import changing
 from gennorm.engine.memory import copied
-from gennorm.errors import ConfigError, FrozenError, InitializationError, OutputError, ParameterError, shown, suggest
+from gennorm.errors import (
+    ConfigError,
+    FrozenError,
+    InitializationError,
+    InputError,
+    OutputError,
+    ParameterError,
+    shown,
+    suggest,
+)
 from gennorm.layer import files
 from gennorm.layer.arrays import (
     dtype_given,
@@ -37,8 +46,9 @@ from gennorm.layer.derivatives import Merge, Pullback, Residuals, directions_of,
 from gennorm.layer.hints import checked_arguments, unknown_attribute
 from gennorm.layer.parameters import NAMES, Parameters
 from gennorm.layer.request import Request, check_call, given_rows, laid, parameters_of, require_learnable, run
-from gennorm.layer.state import State
+from gennorm.layer.state import State, same_values
 from gennorm.layer.statistics import (
+    accepted,
     checked,
     folded_rows,
     held_shape,
@@ -56,6 +66,7 @@ from gennorm.plan import Plan, make_plan
 from gennorm.spec import config as configs
 from gennorm.spec import levels
 from gennorm.spec.config import LayerConfig, resolve_config
+from gennorm.spec.equivalence import Equivalence, compare, simplified
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -141,6 +152,10 @@ class NormalizationLayer:
         Whether training may change the layer.
     epsilon_placement : {"inside", "floor", "outside"}
         :math:`\sqrt{v + \epsilon}`, :math:`\max(\sqrt{v}, \epsilon)` or :math:`\sqrt{v} + \epsilon`.
+    constant : {"floor", "one", "raise"}
+        What a layer with ``statistics="dataset"`` does with constant slices, whose variance is not more than rounding
+        may make it. "floor" divides by what epsilon makes of their variance. "one" replaces the variance by 1, so that
+        epsilon 0 divides by 1. "raise" refuses such moments.
     learning_rate_multipliers : float or mapping, optional
         Stored for optimizers; the layer does not use it.
 
@@ -194,6 +209,7 @@ class NormalizationLayer:
         momentum: float = 0.99,
         trainable: bool = True,
         epsilon_placement: str = "inside",
+        constant: str = "floor",
         learning_rate_multipliers: Any = None,
     ) -> None:
         settings = locals()  # the arguments have the names of the settings
@@ -940,8 +956,9 @@ class NormalizationLayer:
         RuntimeWarning
             A variance is not finite: the data have NaN or an infinity, or numbers whose squares are too large.
         UserWarning
-            The data are one example, and each slice has one value: ``feature_norm().adapt(np.arange(1000.0))`` is one
-            example of 1000 features, as in Keras, where ``x[:, None]`` is 1000 examples of one.
+            Slices are constant, and the layer has ``constant="one"``. Or the data are one example, and each slice has
+            one value: ``feature_norm().adapt(np.arange(1000.0))`` is one example of 1000 features, as in Keras, where
+            ``x[:, None]`` is 1000 examples of one.
 
         Raises
         ------
@@ -954,8 +971,9 @@ class NormalizationLayer:
         InitializationError
             The data have no element that counts.
         ParameterError
-            There are more or fewer masks or weights than batches; a weight is negative or not finite; there is NaN and
-            `nan` is "raise"; with ``reset=False``, the held moments have another shape.
+            Slices are constant, and the layer has ``constant="raise"``; there are more or fewer masks or weights than
+            batches; a weight is negative or not finite; there is NaN and `nan` is "raise"; with ``reset=False``, the
+            held moments have another shape.
 
         Examples
         --------
@@ -972,7 +990,8 @@ class NormalizationLayer:
 
         state = self._state
         require_dataset(state.config)
-        if not reset and mask is None and weights is None and nan in NAN and not progress:
+        plain = mask is None and weights is None and not progress and state.config.constant == "floor"
+        if not reset and plain and nan in NAN:
             while (found := extended(state.moments, data, state.config)) is not None:
                 with changing:
                     if self._state is state:
@@ -993,6 +1012,7 @@ class NormalizationLayer:
             held = self._state.moments
             if not reset and held is not None:
                 found = added(held, found)
+            found = accepted(found, self._state.config, warn=True)
             self._state = self._state.holding(found)
         return self
 
@@ -1010,6 +1030,74 @@ class NormalizationLayer:
             state = self._state
             moments = folded_rows(required(state.moments), rows, call, state.config)
             object.__setattr__(self, "_state", state.holding(moments))
+
+    # Other spellings -----------------------------------------------------------------------------------------------
+
+    def equivalent(self, other: NormalizationLayer) -> Equivalence:
+        """Prove or refute that two layers compute the same output, for every array and after the same training.
+
+        The layers are compared by their levels, for every number of axes that an array can have. Parameters that one
+        layer lacks and the other has as ones or zeros are a difference, since training changes them; the values of
+        parameters and of held moments count. Only shapes differ between layers whose parameters lie on the same levels
+        in another order, or where a level of size 1 is aggregated in one and kept in the other.
+
+        Parameters
+        ----------
+        other : NormalizationLayer
+
+        Returns
+        -------
+        Equivalence
+            True or false as a condition; printed, it gives the reason: what both layers do, or the first difference.
+
+        Raises
+        ------
+        InputError
+            `other` is not a layer.
+
+        See Also
+        --------
+        gennorm.space
+
+        Examples
+        --------
+        >>> import gennorm as gn
+        >>> groups = gn.NormalizationLayer("All", 1, {1: 3}, input_shape=(3, None, None))
+        >>> print(groups.equivalent(gn.NormalizationLayer(input_shape=(3, None, None))))
+        the same: equal settings, slices and parameters in arrays with 3 or 4 axes
+        >>> print(groups.equivalent(gn.NormalizationLayer("All", 1, input_shape=(3, None, None))))
+        not the same: of an array with 3 axes, level 1 (axis 0) is kept by the first layer and aggregated by the second
+        """
+        if not isinstance(other, NormalizationLayer):
+            msg = f"a layer cannot be compared with {shown(other)}\npass a gn.NormalizationLayer"
+            raise InputError(msg, code="A050")
+        ours, theirs = self._state, other._state
+        found = compare(ours.config, theirs.config, (ours.parameters.shape, theirs.parameters.shape))
+        return found and same_values(found, ours, theirs)
+
+    def simplified(self) -> NormalizationLayer:
+        """Return the same layer in its shortest spelling, with copies of its parameters and moments.
+
+        Levels are spelled as short as the declared shape allows, groups of one element keep their level, and settings
+        without effect get their defaults. The shapes of parameters and moments stay.
+
+        Returns
+        -------
+        NormalizationLayer
+
+        Examples
+        --------
+        >>> import gennorm as gn
+        >>> gn.NormalizationLayer("{3, 2}", [1], [1, 1], input_shape=(3, None, None), momentum=0.5).simplified()
+        NormalizationLayer(input_shape=(3, None, None))
+        >>> gn.NormalizationLayer("1;;3", 1, [8, 1, 1], input_shape=(8, 28, 28)).simplified()
+        NormalizationLayer(input_shape=(8, 28, 28))
+        """
+        state = self._state
+        layer = NormalizationLayer.__new__(NormalizationLayer)
+        config = simplified(state.config)
+        layer.__setstate__({"config": config, "parameters": state.parameters._asdict(), "moments": state.moments})
+        return layer
 
     # Information ---------------------------------------------------------------------------------------------------
 
@@ -1053,6 +1141,7 @@ class NormalizationLayer:
         momentum                   0.99
         trainable                  True
         epsilon_placement          inside
+        constant                   floor
         learning_rate_multipliers  None
         moments                    None
         initialized                True

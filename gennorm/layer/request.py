@@ -178,7 +178,7 @@ def given_rows(state: State, moments: Any, call: PreparedCall) -> Array:
     if moments is None:
         own = required(state.moments)
         rows = call.last(own)
-        return rows if rows is not None else call.remember(own, True, call.ordered(held(own, resolved)))
+        return rows if rows is not None else call.remember(own, True, call.ordered(held(own, resolved, state.config)))
     rows = call.last(moments, False)
     if rows is not None:
         return rows

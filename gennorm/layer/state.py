@@ -7,12 +7,19 @@ stale.
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
 from gennorm.layer.calls import Calls
-from gennorm.layer.parameters import Parameter, Parameters
+from gennorm.layer.parameters import NAMES, Parameter, Parameters
 from gennorm.moments import Moments
 from gennorm.spec.config import LayerConfig
+from gennorm.spec.equivalence import Equivalence, ascending
 
-__all__ = ["State"]
+__all__ = ["State", "same_values"]
 
 
 class State:
@@ -45,3 +52,32 @@ class State:
         state.config, state.parameters, state.calls, state.own = self.config, self.parameters, self.calls, self.own
         state.of_input, state.learnable, state.moments = self.of_input, self.learnable, moments
         return state
+
+
+def same_values(proved: Equivalence, first: State, second: State) -> Equivalence:
+    """Compare the parameters and held moments of two layers whose settings are equivalent."""
+    for name in NAMES:
+        pair = [_ascending(state, getattr(state.parameters, name)) for state in (first, second)]
+        if not _equal(*pair):
+            return Equivalence(False, f"the layers have other values of {name}")
+    held = [state.moments for state in (first, second)]
+    if any(moments is None for moments in held):
+        same = held[0] is held[1]
+    else:
+        ours, theirs = ((one.mean, one.variance()) for one in held if one is not None)
+        same = all(itertools.starmap(_equal, zip(ours, theirs, strict=True)))
+    return proved if same else Equivalence(False, "the layers hold other moments")
+
+
+def _ascending(state: State, array: npt.NDArray[Any] | None) -> npt.NDArray[Any] | None:
+    """Return a parameter with its axes in the order of the levels that they lie on."""
+    if array is None:
+        return None
+    return array.transpose(ascending(state.config, array.shape))
+
+
+def _equal(first: npt.NDArray[Any] | None, second: npt.NDArray[Any] | None) -> bool:
+    """Return whether two arrays have the same elements, apart from axes of size 1."""
+    if first is None or second is None:
+        return first is second
+    return bool(np.array_equal(np.squeeze(first), np.squeeze(second), equal_nan=True))

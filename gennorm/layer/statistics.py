@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +18,7 @@ from gennorm.errors import (
     ParameterError,
     ShapeError,
 )
-from gennorm.moments import Moments
+from gennorm.moments import Moments, are_constant
 from gennorm.spec import levels
 from gennorm.spec.config import GroupMapping, LayerConfig, Resolved, resolve_config
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Given",
+    "accepted",
     "applicable",
     "checked",
     "folded",
@@ -33,6 +35,7 @@ __all__ = [
     "following",
     "held",
     "held_shape",
+    "held_variance",
     "initial",
     "is_one_example",
     "measured",
@@ -177,8 +180,8 @@ def used(moments: Any, config: LayerConfig) -> tuple[Array | None, Array]:
     return (moments.mean, moments.variance(config.unbiased)) if center else (None, moments.mean_square())
 
 
-def held(moments: Moments | None, resolved: Resolved) -> Array:
-    """Return held mean and variance, one value for each slice of an array. The variance is used without change.
+def held(moments: Moments | None, resolved: Resolved, config: LayerConfig) -> Array:
+    """Return held mean and variance, one value for each slice of an array.
 
     Raises
     ------
@@ -189,8 +192,58 @@ def held(moments: Moments | None, resolved: Resolved) -> Array:
     """
     moments = required(moments)
     require_held(moments, resolved)
+    return _over_slices(moments.mean, held_variance(moments, config), resolved.moments_shape)
+
+
+def held_variance(moments: Moments, config: LayerConfig) -> Array:
+    """Return the variance that a layer with these held moments divides by, or their mean square with the method RMS.
+
+    It is used without change, except that it is 1 in constant slices where the layer has ``constant="one"``.
+
+    Examples
+    --------
+    >>> moments = Moments([4, 4], [2.0, 3.0], [8.0, 0.0])
+    >>> held_variance(moments, LayerConfig.make(statistics="dataset")).tolist()
+    [2.0, 0.0]
+    >>> held_variance(moments, LayerConfig.make(statistics="dataset", constant="one")).tolist()
+    [2.0, 1.0]
+    """
     variance = moments.mean_square() if moments.mean is None else moments.variance()
-    return _over_slices(moments.mean, variance, resolved.moments_shape)
+    if config.constant != "one":
+        return variance
+    return np.where(_constant(moments, variance), 1.0, variance)
+
+
+def _constant(moments: Moments, variance: Array) -> Array:
+    with np.errstate(all="ignore"):
+        return np.asarray(are_constant(moments.count, moments.mean, variance))
+
+
+def accepted(moments: Moments, config: LayerConfig, *, warn: bool = False) -> Moments:
+    """Return moments that a layer is going to hold; refuse constant slices if it has ``constant="raise"``.
+
+    With `warn`, it warns of constant slices if it has ``constant="one"``.
+
+    Raises
+    ------
+    ParameterError
+        The message has the number of constant slices and the position of the first.
+    """
+    if config.constant == "floor":
+        return moments
+    found = _constant(moments, moments.mean_square() if moments.mean is None else moments.variance())
+    if not found.any():
+        return moments
+    at = f", the first at {tuple(np.argwhere(found)[0].tolist())}" if found.ndim else ""
+    what = "mean square" if moments.mean is None else "variance"
+    msg = f"{np.count_nonzero(found):,} of {found.size:,} slices are constant{at}: their {what} is not more "
+    msg += "than rounding may make it"
+    if config.constant == "raise":
+        msg += '\nleave them out, or write constant="one" to divide them by 1, constant="floor" to divide by epsilon'
+        raise ParameterError(msg, code="P117")
+    if warn:
+        warnings.warn(f"{msg}; 1 is used for it", UserWarning, stacklevel=4)
+    return moments
 
 
 def required(moments: Moments | None) -> Moments:
@@ -262,13 +315,13 @@ def checked(value: Any, config: LayerConfig, shape: tuple[int, ...] | None) -> M
     if config.method == "RMS" and moments.mean is not None:
         moments = Moments.from_variance(None, moments.mean_square(), moments.count)
     if shape is None or moments.shape == shape:
-        return moments
+        return accepted(moments, config)
     if not _broadcasts(moments.shape, shape):
         msg = f"the moments have the shape {moments.shape}, and those of the layer {shape}\n"
         msg += "their axes are the kept levels of an example, and the groups of grouped levels"
         raise ParameterError(msg, code="P024")
     mean = None if moments.mean is None else np.broadcast_to(moments.mean, shape)
-    return Moments(moments.count, mean, np.broadcast_to(moments.m2, shape))
+    return accepted(Moments(moments.count, mean, np.broadcast_to(moments.m2, shape)), config)
 
 
 def _require_kind(moments: Any, config: LayerConfig) -> None:

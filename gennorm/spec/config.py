@@ -45,10 +45,12 @@ PARAMETERS = ("Automatic", "explicit")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 STATISTICS = ("input", "moving", "dataset")
 PLACEMENTS = ("inside", "floor", "outside")
+CONSTANT = ("floor", "one", "raise")
 MULTIPLIERS = ("scaling", "biases")
 FORMAT = "gennorm/layer"
-VERSION = 1
-OPTIONAL = {"input_levels": None}  # keys of a config that are written only where they are not this
+VERSION = 2
+# Settings that configs have since a later version than the first; before, they had the default.
+NEW = {"constant": 2, "input_levels": 2}
 MOST_LEVELS = 64  # the largest number of axes of a NumPy array
 
 
@@ -93,6 +95,7 @@ class LayerConfig:
     momentum: float
     trainable: bool
     epsilon_placement: Literal["inside", "floor", "outside"]
+    constant: Literal["floor", "one", "raise"]
     learning_rate_multipliers: float | tuple[tuple[str, float], ...] | None
 
     @classmethod
@@ -115,6 +118,7 @@ class LayerConfig:
         momentum: object = 0.99,
         trainable: object = True,
         epsilon_placement: object = "inside",
+        constant: object = "floor",
         learning_rate_multipliers: object = None,
     ) -> LayerConfig:
         """Check the arguments of a layer, each one and their combination.
@@ -155,6 +159,7 @@ class LayerConfig:
             momentum=_real("momentum", momentum, 1.0, "C003"),
             trainable=_flag("trainable", trainable, "C002"),
             epsilon_placement=cast("Any", _word("epsilon_placement", epsilon_placement, PLACEMENTS, "C001")),
+            constant=cast("Any", _word("constant", constant, CONSTANT, "C001")),
             learning_rate_multipliers=_multipliers(learning_rate_multipliers),
         )
         _check_together(config)
@@ -195,9 +200,6 @@ class LayerConfig:
         [256, '...']
         """
         values = self.arguments()
-        for key, default in OPTIONAL.items():
-            if values[key] == default:
-                del values[key]
         for key in ("aggregation_levels", "scaling_levels"):
             values[key] = "{}" if values[key] == () else values[key]
         if self.input_shape is not None:
@@ -246,7 +248,7 @@ class LayerConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LayerConfig:
-        """Make a config from the result of `to_dict`. All keys but `input_levels` are required, no others allowed.
+        """Make a config from the result of `to_dict`. All keys of its version are required, and no others are allowed.
 
         Raises
         ------
@@ -259,17 +261,19 @@ class LayerConfig:
             msg = f"a layer's config is a mapping, not of type {type(values).__name__}\npass what to_config() returned"
             raise ConfigError(msg, code="C010")
         settings = [field.name for field in fields(cls)]
+        if (version := values.get("version")) in range(1, VERSION):
+            settings = [name for name in settings if NEW.get(name, 1) <= version]
         _known_keys("a layer's config", values, ["format", "version", *settings], "C011")
-        missing = [key for key in ("format", "version", *settings) if key not in values and key not in OPTIONAL]
+        missing = [key for key in ("format", "version", *settings) if key not in values]
         if missing:
             msg = f"a layer's config lacks {_quoted(missing)}\nall keys of to_config() are required"
             raise ConfigError(msg, code="C012")
-        if values["format"] != FORMAT or type(values["version"]) is not int or values["version"] != VERSION:
-            found, version = values["format"], values["version"]
+        found, version = values["format"], values["version"]
+        if found != FORMAT or type(version) is not int or not 1 <= version <= VERSION:
             msg = f"a config of format {found!r}, version {version!r} cannot be read\n"
-            msg += f"this gennorm reads {FORMAT!r}, version {VERSION}"
+            msg += f"this gennorm reads {FORMAT!r}, versions 1 to {VERSION}"
             raise ConfigError(msg, code="C013")
-        arguments = {key: values[key] for key in settings if key in values}
+        arguments = {key: values[key] for key in settings}
         if isinstance(arguments["input_shape"], (list, tuple)):
             arguments["input_shape"] = tuple(... if size == "..." else size for size in arguments["input_shape"])
         if isinstance(arguments["group_number"], Mapping):
@@ -497,6 +501,10 @@ def _check_together(config: LayerConfig) -> None:
         msg = 'unbiased=True is not possible with method="RMS"\n'
         msg += "the mean of squares is unbiased when divided by n: leave out unbiased"
         raise ConfigError(msg, code="C040")
+    if config.constant != "floor" and config.statistics != "dataset":
+        msg = f'constant="{config.constant}" is for moments of a data set, and the layer has '
+        msg += f'statistics="{config.statistics}"\nwrite statistics="dataset", or leave out constant'
+        raise ConfigError(msg, code="C046")
     spec, names = config.aggregation_levels, config.input_levels
     place = levels.batch_place(spec, names)
     if config.batched is False and place is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import gennorm
 from gennorm import definition
 from gennorm.errors import ConfigError, GennormError, InputError
-from gennorm.extend import required, resolve_config
+from gennorm.extend import resolve_config
 from gennorm.spec.config import LayerConfig
 from gennorm.torch.module import NormalizationLayer
 
@@ -103,8 +103,7 @@ def _held(norm: Any) -> tuple[LayerConfig, tuple[Tensor | None, Tensor]]:
             msg = "the norm holds no moments: it computes them from each input\n"
             msg += 'fold a norm with statistics="moving" or "dataset", or a batch norm'
             raise ConfigError(msg, code="C124")
-        required(norm.moments)  # type: ignore[arg-type]
-        config, mean, variance = norm.config, norm.mean, norm.variance
+        config, (mean, variance) = norm.config, norm._held()
     elif isinstance(norm, (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)):
         if norm.running_mean is None:
             msg = "the norm holds no moments: it was made with track_running_stats=False\n"

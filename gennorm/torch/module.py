@@ -16,6 +16,7 @@ from gennorm.layer.parameters import Parameters
 from gennorm.layer.state import State
 from gennorm.layer.statistics import checked, require_dataset, require_inverse
 from gennorm.layer.texts import represent
+from gennorm.moments import are_constant
 from gennorm.spec import levels
 from gennorm.spec.config import LayerConfig
 from gennorm.torch.computation import TensorComputation
@@ -36,6 +37,7 @@ FIXED = (
     "input_shape",
     "batched",
     "statistics",
+    "constant",
 )
 MISSING: Any = object()
 
@@ -258,12 +260,9 @@ class NormalizationLayer(Normalization):
         if statistics == "input":
             group = self._group(x) if self.synchronized else None
             return computation.normalize(x, weight, bias, mask=mask, group=group)
-        mean, variance = self.mean, self.variance
         if statistics == "moving" and self.training and config.trainable:
             return self._train(x, weight, bias, mask)
-        if variance is None:
-            required(None)  # raises
-        moments = mean, cast("Tensor", variance)
+        moments = self._held()
         if statistics == "dataset" and is_one_example(config, tuple(x.shape)):
             return computation.normalize(x[None], weight, bias, mask=mask, moments=moments)[0]
         return computation.normalize(x, weight, bias, mask=mask, moments=moments)
@@ -385,11 +384,7 @@ class NormalizationLayer(Normalization):
         weight, bias = self._parameters_of(None, None)
         seen = weight is not None and is_eager() and is_plain(weight)
         require_inverse(self.config, moments, array_of(cast("Tensor", weight)) if seen else None)
-        if moments is None and self.variance is None:
-            required(None)  # raises
-        given: Any = (
-            (self.mean, self.variance) if moments is None else mean_and_variance(moments, self.config, y.device)
-        )
+        given = self._held() if moments is None else mean_and_variance(moments, self.config, y.device)
         single = self._is_single(y)
         x = self._gennorm.invert(y[None] if single else y, weight, bias, given, held=moments is None)
         return x[0] if single else x
@@ -559,6 +554,17 @@ class NormalizationLayer(Normalization):
                 msg += "leave out its groups or synchronized=True: every process is a group then"
                 raise ConfigError(msg, code="C121")
         return process_group(self.process_group)
+
+    def _held(self) -> tuple[Tensor | None, Tensor]:
+        """Return the held mean and variance; with ``constant="one"`` the variance is 1 in constant slices."""
+        mean, variance = self.mean, self.variance
+        if variance is None:
+            required(None)  # raises
+        found = cast("Tensor", variance)
+        if self.config.constant == "one":
+            counted: Any = 1.0 if self.count is None else self.count
+            found = torch.where(are_constant(counted, mean, found), 1.0, found)
+        return mean, found
 
     def _hold(self, moments: gennorm.Moments | None) -> None:
         """Set the buffers to moments of the core, on the device where the module is."""

@@ -373,6 +373,8 @@ def test_presets():
         layer = getattr(gn, preset)(*map(int, sizes.split(", ")))
         assert f"gn.{preset}({sizes}) " in text
         assert repr(layer) in text
+    for name in gn.zoo.names():
+        assert f"{gn.zoo.describe(name).example} " in text
     commands = re.findall(r"gennorm (explain --preset .*?) *\n", text)
     assert len(commands) == len(EXAMPLES) == len(Preset)
     for command in commands:

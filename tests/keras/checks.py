@@ -499,6 +499,14 @@ def test_general_layer_adapts_and_inverts(tmp_path):
     assert_close(keras.saving.load_model(tmp_path / "m.keras")(X), layer(X))
 
 
+def test_general_layer_divides_constant_features_by_1():
+    layer = ours.NormalizationLayer(0, statistics="dataset", scaling=None, biases=None, epsilon=0.0, constant="one")
+    with pytest.warns(UserWarning, match="1 of 2 slices are constant"):
+        layer.adapt(np.array([[7.0, 1.0], [7.0, 5.0]], "float32"))
+    assert_close(layer(np.array([[8.0, 5.0]], "float32")), [[1.0, 1.0]])
+    assert ours.NormalizationLayer.from_config(layer.get_config()).config.constant == "one"
+
+
 def test_general_layer_takes_parameters_of_a_call():
     layer = ours.NormalizationLayer("2;;All", epsilon=0.1)
     scaling, biases = (rng.normal(size=(4, 6)).astype("float32") for _ in range(2))

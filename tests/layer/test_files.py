@@ -227,7 +227,7 @@ def rewritten(path, change):
         (lambda header, _: header.update(format="x"), "is not the file of a layer"),
         (lambda header, _: header.pop("config"), "is not the file of a layer"),
         (lambda header, _: header.update(arrays=5), "is not the file of a layer"),
-        (lambda header, _: header["config"].update(version=2), "invalid settings: a config of format"),
+        (lambda header, _: header["config"].update(version=3), "invalid settings: a config of format"),
         (lambda header, _: header["config"].pop("epsilon"), 'invalid settings: .* lacks "epsilon"'),
         (lambda header, _: header["config"].update(epsilon=-1), "invalid settings: epsilon cannot be"),
         (lambda _, arrays: arrays.pop("scaling"), "lacks the array scaling"),

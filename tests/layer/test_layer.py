@@ -255,6 +255,7 @@ def test_w26_the_signature_lists_the_defaults():
         "momentum": 0.99,
         "trainable": True,
         "epsilon_placement": "inside",
+        "constant": "floor",
         "learning_rate_multipliers": None,
     }
 
@@ -276,6 +277,7 @@ statistics                 input
 momentum                   0.99
 trainable                  True
 epsilon_placement          inside
+constant                   floor
 learning_rate_multipliers  0.5
 """
 
@@ -611,6 +613,7 @@ LAYERS = [
     gn.NormalizationLayer(1, "Same", scaling=[1, 2], dtype="bfloat16"),
     gn.NormalizationLayer(1, scaling=[0.0, -0.0], biases=[np.nan, np.inf]),
     gn.NormalizationLayer(1, [2, 3], scaling=np.ones((0, 3)), biases=None),
+    gn.feature_norm(constant="one"),
     gn.batch_norm(6),
     gn.instance_norm(6, channel_level=-1),
     gn.group_norm(3, 6),

@@ -62,6 +62,7 @@ def test_defaults():
         momentum=0.99,
         trainable=True,
         epsilon_placement="inside",
+        constant="floor",
         learning_rate_multipliers=None,
     )
 
@@ -132,6 +133,7 @@ CONFIGS = st.fixed_dictionaries(
         "momentum": st.floats(0, 1),
         "trainable": st.booleans(),
         "epsilon_placement": st.sampled_from(["inside", "floor", "outside"]),
+        "constant": st.sampled_from(["floor", "floor", "one", "raise"]),
         "learning_rate_multipliers": st.none()
         | NUMBERS
         | st.dictionaries(st.sampled_from(["scaling", "biases"]), NUMBERS),
@@ -173,6 +175,7 @@ WRONG = {
     "momentum": [-0.1, 1.1, None],
     "trainable": [1, None],
     "epsilon_placement": ["in", None],
+    "constant": ["1", None],
     "learning_rate_multipliers": [-1, "1", True, {"scale": 1}, {"scaling": -1}],
     "extra": [1],
 }
@@ -200,7 +203,7 @@ def test_schema_has_names_only_where_they_are_declared(change):
     declared = {"aggregation_levels": "All", "input_levels": "channel width"}
     named = make().to_dict() | declared | change
     VALIDATOR.validate(named)
-    without = {key: value for key, value in named.items() if key != "input_levels"}
+    without = named | {"input_levels": None}
     assert not VALIDATOR.is_valid(without)
     assert raised(lambda: LayerConfig.from_dict(without)) is not None
     assert VALIDATOR.is_valid(make("All", "Complement", {-1: 2}).to_dict())
@@ -215,15 +218,23 @@ def test_every_key_is_needed(key):
         LayerConfig.from_dict(written)
 
 
+def test_configs_of_version_1_are_read():
+    written = make("2;;All", 1, epsilon=0.5).to_dict() | {"version": 1}
+    del written["constant"], written["input_levels"]
+    assert LayerConfig.from_dict(written) == make("2;;All", 1, epsilon=0.5)
+    with pytest.raises(ConfigError, match='unknown key "constant"'):
+        LayerConfig.from_dict(written | {"constant": "floor"})
+
+
 def test_schema():
     VALIDATOR.check_schema(SCHEMA)
-    assert [*SCHEMA["properties"]] == [*make(input_levels="a b").to_dict()]
-    assert SCHEMA["required"] == [*make().to_dict()] == [key for key in SCHEMA["properties"] if key != "input_levels"]
+    assert SCHEMA["required"] == [*make().to_dict()] == [*SCHEMA["properties"]]
     for key, words in {
         "method": settings.METHODS,
         "dtype": settings.DTYPES,
         "statistics": settings.STATISTICS,
         "epsilon_placement": settings.PLACEMENTS,
+        "constant": settings.CONSTANT,
     }.items():
         assert SCHEMA["properties"][key]["enum"] == [*words]
 
