@@ -15,6 +15,7 @@ from typing import Any
 
 __all__ = [
     "ConfigError",
+    "DrawingError",
     "DtypeError",
     "FileError",
     "FrozenError",
@@ -147,6 +148,10 @@ class TensorError(GennormError, RuntimeError):
 
 class FileError(GennormError, ValueError):
     """A file cannot be read or written (F0xx)."""
+
+
+class DrawingError(GennormError, ValueError):
+    """A picture cannot be drawn: its axes, its labels, or a library that is not installed (V0xx)."""
 
 
 class UnknownNameError(GennormError, AttributeError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from operator import index
-from typing import Any, Final, Literal, NoReturn, Self, SupportsIndex
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +19,9 @@ from gennorm import definition
 from gennorm.errors import DtypeError, FrozenError, InputError, ParameterError, suggest
 from gennorm.masks import broadcast, broadcast_mask
 from gennorm.spec.axes import Pooling, checked_axes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Moments", "are_constant", "checked_weights", "real_array", "two_sum"]
 
@@ -453,6 +456,37 @@ class Moments:
             )
             raise ParameterError(msg, code="P103")
         return _quotient(self.m2, self.count - 1 if unbiased else self.count)
+
+    def show(self, *, dark: bool = False) -> Figure:
+        """Draw the mean and the deviation of each slice, or its root mean square for moments of the RMS method.
+
+        Parameters
+        ----------
+        dark : bool, default False
+            Whether the page is dark.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            With up to 48 slices.
+
+        Raises
+        ------
+        DrawingError
+            Matplotlib is not installed: ``pip install 'gennorm[plot]'``.
+
+        Examples
+        --------
+        >>> figure = Moments(8, [0.0, 1.5], [2.0, 8.0]).show()
+        >>> [axes.get_title(loc="left") for axes in figure.axes]
+        ['mean and deviation of 2 slices, of 8 elements each']
+        """
+        from gennorm.drawing import matplotlib_figures
+        from gennorm.drawing.comparison import summarize
+
+        square = self.mean_square() if self.mean is None else self.variance()
+        figure: Figure = matplotlib_figures().figure_of_moments(summarize(self.count, self.mean, square), dark=dark)
+        return figure
 
     def mean_square(self) -> Floats:
         """Return the mean of the squares of each slice: ``m2 / count``, plus ``mean**2`` where there is a mean.

@@ -26,12 +26,13 @@ FRONTS = {
 INSIDE = {
     "errors": set(),
     "spec": {"errors"},
-    "plan": {"spec"},
+    "drawing": {"errors", "spec"},
+    "plan": {"spec", "drawing"},
     "definition": {"errors", "spec", "plan"},
     "masks": {"errors"},
-    "moments": {"errors", "masks", "spec", "definition"},
+    "moments": {"errors", "masks", "spec", "definition", "drawing"},
     "engine": {"errors", "spec", "plan", "definition"},
-    "layer": {"errors", "spec", "plan", "definition", "masks", "moments", "engine"},
+    "layer": {"errors", "spec", "drawing", "plan", "definition", "masks", "moments", "engine"},
     "presets": {"errors", "spec", "moments", "layer"},
     "zoo": {"errors", "layer", "presets"},
     "elsewhere": {"errors", "spec", "layer", "presets"},
@@ -40,7 +41,7 @@ INSIDE = {
     "extend": {"errors", "spec", "moments", "engine", "layer"},
     "": {"errors", "plan", "moments", "engine", "layer", "presets", "zoo", "elsewhere", "searching", "precompiling"},
     "bench": {"", "errors", "plan", "layer", "torch"},
-    "cli": {"", "errors", "spec", "plan", "moments", "engine", "layer", "presets", "zoo", "bench"},
+    "cli": {"", "errors", "spec", "drawing", "plan", "moments", "engine", "layer", "presets", "zoo", "bench"},
     "__main__": {"cli"},
     **{
         front: {"", "errors", "spec", "masks", "moments", "engine", "layer", "presets", "extend", "definition"}
@@ -53,10 +54,12 @@ BENCHED = {"torch", "jax", "onnx", "onnxruntime", "sklearn", "transformers"}
 # What each may import from elsewhere, the standard library apart.
 OUTSIDE = {
     "definition": {"array_api_compat"},
+    "drawing": {"numpy", "matplotlib"},
+    "plan": {"matplotlib"},  # the type of a figure, as in moments and layer
     "masks": {"numpy"},
-    "moments": {"numpy"},
+    "moments": {"numpy", "matplotlib"},
     "engine": {"numpy", "numba", "llvmlite", "ml_dtypes"},
-    "layer": {"numpy", "ml_dtypes", "safetensors", "rich", "tqdm"},
+    "layer": {"numpy", "ml_dtypes", "safetensors", "rich", "tqdm", "matplotlib"},
     "precompiling": {"numpy"},
     "extend": {"numpy"},
     "presets": {"numpy"},

@@ -22,11 +22,12 @@ import numpy as np
 import pytest
 
 import gennorm as gn
-from gennorm import definition, elsewhere, errors, extend, masks, presets, searching, zoo
+from gennorm import definition, drawing, elsewhere, errors, extend, masks, presets, searching, zoo
+from gennorm.drawing import cubes
 from gennorm.engine import memory
 from gennorm.engine import threads as threads_
 from gennorm.errors import GennormError, point, suggest
-from gennorm.layer import adapting, arrays, derivatives, files, hints, parameters, statistics
+from gennorm.layer import adapting, arrays, derivatives, files, hints, parameters, pictures, statistics
 from gennorm.layer import layer as layers
 from gennorm.spec import axes, brackets, config, levels, names
 from tests.error_tables import ErrorTable, constants, makers
@@ -35,6 +36,7 @@ MODULES: list[ModuleType] = [
     definition,
     *(levels, axes, names, brackets, config, masks, statistics, adapting, files, hints, presets),
     *(layers, arrays, parameters, derivatives, memory, threads_, extend, elsewhere, searching, zoo),
+    *(drawing, cubes, pictures),
 ]
 # Modules whose texts are asserted in tests of their own.
 ELSEWHERE = ["test_moments.py"]

@@ -103,21 +103,25 @@ OPTIONS = {
     "--example": None,
     "--inverse": None,
     "--json": None,
+    "--labels": ["N,C,L", "C", "", ","],
+    "--dark": None,
 }
+DRAWN = {"--labels", "--dark"}
 TAKEN = {
-    "apply": {*OPTIONS} - {"--shape", "--json", "--level"},
-    "adapt": {*OPTIONS} - {"--shape", "--json", "--inverse"},
-    "explain": {*OPTIONS} - {"--inverse", "--level"},
+    "apply": {*OPTIONS} - {"--shape", "--json", "--level"} - DRAWN,
+    "adapt": {*OPTIONS} - {"--shape", "--json", "--inverse"} - DRAWN,
+    "explain": {*OPTIONS} - {"--inverse", "--level"} - DRAWN,
+    "draw": {*OPTIONS} - {"--inverse", "--level", "--dtype", "--json"},
 }
 
 
 def command_line(dice):
-    command = dice.choice(["apply", "apply", "adapt", "explain"])
-    names = {"apply": 2, "adapt": dice.choice([1, 2, 2, 3]), "explain": 0}[command]
+    command = dice.choice(["apply", "apply", "adapt", "explain", "draw"])
+    names = {"apply": 2, "adapt": dice.choice([1, 2, 2, 3]), "explain": 0, "draw": 0}[command]
     words = [command, *(dice.choice(FILES) for _ in range(names))]
     options = sorted(TAKEN[command] if dice.random() < 0.95 else {*OPTIONS})
     chosen = dice.sample(options, dice.choice([0, 1, 1, 2, 2, 3, 4]))
-    if command == "explain" and "--shape" not in chosen:
+    if command in {"explain", "draw"} and "--shape" not in chosen:
         chosen.append("--shape")
     for option in chosen:
         values = OPTIONS[option]
@@ -139,8 +143,8 @@ def check(words, folder):
     changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
     assert not any(name.endswith(".part") for name in after), words
     if result.exit_code == 0:
-        allowed = {"apply": words[2:3], "adapt": [word for word in words[1:] if word[0] != "-"][-1:], "explain": []}
-        assert changed <= {*allowed[words[0]]}, words
+        allowed = {"apply": words[2:3], "adapt": [word for word in words[1:] if word[0] != "-"][-1:]}
+        assert changed <= {*allowed.get(words[0], [])}, words
         for name in changed:
             readable(folder / name, words[0])
     else:

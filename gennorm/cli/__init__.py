@@ -1,4 +1,4 @@
-"""The entry point of the command line: ``gennorm demo | apply | adapt | explain | presets | bench``.
+"""The entry point of the command line: ``gennorm demo | apply | adapt | explain | draw | presets | bench``.
 
 The commands are in `gennorm.cli.app`. This module imports nothing that takes time, so that Ctrl-C is handled before
 NumPy and the packages of the extra ``cli`` are imported.

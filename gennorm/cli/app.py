@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import inspect
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -18,6 +19,7 @@ import gennorm as gn
 from gennorm import presets, zoo
 from gennorm.cli import BROKEN_PIPE, INTERRUPTED, missing
 from gennorm.cli.console import console, progress
+from gennorm.cli.draw import Request, characters_of, drawn
 from gennorm.cli.options import (
     LayerOptions,
     Preset,
@@ -28,7 +30,7 @@ from gennorm.cli.options import (
     takes_layer,
     uninitialized,
 )
-from gennorm.errors import GennormError
+from gennorm.errors import DrawingError, GennormError
 from gennorm.layer import NormalizationLayer
 from gennorm.plan import Plan
 
@@ -251,7 +253,7 @@ def adapt(
 
 
 @app.command(
-    help=_text("""Print a layer, and the plan of the engine for an array of a shape.
+    help=_text("""Print a layer, the plan of the engine for an array of a shape, and its slices as letters.
 
 [cyan]gennorm explain --shape 8,128,768 --preset layer_norm[/cyan]
 [cyan]gennorm explain --shape 32,256,14,14 --aggregate All --groups 1=32 --batched[/cyan]
@@ -276,6 +278,45 @@ def explain(
     typer.echo(repr(layer))
     typer.echo("")
     typer.echo(str(plan))
+    with suppress(DrawingError):  # more axes than a drawing has, or no elements
+        typer.echo(f"\n{characters_of(layer, plan.resolved.shape)}")
+
+
+# ---------------------------------------------------------------------------------------------------------------- draw
+
+
+@app.command(
+    help=_text("""Draw which elements of an array share one mean and deviation, and which levels have parameters.
+
+[cyan]gennorm draw "2;;All" --shape 3,4,4 -o norm.svg[/cyan]
+[cyan]gennorm draw --preset group_norm --groups 32 --shape 8,256,14,14 --labels N,C,H,W -o norm.png --dark[/cyan]
+[cyan]gennorm draw --aggregate -1 --shape 8,768[/cyan]                 in characters
+
+Without -o, the elements are written as letters, one letter for each slice. Long levels are drawn with a few positions,
+and the picture says so.""")
+)
+@takes_layer
+def draw(
+    options: LayerOptions,
+    shape: Annotated[str, typer.Option(help="Shape of the array: 32,256,14,14.", metavar="SIZES", show_default=False)],
+    aggregated: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="LEVELS", help="Aggregation levels, as --aggregate, which also takes -1.", show_default=False
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="A name for each axis: N,C,H,W.", metavar="NAMES", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A .svg, .png or .pdf file.", metavar="FILE", show_default=False),
+    ] = None,
+    dark: Annotated[bool, typer.Option("--dark", help="For a dark page.")] = False,
+) -> None:
+    """Draw the slices of a layer."""
+    typer.echo(drawn(Request(aggregated, shape, labels, output, dark), options))
 
 
 def _report(layer: NormalizationLayer, plan: Plan) -> dict[str, Any]:

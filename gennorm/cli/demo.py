@@ -35,6 +35,13 @@ COLOURS = ("red", "green", "blue")
 SHOWN = 4  # slices in a table
 REPEATS = 5
 
+# What the plans below name.
+WORDS = {
+    "moments": "the count, the mean and the sum of squared deviations of each slice: what a norm has to know of it",
+    "runs": "axes next to each other in memory that have one role, so that one loop goes over all of them",
+    "tasks": "the parts of a call that do not depend on each other, which threads share",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Exhibit:
@@ -163,6 +170,9 @@ def show(output: Path, screen: Console, aside: Console) -> None:
         f"{ROWS} rows, {COLUMNS} columns, 3 colours, as float32.",
         soft_wrap=True,
     )
+    screen.print()
+    for word, meaning in WORDS.items():
+        screen.print(f"[bold]{word:<11}[/bold]{meaning}", soft_wrap=True)
     pictures = {"photograph": photograph}
     for exhibit in EXHIBITS:
         with aside.status("normalizing; kernels are compiled the first time"):

@@ -7,7 +7,8 @@ it, `state` has the contents of a layer, `derivatives` has pullbacks, `statistic
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -69,6 +70,8 @@ from gennorm.spec.config import LayerConfig, resolve_config
 from gennorm.spec.equivalence import Equivalence, compare, simplified
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from gennorm.engine.interface import PreparedCall
 
 __all__ = [
@@ -665,6 +668,105 @@ class NormalizationLayer:
         if config.statistics == "dataset" and is_one_example(config, shape):
             shape, strides = (1, *shape), None if strides is None else (0, *strides)
         return replace(make_plan(config, shape, name, strides), fallback=fallback_reason())
+
+    # Pictures --------------------------------------------------------------------------------------------------------
+
+    def draw(
+        self,
+        shape: Any = None,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        labels: Sequence[str | None] | None = None,
+        dark: bool = False,
+        per_example: bool = False,
+    ) -> Figure:
+        """Draw which elements share one mean and deviation, and which levels have parameters.
+
+        An array is drawn as a cube that is cut into its slices, or as a grid of cubes if it has more than three axes.
+        Long levels are drawn with a few positions, and the picture says so.
+
+        Parameters
+        ----------
+        shape : tuple of int or ndarray, optional
+            The shape of an input, or an input. If not given, a shape that the layer takes, if possible of three axes.
+        path : str or path-like, optional
+            The file to write: ``.svg``, ``.png`` or ``.pdf``.
+        labels : sequence of str, optional
+            A name for each axis, such as ``["N", "C", "L"]``; None leaves the number of the level. The names in
+            `input_levels` if not given.
+        dark : bool, default False
+            Whether the page is dark.
+        per_example : bool, default False
+            Whether the parameters are those of a call that has one set for each example of the batch.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        GennormError
+            The shape does not fit the layer.
+        DrawingError
+            Matplotlib is not installed (``pip install 'gennorm[plot]'``), the array has more than eight axes or no
+            elements, the labels do not fit it, or the path has another suffix.
+        FileError
+            The file cannot be written.
+
+        Examples
+        --------
+        >>> import gennorm as gn
+        >>> figure = gn.group_norm(2, 4).draw((3, 4, 4), labels=["N", "C", "L"])
+        >>> [text.get_text() for text in figure.axes[0].texts][:6]
+        ['N', 'level 0', 'C', 'level 1', '2 groups', 'L']
+        """
+        from gennorm.layer.pictures import draw
+
+        sizes = None if shape is None else shape.shape if isinstance(shape, np.ndarray) else shape_of(shape)
+        return draw(self._state.config, sizes, path, labels, dark=dark, per_example=per_example)
+
+    @with_fallback
+    def show(self, x: Any, *, dark: bool = False) -> Figure:
+        """Draw an array before and after the layer: histograms, means and deviations by slice, and the array itself.
+
+        The array itself is drawn where its first example is a picture (one or three channels, first or last) or a
+        sequence. Of many slices, some are drawn: 6 histograms, 48 means.
+
+        Parameters
+        ----------
+        x : ndarray
+            An example or a batch. The layer normalizes it as in a call, and does not change.
+        dark : bool, default False
+            Whether the page is dark.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        GennormError
+            As in a call.
+        DrawingError
+            Matplotlib is not installed (``pip install 'gennorm[plot]'``), or the array has no elements.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import gennorm as gn
+        >>> x = np.random.default_rng(0).normal(5, 2, (3, 16, 16))
+        >>> figure = gn.NormalizationLayer().initialize(x).show(x)
+        >>> [axes.get_title(loc="left") for axes in figure.axes]
+        ['before', 'after', '', '', '', '']
+        """
+        from gennorm.layer.pictures import show
+
+        return show(self, real(x, "the input"), dark=dark)
+
+    def _repr_html_(self) -> str:
+        from gennorm.layer.pictures import html
+
+        return html(self._state, self.plan)
 
     # Parameters ------------------------------------------------------------------------------------------------------
 

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from gennorm.plan.printing import text_of
 from gennorm.spec.config import LayerConfig, Resolved, resolve_config
 
-__all__ = ["Plan", "Run", "dense_strides", "make_plan"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Pass", "Plan", "Run", "dense_strides", "make_plan"]
 
 LANES = 16  # elements in a vector of the kernels; a plan never cuts a tile inside one
 TOGETHER = 8  # lines that the kernels process at a time; pieces are multiples of it
@@ -90,6 +93,14 @@ class _Cell(NamedTuple):
     varies: bool  # whether the parameters vary along it
     axis: int
     part: int  # 0: the axis, or the number of the group; 1: the position within the group
+
+
+class Pass(NamedTuple):
+    """A pass over the array: what for, and how many bytes it reads and writes."""
+
+    why: str
+    read: int
+    written: int
 
 
 class _Cut(NamedTuple):
@@ -200,11 +211,60 @@ class Plan:
         return _Cut(piece, number, 1, number * (self.resolved.count // length))
 
     @property
+    def passes(self) -> tuple[Pass, ...]:
+        """Return the passes over the array, in order: copies, readings, and the writing of the output.
+
+        Examples
+        --------
+        >>> import gennorm as gn
+        >>> for one in gn.instance_norm(1).plan((1, 1, 2048, 2048)).passes:
+        ...     print(one.why, one.read, one.written)
+        read for the moments 16777216 0
+        read again for the output 16777216 0
+        write the output 0 16777216
+        """
+        input_, output = self.size * ITEMSIZE[self.dtype], self.size * ITEMSIZE[self.result]
+        whys = ("read the input",) if self.reads < 2 else ("read for the moments", "read again for the output")
+        found = [] if self.copies == "nothing" else [Pass("copy the input", input_, input_)]
+        found += [Pass(why, input_, 0) for why in whys[: self.reads]]
+        found.append(Pass("write the output", 0, output))
+        if self.copies == "both":
+            found.append(Pass("copy the output", output, output))
+        return tuple(found)
+
+    @property
     def traffic(self) -> tuple[int, int]:
         """Return the bytes that are read and written, including copies."""
-        input_, output = self.size * ITEMSIZE[self.dtype], self.size * ITEMSIZE[self.result]
-        copied = {"nothing": 0, "input": input_, "both": input_ + output}[self.copies]
-        return self.reads * input_ + copied, output + copied
+        return sum(one.read for one in self.passes), sum(one.written for one in self.passes)
+
+    def draw(self, *, dark: bool = False) -> Figure:
+        """Draw the runs, the passes over memory, and the tasks that threads share.
+
+        Parameters
+        ----------
+        dark : bool, default False
+            Whether the page is dark.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        DrawingError
+            Matplotlib is not installed: ``pip install 'gennorm[plot]'``.
+
+        Examples
+        --------
+        >>> import gennorm as gn
+        >>> figure = gn.group_norm(32, 256).plan((8, 256, 14, 14)).draw()
+        >>> [axes.get_title(loc="left") for axes in figure.axes]
+        ['4 runs, outermost first', '1 reading, 1 writing', '256 tasks; the first 64']
+        """
+        from gennorm.drawing import matplotlib_figures
+
+        figure: Figure = matplotlib_figures().figure_of_plan(self, dark=dark)
+        return figure
 
     def __str__(self) -> str:
         return text_of(self)

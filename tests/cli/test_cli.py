@@ -23,6 +23,9 @@ from gennorm.cli import apply as applying
 from gennorm.cli import demo, files, pictures
 from gennorm.cli.app import EXAMPLES, app
 from gennorm.cli.options import Preset
+from gennorm.drawing.characters import in_characters
+from gennorm.layer import pictures as layer_pictures
+from gennorm.spec.config import LayerConfig
 
 ROOT = Path(gn.__file__).resolve().parents[1]
 
@@ -145,7 +148,7 @@ def test_version_and_module():
     assert result.stdout == f"gennorm {gn.__version__}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["apply"], ["explain"], ["presets"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["apply"], ["explain"], ["draw"], ["presets"]])
 def test_help_teaches(command):
     text = run(*command, "--help").stdout
     usage, _, rest = text.strip().partition("\n")
@@ -157,7 +160,7 @@ def test_no_command_is_help():
     assert "explain" in run(status=2).output
 
 
-@pytest.mark.parametrize("command", ["apply", "explain"])
+@pytest.mark.parametrize("command", ["apply", "draw", "explain"])
 def test_examples_of_the_help_run(command, folder):
     """The examples are commands: they run on files of their names."""
     np.save("x.npy", random((4, 64, 8, 8)))
@@ -223,7 +226,16 @@ LAYERS = [(options, shape, layer or WRITTEN[i]) for i, (options, shape, layer) i
 @pytest.mark.parametrize(("options", "shape", "layer"), LAYERS)
 def test_explain(options, shape, layer):
     text = run("explain", "--shape", ",".join(map(str, shape)), *options).stdout
-    assert text == f"{layer!r}\n\n{layer.plan(shape)}\n"
+    plan = layer.plan(shape)
+    cubes = layer_pictures.described(LayerConfig.from_dict(layer.to_config()), plan.resolved.shape)
+    assert text == f"{layer!r}\n\n{plan}\n\n{in_characters(cubes)}\n"
+
+
+def test_explain_what_cannot_be_drawn():
+    for shape in ("2,2,2,2,2,2,2,2,2", "3,0"):
+        text = run("explain", "--shape", shape, "--aggregate", "-1").stdout
+        layer = gn.NormalizationLayer(-1)
+        assert text == f"{layer!r}\n\n{layer.plan(tuple(map(int, shape.split(','))))}\n"
 
 
 def test_explain_dtype_and_shapes():
@@ -237,9 +249,8 @@ def test_explain_dtype_and_shapes():
 def test_explain_config(folder):
     layer = gn.group_norm(2, 8, epsilon=0.25)
     Path("layer.json").write_text(json.dumps(layer.to_config()), encoding="utf-8")
-    assert (
-        run("explain", "--config", "layer.json", "--shape", "3,8,5").stdout == f"{layer!r}\n\n{layer.plan((3, 8, 5))}\n"
-    )
+    text = run("explain", "--config", "layer.json", "--shape", "3,8,5").stdout
+    assert text.startswith(f"{layer!r}\n\n{layer.plan((3, 8, 5))}\n\nslices     3 x 4 x 5 elements")
 
 
 def test_explain_json():
@@ -368,6 +379,47 @@ def test_presets():
     assert len(commands) == len(EXAMPLES) == len(Preset)
     for command in commands:
         run(*command.split())
+
+
+# ---------------------------------------------------------------------------------------------------------------- draw
+
+
+def test_draw_writes_the_picture_of_the_layer(folder):
+    text = run("draw", "2;;All", "--shape", "3,4,4", "-o", "norm.svg").stdout
+    assert text == "norm.svg: NormalizationLayer()\n"
+    gn.NormalizationLayer().draw((3, 4, 4), "same.svg")
+    assert Path("norm.svg").read_bytes() == Path("same.svg").read_bytes()
+    options = ["--preset", "group_norm", "--groups", "2", "--shape", "3,4,4", "--labels", "N, C, L", "--dark"]
+    run("draw", *options, "-o", "norm.png")
+    gn.group_norm(2, 4).draw((3, 4, 4), "same.png", labels=["N", "C", "L"], dark=True)
+    assert Path("norm.png").read_bytes() == Path("same.png").read_bytes()
+    text = failure("draw", "1", "--shape", "3,4", "-o", "norm.jpg")
+    assert text.startswith("norm.jpg cannot be the file of a picture")
+    text = failure("draw", "1", "--shape", "3,4", "--labels", "C")
+    assert text.startswith("labels has 1 name, and an array of shape")
+
+
+def test_draw_in_characters_is_what_the_page_shows():
+    page = (ROOT / "docs" / "drawing.md").read_text(encoding="utf-8")
+    shown = re.findall(r"```text\n\$ gennorm (draw .*?)\n(.*?)```", page, re.DOTALL)
+    assert len(shown) == 1
+    for command, text in shown:
+        assert run(*command.split()).stdout == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["1", "--aggregate", "2"], "'LEVELS': it cannot be combined with --aggregate, which is the same"),
+        (["--dark"], "'--dark': it is for a picture: give -o FILE"),
+        (
+            ["1", "--preset", "layer_norm"],
+            "'--aggregate': it cannot be combined with --preset layer_norm, which does not take it",
+        ),
+    ],
+)
+def test_misuse_of_draw(arguments, text):
+    assert misuse("draw", *arguments, "--shape", "3,4") == f"Invalid value for {text}"
 
 
 # ----------------------------------------------------------------------------------------------------- apply: one array
@@ -1139,6 +1191,8 @@ def test_demo_shows_every_preset(shown):
         shape = (4, 300, 256, 3) if exhibit.crops else (600, 512, 3)
         assert f"{exhibit.call}\n" in text
         assert f"{layer.plan(shape)}\ntime       " in text
+    for word in ("moments", "runs", "tasks"):  # each is said once, before it is used
+        assert text.index(f"\n{word:<11}{demo.WORDS[word]}\n") < text.index("\narray ")
     assert f"{folder / 'contact-sheet.png'} has all of them; 7 single ones are in the same folder." in text
 
 
