@@ -106,6 +106,17 @@ def address(
     return private.address(_compiled(function, settings, dtypes, signature))
 
 
+def handler(
+    kernel: Callable[..., None], settings: dict[str, int], dtypes: tuple[str, str, str], signature: Signature
+) -> tuple[str, int]:
+    """Compile a kernel that XLA calls, and return a name of its machine code and the address of its handler.
+
+    The name stands for everything that the machine code depends on, so that no other has it. The rest is as in `build`.
+    """
+    assert isinstance(kernel, FunctionType)
+    return private.handler(_compiled(kernel, settings, dtypes, signature))
+
+
 # ---------------------------------------------------------------------------------------------------------- compilation
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from . import Signature, workers
+from . import Signature, foreign, workers
 
 NAME = "gennorm"
 
@@ -294,6 +294,8 @@ class _KernelLowering(_CPUContext):
         signature = self.signatures[fndesc.qualname]
         if signature.shared:
             entry = _shared_entry(self, entry, fndesc, signature)
+        if signature.handler is not None:
+            foreign.emit_handler(self, module, entry, fndesc, signature)
         _PyCallWrapper(self, module, entry, fndesc, env, call_helper, release_gil).build()
         library.add_ir_module(module)
 
@@ -396,6 +398,12 @@ def address(result: Any) -> int:
     """Return the address of a compiled function, for calls from machine code."""
     found: int = result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
     return found
+
+
+def handler(result: Any) -> tuple[str, int]:
+    """Return the name of a compiled kernel, and the address of the function by which XLA calls it."""
+    found: int = result.library.get_pointer_to_function(foreign.name_of(result.fndesc))
+    return result.fndesc.qualname.rpartition(".")[2], found
 
 
 # -------------------------------------------------------------------------------------------------- shared entry points
