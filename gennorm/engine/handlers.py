@@ -72,7 +72,7 @@ def forward(plan: Plan, scaled: bool, biased: bool, moments: str) -> Call:
     operands = _Buffer(plan.dtype, plan.size), _Buffer(plan.compute, scaling), _Buffer(plan.compute, biases)
     kept = 2 * plan.slices
     results = _Buffer(plan.result, plan.size), _Buffer("float64", kept, hidden=True), _Buffer(moments, kept)
-    fields = (plan.tasks // plan.cut.units,)
+    fields = plan.tasks // plan.cut.units, 1
     return _call(
         "forward",
         plan,
@@ -111,7 +111,7 @@ def backward(plan: Plan, scaled: bool, biased: bool) -> Call:
         _Buffer("float64", 4 * plan.slices, hidden=True),
         _Buffer("float64", 2 * parameters, hidden=True),
     )
-    fields = 1, plan.tasks, parameters, parts_between(plan) if varying else 1
+    fields = 1, 1, plan.tasks, parameters, parts_between(plan) if varying else 1
     count, degrees = plan.resolved.count, plan.resolved.count - plan.config.unbiased
     per_count = 1 / count if plan.config.method == "Standardize" and count > 0 else 0.0
     numbers = (*_numbers(plan), per_count, 1 / degrees if degrees > 0 else 0.0)

@@ -30,7 +30,7 @@ from numba import types
 from gennorm.engine import kernels
 from gennorm.engine.forks import hold_in_forks, run_uninterrupted
 
-from . import CompilationError, Signature, lowering, private
+from . import CompilationError, Signature, foreign, lowering, private
 from .notice import announce_compilation
 
 __all__ = ["JIT", "Built", "Signature", "address", "build", "built"]
@@ -143,7 +143,9 @@ def _compiled(
                 operations = lowering.vector_operations(*dtypes)
                 clone, _ = _specialised(kernel, _constants(settings, dtypes) | operations)
                 clone.__qualname__ = f"{kernel.__name__}_{content[:16]}"  # keeps the symbols of two variants apart
-                result = private.compile_kernel(numba.njit(**private.KERNEL)(clone), signature, arguments)
+                result = private.compile_kernel(
+                    numba.njit(**private.KERNEL)(clone), signature, arguments, _linked(signature)
+                )
                 if source is not None:
                     _save(name, result)
             _results[content] = result
@@ -160,6 +162,16 @@ def _compiled(
     except Exception as error:
         msg = f"{module}.{kernel.__name__} could not be compiled by Numba {numba.__version__}"
         raise CompilationError(msg) from error
+
+
+def _linked(signature: Signature) -> list[tuple[Any, Any]]:
+    """Return the functions that are linked with a handler, with the types of their arguments."""
+    if signature.handler is None:
+        return []
+    return [
+        (_step(foreign.share, {}), _numba_types(foreign.SHARE_SIGNATURE)),
+        (_step(foreign.take_task, {}), _numba_types(foreign.TAKE_SIGNATURE)),
+    ]
 
 
 def _numba_types(signature: Signature) -> Any:

@@ -15,7 +15,8 @@ from .rows import forward as rows
 from .vector import Array
 
 BEFORE, AFTER = -1, -2
-TASKS, BLOCK, PARAMETERS, OFTEN = 0, 1, 2, 3  # fields; all but the first for the backward pass
+# Fields: the number of tasks, of parts of scratch arrays; for the backward pass arguments of its kernels.
+TASKS, PARTS, BLOCK, PARAMETERS, OFTEN = 0, 1, 2, 3, 4
 PER_COUNT, PER_DEGREE = 3, 4  # numbers after those of ``steps``
 
 
