@@ -510,8 +510,7 @@ class PreparedCall(Layout):
         else:
             geometry, room, units, tasks = self.geometry, parameters, plan.cut.units, plan.tasks
             often = parts_between(plan) if varying else 1
-            least = max(32 * parameters, SHARE)
-            own = max(1, min(SHARES, tasks, SPARE // max(16 * parameters, 1), self.size // least))
+            own = separate(plan, parameters)
             # Blocks of whole slices, or tiles, if there are at least as many of these as blocks.
             block = -(-self._blocks // own) * units if self._blocks >= own else -(-tasks // own)
             own = -(-tasks // block)
@@ -645,6 +644,12 @@ class PreparedCall(Layout):
             return block
         width, tile, tiles, fold = self.plan.geometry[columns.WIDTH : columns.FOLD + 1]
         return block // tiles * (width // fold) + block % tiles * tile // fold
+
+
+def separate(plan: Plan, parameters: int) -> int:
+    """Return how many separate arrays of gradients there are, for a number of parameters of each kind."""
+    least = max(32 * parameters, SHARE)
+    return max(1, min(SHARES, plan.tasks, SPARE // max(16 * parameters, 1), plan.size // least))
 
 
 def parts_between(plan: Plan) -> int:

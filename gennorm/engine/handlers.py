@@ -6,7 +6,11 @@ arrays of numbers that are constants of the program. There are no addresses amon
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import math
+import os
+import sys
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,37 +18,24 @@ import numpy as np
 import numpy.typing as npt
 
 from gennorm import engine
-from gennorm.plan import ITEMSIZE, Plan
+from gennorm.plan import ITEMSIZE, Plan, make_plan
 
-from .call import BACKWARD, FORWARD, PLACEMENTS, STREAMED, parts_between, settings_of
+from .call import BACKWARD, FORWARD, PLACEMENTS, STREAMED, parts_between, separate, settings_of
 from .compiler import CompilationError, Handler, Signature, jit
+from .compiler.foreign import MOST, VERSION
 from .kernels import column_gradients, columns, handlers
 from .kernels.vector import LANES
+from .layout import Layout
+from .threads import get_num_threads
 
-__all__ = ["Call", "backward", "forward"]
+__all__ = ["VERSION", "Call", "Plan", "are_possible", "backward", "forward", "parameter_order", "plan_of"]
 
 Array = npt.NDArray[Any]
 
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A call of a handler.
-
-    Attributes
-    ----------
-    name : str
-        Of the handler. No two handlers with different machine code have the same.
-    address : int
-        Of its C function.
-    results : tuple of (str, int)
-        Dtype and number of elements of every result after those of the kernel, which a program passes on or ignores.
-    attributes : dict of str to ndarray
-    """
-
-    name: str
-    address: int
-    results: tuple[tuple[str, int], ...]
-    attributes: dict[str, Array]
+# Elements for each thread that shares a call, at the least. Threads of XLA that sleep take longer to wake up than those
+# of the engine: RMS norm of (256, 768) takes 61 us with one thread and 175 with two, layer norm of (4096, 1024) 2.4 ms
+# and 1.4.
+WORTH_SHARING = 1 << 19
 
 
 class _Buffer(NamedTuple):
@@ -62,38 +53,89 @@ class _Buffer(NamedTuple):
         return ("uint8", self.length * ITEMSIZE[self.dtype]) if self.hidden else (self.dtype, self.length)
 
 
-def forward(plan: Plan, scaled: bool, biased: bool, moments: str) -> Call:
-    """Return the call that normalizes: of input, scaling and biases, in the layout of the plan.
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of a handler.
 
-    Its results are the output, means and second moments in float64 for `backward`, and the same in the dtype `moments`.
+    Attributes
+    ----------
+    name : str
+        Of the handler. No two handlers with different machine code have the same.
+    address : int
+        Of its C function.
+    results : tuple of (str, int)
+        Dtype and length of each result. Behind those that `forward` and `backward` name is workspace.
+    attributes : dict of str to ndarray
+    """
+
+    name: str
+    address: int
+    results: tuple[tuple[str, int], ...]
+    attributes: dict[str, Array]
+
+
+def are_possible() -> bool:
+    """Return whether the machine has what handlers are written for: 64 bits, and functions of POSIX."""
+    return jit.JIT and os.name == "posix" and sys.byteorder == "little" and ctypes.sizeof(ctypes.c_void_p) == 8
+
+
+plan_of = functools.lru_cache(maxsize=256)(make_plan)
+
+
+@functools.lru_cache(maxsize=256)
+def parameter_order(plan: Plan) -> Array | None:
+    """Return which parameter each parameter of the kernel is; None if they have the same order."""
+    shape = plan.resolved.parameter_shape
+    own = np.arange(math.prod(shape), dtype=np.float64)
+    layout = Layout(plan)
+    layout.compute = own.dtype
+    order = layout.parameter(own.reshape(shape))
+    assert order is not None
+    return None if np.array_equal(order, own) else order.astype(np.int32)
+
+
+def forward(plan: Plan, scaled: bool, biased: bool, moments: str) -> Call:
+    """Return the call that normalizes: of input, scaling and biases, flat and in the order of the kernel.
+
+    Its results are the output, the bytes of means and second moments in float64, which `backward` takes, and the same
+    numbers in the dtype `moments`.
+
+    Raises
+    ------
+    CompilationError
+        The kernel could not be compiled.
     """
     flags = {"MEASURE": 1, "KEEP": 1, "APPLY": 1, "CENTER": int(plan.config.method == "Standardize")}
     scaling, biases = _parameters(plan, scaled, biased)
-    operands = _Buffer(plan.dtype, plan.size), _Buffer(plan.compute, scaling), _Buffer(plan.compute, biases)
     kept = 2 * plan.slices
+    operands = _Buffer(plan.dtype, plan.size), _Buffer(plan.compute, scaling), _Buffer(plan.compute, biases)
     results = _Buffer(plan.result, plan.size), _Buffer("float64", kept, hidden=True), _Buffer(moments, kept)
-    fields = plan.tasks // plan.cut.units, 1
+    space = () if plan.family == "rows" else _space(plan, *FORWARD)
     return _call(
-        "forward",
-        plan,
-        flags | _kinds(plan, scaled, biased),
-        operands,
-        results,
-        _space(plan, *FORWARD),
-        fields,
-        _numbers(plan),
+        *("forward", plan, flags | _varying(plan, scaled, biased), operands, results, space),
+        fields=(plan.tasks // plan.cut.units,),
+        numbers=_numbers(plan),
     )
 
 
 def backward(plan: Plan, scaled: bool, biased: bool) -> Call:
     """Return the call that takes gradients: of input, gradient of the output, scaling, and what `forward` kept.
 
-    Its results are the gradients of the input, of the scaling and of the biases, in the dtype of the arithmetic.
+    Its results are the gradients of the input, of the scaling and of the biases, the last two in the dtype of the
+    arithmetic and in the order of the kernel.
+
+    Raises
+    ------
+    CompilationError
+        The kernel could not be compiled.
     """
     flags = {"SUMS": 1, "APPLY": 1}  # a backward kernel takes the method from its numbers
     scaling, biases = _parameters(plan, scaled, biased)
     parameters = max(scaling, biases)
     varying = plan.family == "rows" and plan.parameter_kind == 2 and parameters > 0
+    whole = plan.tasks // plan.cut.units  # slices or tiles; a block of units has whole ones
+    block = -(-whole // separate(plan, parameters)) * plan.cut.units
+    blocks = -(-plan.tasks // block)
     if plan.family == "rows":
         space: tuple[_Buffer, ...] = (_Buffer(plan.compute, (2 * parameters + LANES) * varying, hidden=True),)
     else:
@@ -109,34 +151,32 @@ def backward(plan: Plan, scaled: bool, biased: bool) -> Call:
         _Buffer(plan.compute, scaling),
         _Buffer(plan.compute, biases),
         _Buffer("float64", 4 * plan.slices, hidden=True),
-        _Buffer("float64", 2 * parameters, hidden=True),
+        _Buffer("float64", 2 * parameters * blocks, hidden=True),
     )
-    fields = 1, 1, plan.tasks, parameters, parts_between(plan) if varying else 1
     count, degrees = plan.resolved.count, plan.resolved.count - plan.config.unbiased
-    per_count = 1 / count if plan.config.method == "Standardize" and count > 0 else 0.0
-    numbers = (*_numbers(plan), per_count, 1 / degrees if degrees > 0 else 0.0)
-    return _call("backward", plan, flags | _kinds(plan, scaled, biased), operands, results, space, fields, numbers)
+    per_count = 1 / count if plan.config.method == "Standardize" else 0.0
+    return _call(
+        *("backward", plan, flags | _varying(plan, scaled, biased), operands, results, space),
+        fields=(blocks, block, parameters, parts_between(plan) if varying else 1),
+        numbers=(*_numbers(plan), per_count, 1 / degrees if degrees > 0 else 0.0),
+    )
 
 
-def _kinds(plan: Plan, scaled: bool, biased: bool) -> dict[str, int]:
+def _varying(plan: Plan, scaled: bool, biased: bool) -> dict[str, int]:
+    """Return the settings of a kernel that depend on its parameters and on the size of the array."""
     streamed = plan.size * ITEMSIZE[plan.result] >= STREAMED["kept"]
     kind = plan.parameter_kind
-    return {
-        "SCALING": kind * scaled,
-        "BIASES": kind * biased,
-        "STREAM": int(streamed),
-    }
+    return {"SCALING": kind * scaled, "BIASES": kind * biased, "STREAM": int(streamed)}
 
 
 def _parameters(plan: Plan, scaled: bool, biased: bool) -> tuple[int, int]:
-    size = int(np.prod([size for _, _, size in plan.parameter_cells], dtype=np.int64))
-    return size * scaled, size * biased
+    """Return how many parameters of each kind there are."""
+    number = math.prod(size for _, _, size in plan.parameter_cells)
+    return number * scaled, number * biased
 
 
 def _space(plan: Plan, doubles: int, reals: int, more: int = 0) -> tuple[_Buffer, ...]:
-    """Return the scratch arrays."""
-    if plan.family == "rows":
-        return ()
+    """Return the workspace of columns: numbers for every lane of a tile, and then ``more``."""
     tile = plan.geometry[columns.TILE]
     return _Buffer("float64", doubles * tile, hidden=True), _Buffer(plan.compute, reals * tile + more, hidden=True)
 
@@ -154,11 +194,15 @@ def _call(
     operands: tuple[_Buffer, ...],
     results: tuple[_Buffer, ...],
     space: tuple[_Buffer, ...],
+    *,
     fields: tuple[int, ...],
     numbers: tuple[float, ...],
 ) -> Call:
-    attributes = {
-        "fields": np.array(fields, np.int64),
+    tasks, *others = fields
+    parts = max(1, min(get_num_threads(), tasks, plan.size // WORTH_SHARING, MOST))
+    space = tuple(one._replace(length=one.length * parts) for one in space)
+    attributes: dict[str, Array] = {  # in the order of their names, in which XLA passes them
+        "fields": np.array([tasks, parts, *others], np.int64),
         "geometry": np.array(plan.geometry, np.int64),
         "numbers": np.array(numbers, np.float64),
         "sizes": np.array([one.visible[1] for one in (*operands, *results, *space)], np.int64),

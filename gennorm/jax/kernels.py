@@ -1,17 +1,15 @@
 """The primitives that kernels compute on a CPU: normalizing, its derivative along a direction, and its gradient.
 
 Each primitive is defined by `gennorm.definition`, and has a rule for every transformation. On one device of a CPU
-normalizing and the gradient are lowered to kernels, as handlers of XLA's foreign function interface; elsewhere, under
-`vmap`, and in derivatives of derivatives everything is the definition. A program that is partitioned over devices by
-XLA is lowered to the definition too: XLA would collect the whole array for a foreign function.
+normalizing and the gradient are lowered to kernels, which XLA calls by its foreign function interface. Elsewhere, under
+`vmap`, and in derivatives of derivatives everything is the definition. So it is in a program that XLA partitions over
+devices, since XLA would collect the whole array for a foreign function.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import re
-import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,24 +17,27 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from gennorm import definition
 from gennorm.definition import SliceMoments
+from gennorm.engine import CompilationError, fallback_reason, use_definition
 from gennorm.extend import Computation
-from gennorm.plan import Plan, make_plan
 from gennorm.spec.config import LayerConfig, Resolved
 
 if TYPE_CHECKING:
-    from gennorm.engine.handlers import Call
+    from gennorm.engine.handlers import Call, Plan
 
-__all__ = ["is_worth_a_kernel", "normalize"]
+__all__ = ["are_available", "are_possible_for", "normalize_by_kernels"]
 
 Array = Any
 
-WORTH = 1
-CHECKED = ((0, 3),)  # versions of the interface for which offsets and stages were checked
+# Where kernels are at least 1.5 times as fast as the definition under `jit`; docs/decisions/0014 has the figures.
+WORTH = 1 << 15  # elements with a gradient, and without for the method Standardize
+WORTH_RMS = 1 << 20  # elements of a forward pass alone with the method RMS, which XLA fuses
+WORTH_LENGTH = 128  # elements of a row in a forward pass alone
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 normalize_p = Primitive("gennorm_normalize")
@@ -49,26 +50,51 @@ _registering = threading.Lock()
 _registered: set[str] = set()
 
 
-def is_worth_a_kernel(x: Array, parameters: tuple[Array | None, ...], resolved: Resolved) -> bool:
-    """Return whether an array is normalized by the primitives: its size, dtype and platform allow kernels."""
+def are_possible_for(x: Array, parameters: tuple[Array | None, ...], resolved: Resolved) -> bool:
+    """Return whether an array is normalized by the primitives, whose kernels may be worth it for its size."""
     if not all(isinstance(size, int) for size in x.shape) or x.size < WORTH or x.dtype.name not in DTYPES:
         return False
-    for one in parameters:
-        if one is not None and (one.ndim != len(resolved.scaling) or one.dtype.name not in DTYPES):
-            return False
-    if any(getattr(jax.typeof(one), "vma", None) for one in (x, *parameters) if one is not None):
-        return False  # inside shard_map, which follows what varies over devices through every operation
-    return jax.default_backend() == "cpu" and is_available()
+    present = [one for one in parameters if one is not None]
+    if any(one.ndim != len(resolved.scaling) or one.dtype.name not in DTYPES for one in present):
+        return False  # one parameter for each example
+    if any(_varies_over_devices(jax.typeof(one)) for one in (x, *present)):
+        return False
+    return jax.default_backend() == "cpu" and are_available()
 
 
-def normalize(
+def _varies_over_devices(kind: Any) -> bool:
+    """Return whether an array is part of another: JAX follows what varies over devices through every operation."""
+    return bool(getattr(kind, "vma", None)) or any(getattr(getattr(kind, "sharding", None), "spec", ()))
+
+
+@functools.cache
+def are_available() -> bool:
+    """Return whether XLA can call kernels in this process: with a version of the interface that was checked."""
+    if fallback_reason() is not None:
+        return False
+    from gennorm.engine import handlers
+
+    return handlers.are_possible() and _api_version() == handlers.VERSION
+
+
+def _api_version() -> tuple[int, ...] | None:
+    """Return the version of the interface that JAX was built with, from its header; None where it cannot be read."""
+    try:
+        text = (Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h").read_text(encoding="utf-8")
+    except (AttributeError, OSError):
+        return None
+    found = [re.search(rf"#define XLA_FFI_API_{part} (\d+)", text) for part in ("MAJOR", "MINOR")]
+    return tuple(int(one[1]) for one in found if one is not None)
+
+
+def normalize_by_kernels(
     x: Array, scaling: Array | None, biases: Array | None, config: LayerConfig, resolved: Resolved
 ) -> tuple[Array, SliceMoments]:
     """Return the output of an array, and its moments as constants."""
     parameters = [one for one in (scaling, biases) if one is not None]
     has = scaling is not None, biases is not None
-    y, _, moments = normalize_p.bind(x, *parameters, config=Computation(config).config, has=has, keep=False)
-    mean, spread = jax.lax.stop_gradient(moments)
+    y, _, moments = normalize_p.bind(x, *parameters, config=config, has=has, keep=False)
+    mean, spread = lax.stop_gradient(moments)
     count = jnp.full(resolved.moments_shape, float(resolved.count), moments.dtype)
     return y, SliceMoments(count, mean if config.method == "Standardize" else None, spread)
 
@@ -85,17 +111,25 @@ def _named(parameters: Any, has: tuple[bool, bool], names: tuple[str, str] = ("s
     return dict(zip([name for name, one in zip(names, has, strict=True) if one], parameters, strict=True))
 
 
-def _kept_size(resolved: Resolved) -> int:
-    """Return the bytes of what the backward pass needs: numbers in float64, which JAX may not have."""
-    return 16 * int(np.prod(resolved.moments_shape, dtype=np.int64))
-
-
 def _normalize(x: Array, *parameters: Array, config: LayerConfig, has: tuple[bool, bool], keep: bool) -> list[Array]:
-    resolved = _resolved(config, x.shape)
-    y, moments = definition.normalize(x, config, resolved, **_named(parameters, has))
+    y, moments = definition.normalize(x, config, _resolved(config, x.shape), **_named(parameters, has))
     assert isinstance(moments, SliceMoments)
     mean = jnp.zeros_like(moments.m2) if moments.mean is None else moments.mean
-    return [y, jnp.zeros(_kept_size(resolved), jnp.uint8), jnp.stack([mean, moments.m2])]
+    found = jnp.stack([mean, moments.m2])
+    return [y, _bytes_of_float64(found.reshape(-1)), found]
+
+
+def _bytes_of_float64(numbers: Array) -> Array:
+    """Return numbers as a kernel keeps them for the backward pass: the bytes of float64, which JAX may not have."""
+    if numbers.dtype == np.float64:
+        return lax.bitcast_convert_type(numbers, jnp.uint8).reshape(-1)
+    bits = lax.bitcast_convert_type(numbers, jnp.uint32)
+    sign, exponent, fraction = bits >> 31 << 31, bits >> 23 & 255, bits & 0x7FFFFF
+    wide = jnp.where(exponent == 255, 2047, exponent + (1023 - 127)) << 20
+    zero = exponent == 0  # subnormal numbers too
+    high = jnp.where(zero, sign, sign | wide | fraction >> 3)
+    low = jnp.where(zero, 0, fraction << 29)
+    return lax.bitcast_convert_type(jnp.stack([low, high], -1), jnp.uint8).reshape(-1)
 
 
 def _tangent(kept: Array, x: Array, *rest: Array, config: LayerConfig, has: tuple[bool, bool]) -> list[Array]:
@@ -118,111 +152,96 @@ def _gradient(
     return [one for one in found if one is not None]
 
 
-def _abstract(function: Any, *arguments: Any, **settings: Any) -> list[Any]:
-    outputs = jax.eval_shape(functools.partial(function, **settings), *arguments)
+@functools.lru_cache(maxsize=256)
+def _shapes(function: Any, x64: bool, *kinds: Any, **settings: Any) -> Any:
+    del x64  # which the dtypes depend on
+    outputs = jax.eval_shape(functools.partial(function, **settings), *kinds)
     return [jax.core.ShapedArray(one.shape, one.dtype) for one in outputs]
+
+
+def _abstract(function: Any, *arguments: Any, **settings: Any) -> Any:
+    kinds = (jax.ShapeDtypeStruct(one.shape, one.dtype) for one in arguments)
+    return _shapes(function, jax.config.read("jax_enable_x64"), *kinds, **settings)
 
 
 # --------------------------------------------------------------------------------------------------------- the kernels
 
 
-@functools.lru_cache(maxsize=256)
-def _plan(config: LayerConfig, shape: tuple[int, ...], dtype: str) -> Plan:
-    return make_plan(config, shape, dtype)
-
-
 def _normalize_by_kernel(
-    x: Array, *parameters: Array, config: LayerConfig, has: tuple[bool, bool], keep: bool
+    x: Array, *parameters: Array, call: Call, plan: Plan, has: tuple[bool, bool], **_: Any
 ) -> list[Array]:
-    from gennorm.engine import handlers
-
-    plan = _plan(config, x.shape, x.dtype.name)
-    moments = "float64" if jax.config.read("jax_enable_x64") else "float32"
     named = _named(parameters, has)
     operands = [_laid_out(named.get(name), plan) for name in ("scaling", "biases")]
-    y, kept, found, *_ = _called(handlers.forward(plan, *has, moments), x, *operands)
+    y, kept, found, *_space = _called(call, x, *operands)
     return [y.reshape(x.shape), kept, found.reshape(2, *plan.resolved.moments_shape)]
 
 
 def _gradient_by_kernel(
-    kept: Array, x: Array, dy: Array, *parameters: Array, config: LayerConfig, has: tuple[bool, bool]
+    kept: Array, x: Array, dy: Array, *parameters: Array, call: Call, plan: Plan, has: tuple[bool, bool], **_: Any
 ) -> list[Array]:
-    from gennorm.engine import handlers
-
-    plan = _plan(config, x.shape, x.dtype.name)
     named = _named(parameters, has)
-    scaling = _laid_out(named.get("scaling"), plan)
-    dx, *gradients = _called(handlers.backward(plan, *has), x, dy, scaling, kept)
-    found = [dx.reshape(x.shape)]
-    for name, gradient in zip(("scaling", "biases"), gradients, strict=False):
-        if name in named:
-            found.append(_parameter_from(gradient, plan, named[name]))
-    return found
+    dx, scaling, biases, *_space = _called(call, x, dy, _laid_out(named.get("scaling"), plan), kept)
+    found = {"scaling": scaling, "biases": biases}
+    return [dx.reshape(x.shape), *(_parameter_from(found[name], plan, named[name]) for name in named)]
 
 
 def _laid_out(parameter: Array | None, plan: Plan) -> Array:
-    """Return a parameter in the kernel's order and dtype; an empty array for an absent one."""
+    """Return a parameter in the order and the dtype of the kernel; an empty array for an absent one."""
+    from gennorm.engine import handlers
+
     if parameter is None:
         return jnp.zeros(0, plan.compute)
-    flat = parameter.reshape(-1).astype(plan.compute)
-    order = _order(plan)
+    flat, order = parameter.reshape(-1).astype(plan.compute), handlers.parameter_order(plan)
     return flat if order is None else flat[order]
 
 
 def _parameter_from(gradient: Array, plan: Plan, parameter: Array) -> Array:
-    order = _order(plan)
+    """Return the gradient of a parameter from that of the kernel, which may have a parameter several times."""
+    from gennorm.engine import handlers
+
+    order = handlers.parameter_order(plan)
     if order is not None:
         gradient = jnp.zeros(parameter.size, gradient.dtype).at[order].add(gradient)
     return gradient.reshape(parameter.shape).astype(parameter.dtype)
 
 
-@functools.lru_cache(maxsize=256)
-def _order(plan: Plan) -> np.ndarray[Any, Any] | None:
-    """Return which parameter each one of the kernel is; None if they are in the same order."""
-    from gennorm.engine.layout import Layout
-
-    own = np.arange(np.prod(plan.resolved.parameter_shape, dtype=np.int64), dtype=np.float64)
-    order = Layout(plan).parameter(own.reshape(plan.resolved.parameter_shape))
-    assert order is not None
-    return None if order.shape == own.shape and np.array_equal(order, own) else order.astype(np.int64)
-
-
 def _called(call: Call, *operands: Array) -> Any:
+    """Return the results of a call of a kernel, as a part of the program that is traced."""
     name = f"gennorm_{call.name}"
     with _registering:
         if name not in _registered:
-            jax.ffi.register_ffi_target(name, _capsule(call.address), platform="cpu")
+            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(call.address), platform="cpu")
             _registered.add(name)
-    results = []
-    for dtype, size in call.results:
-        results.append(jax.ShapeDtypeStruct((size,), dtype))
+    results = [jax.ShapeDtypeStruct((size,), dtype) for dtype, size in call.results]
     return jax.ffi.ffi_call(name, results)(*operands, **call.attributes)
 
 
-def _capsule(address: int) -> Any:
-    new = ctypes.pythonapi.PyCapsule_New
-    new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-    return new(address, None, None)
+def _kernel(
+    primitive: Primitive, x: Any, config: LayerConfig, has: tuple[bool, bool], keep: bool = True
+) -> tuple[Call, Plan] | None:
+    """Return the call of a kernel and its plan; None where the definition is used."""
+    from gennorm.engine import handlers
 
-
-def api_version() -> tuple[int, int] | None:
-    """Return the version of the interface that JAX was built with, from its header; None where it cannot be read."""
-    try:
-        text = (Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h").read_text(encoding="utf-8")
-    except (AttributeError, OSError):
+    plan = handlers.plan_of(config, x.shape, x.dtype.name)
+    if not _is_worth_it(plan, keep):
         return None
-    found = [re.search(rf"#define XLA_FFI_API_{part} (\d+)", text) for part in ("MAJOR", "MINOR")]
-    return None if None in found else tuple(int(one[1]) for one in found if one)  # type: ignore[return-value]
+    try:
+        if primitive is gradient_p:
+            return handlers.backward(plan, *has), plan
+        moments = "float64" if jax.config.read("jax_enable_x64") else "float32"
+        return handlers.forward(plan, *has, moments), plan
+    except CompilationError as error:
+        use_definition(error)
+        return None
 
 
-@functools.cache
-def is_available() -> bool:
-    """Return whether kernels can be called by XLA in this process."""
-    from gennorm.engine import fallback_reason
-
-    if sys.byteorder != "little" or ctypes.sizeof(ctypes.c_void_p) != 8 or api_version() not in CHECKED:
-        return False
-    return fallback_reason() is None
+def _is_worth_it(plan: Plan, keep: bool) -> bool:
+    """Return whether a kernel is faster than XLA; `keep` says whether a backward pass follows."""
+    if keep:
+        return True
+    if plan.config.method == "RMS":
+        return plan.size >= WORTH_RMS
+    return plan.family == "columns" or plan.runs[-1].size >= WORTH_LENGTH
 
 
 # ------------------------------------------------------------------------------------------------------------- rules
@@ -280,14 +299,18 @@ def _batched(function: Any, arguments: Any, axes: Any, **settings: Any) -> Any:
     return outputs, [0] * len(outputs)
 
 
-def _lowered(by_kernel: Any, function: Any, ctx: Any, *operands: Any, **settings: Any) -> Any:
+def _lowered(by_kernel: Any, primitive: Primitive, function: Any, ctx: Any, *operands: Any, **settings: Any) -> Any:
     """Lower to a kernel where the program runs on one device, or XLA does not partition it."""
     context = ctx.module_context.axis_context
     defined = getattr(context, "num_devices", 1) > 1
     if hasattr(context, "manual_axes"):
         defined = context.manual_axes != frozenset(context.mesh.axis_names)
     defined |= ctx.module_context.lowering_parameters.for_export  # JAX stores no program with foreign functions
-    return mlir.lower_fun(function if defined else by_kernel, multiple_results=True)(ctx, *operands, **settings)
+    x = ctx.avals_in[1 if primitive is gradient_p else 0]
+    found = None if defined else _kernel(primitive, x, **settings)
+    if found is not None:
+        function = functools.partial(by_kernel, call=found[0], plan=found[1])
+    return mlir.lower_fun(function, multiple_results=True)(ctx, *operands, **settings)
 
 
 @functools.lru_cache(maxsize=256)
@@ -312,5 +335,8 @@ for _primitive, _function in ((normalize_p, _normalize), (tangent_p, _tangent), 
 ad.primitive_jvps[normalize_p] = _normalize_jvp
 ad.primitive_transposes[tangent_p] = _tangent_transpose
 ad.primitive_transposes[gradient_p] = _gradient_transpose
-mlir.register_lowering(normalize_p, functools.partial(_lowered, _normalize_by_kernel, _normalize), platform="cpu")
-mlir.register_lowering(gradient_p, functools.partial(_lowered, _gradient_by_kernel, _gradient), platform="cpu")
+for _primitive, _function, _by_kernel in (
+    (normalize_p, _normalize, _normalize_by_kernel),
+    (gradient_p, _gradient, _gradient_by_kernel),
+):
+    mlir.register_lowering(_primitive, functools.partial(_lowered, _by_kernel, _primitive, _function), platform="cpu")

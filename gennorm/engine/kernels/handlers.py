@@ -1,8 +1,9 @@
-"""What XLA calls: a kernel with all that happens before and after it.
+"""What XLA calls: a kernel, and what happens before and after it.
 
-XLA calls each function here with `lo` = BEFORE, then for the tasks, and at last with `lo` = AFTER. The array ``fields``
-begins with the number of tasks. ``kept`` has means and second moments, what the backward pass needs of the forward pass;
-``moments`` has them in the dtype that the program sees. An absent parameter is an empty array.
+The array ``fields`` begins with the number of tasks. Each function is called with `lo` = BEFORE, then for ranges of
+tasks, maybe by several threads, and then with `lo` = AFTER. ``kept`` has means and second moments, which the backward
+pass needs of the forward pass, and ``moments`` the same numbers in the dtype that the program sees. An absent parameter
+is an empty array.
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ def backward_rows(
     block, parameters, often = fields[BLOCK], fields[PARAMETERS], fields[OFTEN]
     if lo == BEFORE:
         prepare(kept, factors, gradients, numbers)
+    if lo >= 0:
         for i in range(recent.size):
             recent[i] = 0
-    if lo >= 0:
         row_gradients(
             x, dy, dx, scaling, scaling, factors, factors, gradients, geometry, numbers, recent,
             block, parameters, often, lo, hi, 0,
