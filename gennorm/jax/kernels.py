@@ -38,7 +38,7 @@ Array = Any
 WORTH = 1 << 15  # elements with a gradient, and without for the method Standardize
 WORTH_RMS = 1 << 20  # elements of a forward pass alone with the method RMS, which XLA fuses
 WORTH_LENGTH = 128  # elements of a row in a forward pass alone
-DTYPES = ("float32", "float64", "float16", "bfloat16")
+DTYPES = ("float32", "float64", "bfloat16")
 
 normalize_p = Primitive("gennorm_normalize")
 tangent_p = Primitive("gennorm_tangent")
@@ -152,16 +152,21 @@ def _gradient(
     return [one for one in found if one is not None]
 
 
+def _widest_dtype() -> str:
+    """Return the dtype of moments: float64 if JAX has it."""
+    return str(jax.dtypes.canonicalize_dtype(np.float64))
+
+
 @functools.lru_cache(maxsize=256)
-def _shapes(function: Any, x64: bool, *kinds: Any, **settings: Any) -> Any:
-    del x64  # which the dtypes depend on
+def _shapes(function: Any, widest: str, *kinds: Any, **settings: Any) -> Any:
+    del widest  # which the dtypes depend on
     outputs = jax.eval_shape(functools.partial(function, **settings), *kinds)
     return [jax.core.ShapedArray(one.shape, one.dtype) for one in outputs]
 
 
 def _abstract(function: Any, *arguments: Any, **settings: Any) -> Any:
     kinds = (jax.ShapeDtypeStruct(one.shape, one.dtype) for one in arguments)
-    return _shapes(function, jax.config.read("jax_enable_x64"), *kinds, **settings)
+    return _shapes(function, _widest_dtype(), *kinds, **settings)
 
 
 # --------------------------------------------------------------------------------------------------------- the kernels
@@ -228,8 +233,7 @@ def _kernel(
     try:
         if primitive is gradient_p:
             return handlers.backward(plan, *has), plan
-        moments = "float64" if jax.config.read("jax_enable_x64") else "float32"
-        return handlers.forward(plan, *has, moments), plan
+        return handlers.forward(plan, *has, _widest_dtype()), plan
     except CompilationError as error:
         use_definition(error)
         return None
@@ -320,7 +324,7 @@ def _compiled(primitive: Primitive, **settings: Any) -> Any:
 
 def _run(primitive: Primitive, function: Any, *arguments: Array, **settings: Any) -> Any:
     """Compute outside of a program, as the backward pass of a call without `jit` does."""
-    if jax.config.read("jax_disable_jit"):
+    if jax.config.jax_disable_jit:
         return function(*arguments, **settings)
     return _compiled(primitive, **settings)(*arguments)
 
