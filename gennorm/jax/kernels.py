@@ -37,7 +37,7 @@ Array = Any
 # Where kernels are at least 1.5 times as fast as the definition under `jit`; docs/decisions/0014 has the figures.
 WORTH = 1 << 15  # elements with a gradient, and without for the method Standardize
 WORTH_RMS = 1 << 20  # elements of a forward pass alone with the method RMS, which XLA fuses
-WORTH_LENGTH = 128  # elements of a row in a forward pass alone
+WORTH_LENGTH = 256  # elements of a row in a forward pass alone
 DTYPES = ("float32", "float64", "bfloat16")
 
 normalize_p = Primitive("gennorm_normalize")

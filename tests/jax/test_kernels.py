@@ -352,7 +352,7 @@ kernels.WORTH = 1
 events = []
 jax.monitoring.register_event_listener(lambda name, **_: events.append(name.rsplit("/", 1)[-1]))
 f = jax.jit(jax.grad(lambda x: (gj.normalize(x, -1, batched=True) ** 3).sum()))
-x = jnp.asarray(np.random.default_rng(0).normal(size=(512, 40)), "float32")
+x = jnp.asarray(np.random.default_rng(0).normal(size=(2048, 512)), "float32")
 text = f.lower(x).compile().as_text()
 print(text.count("gennorm_forward"), text.count("gennorm_backward"), "cache_hits" in events)
 print(float(abs(f(x)).sum()))
