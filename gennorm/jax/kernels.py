@@ -327,7 +327,8 @@ def _compiled(primitive: Primitive, **settings: Any) -> Any:
 
 def _run(primitive: Primitive, function: Any, *arguments: Array, **settings: Any) -> Any:
     """Compute outside of a program, as the backward pass of a call without `jit` does."""
-    if jax.config.jax_disable_jit:
+    flags: Any = jax.config
+    if flags.jax_disable_jit:
         return function(*arguments, **settings)
     return _compiled(primitive, **settings)(*arguments)
 

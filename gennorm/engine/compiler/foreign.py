@@ -21,6 +21,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from gennorm.engine.kernels.handlers import AFTER, BEFORE
+
 from . import Signature
 from .workers import (
     ARGUMENTS,
@@ -64,9 +66,8 @@ BYTES = 6  # the dtype of a buffer of numbers that the program does not see
 DTYPES = {"float16": 10, "float32": 11, "float64": 12, "bfloat16": 16}
 ITEMSIZE = {"float16": 2, "float32": 4, "float64": 8, "bfloat16": 2}
 
-BEFORE, AFTER = -1, -2  # ranges of a kernel's calls before and after the tasks
 MOST = 32  # threads that share a call
-RANGES_EACH = 8  # ranges of tasks for each thread
+RANGES_EACH = 8  # ranges of tasks for each thread, as in ``engine.sharing``
 REFERENCES = 6  # in a control block: how many threads may still access it
 BLOCK, BLOCKS = TAKEN + MOST * LINE, 8  # integers in a control block; how many calls of a handler are shared at a time
 

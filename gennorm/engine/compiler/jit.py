@@ -168,10 +168,8 @@ def _linked(signature: Signature) -> list[tuple[Any, Any]]:
     """Return the functions that are linked with a handler, with the types of their arguments."""
     if signature.handler is None:
         return []
-    return [
-        (_step(foreign.share, {}), _numba_types(foreign.SHARE_SIGNATURE)),
-        (_step(foreign.take_task, {}), _numba_types(foreign.TAKE_SIGNATURE)),
-    ]
+    steps: Any = (foreign.share, foreign.SHARE_SIGNATURE), (foreign.take_task, foreign.TAKE_SIGNATURE)
+    return [(_step(function, {}), _numba_types(kinds)) for function, kinds in steps]
 
 
 def _numba_types(signature: Signature) -> Any:

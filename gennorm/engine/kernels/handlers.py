@@ -15,7 +15,7 @@ from .rows import SLICES
 from .rows import forward as rows
 from .vector import Array
 
-BEFORE, AFTER = -1, -2
+BEFORE, AFTER = -1, -2  # in the place of the first task
 # Fields: the number of tasks, of parts of scratch arrays; for the backward pass arguments of its kernels.
 TASKS, PARTS, BLOCK, PARAMETERS, OFTEN = 0, 1, 2, 3, 4
 PER_COUNT, PER_DEGREE = 3, 4  # numbers after those of ``steps``
