@@ -8,6 +8,7 @@
 `compiler/`              how a kernel becomes machine code; the only part that knows Numba
 `sharing`, `threads`     which threads share a call, and how many
 `openmp`                 the OpenMP runtime of torch, whose threads share calls where it is loaded
+`handlers`               calls of kernels by XLA
 `memory`                 memory for outputs
 ======================== =============================================================================================
 """

@@ -85,6 +85,20 @@ def kernel_of(family: str, step: str, dtypes: tuple[str, str, str], flags: froze
         raise CompilationError(reason)
     storage, result, compute = dtypes
     module = MODULES[family, step]
+    settings = settings_of(dtypes, flags)
+    real, double = compute, "float64"
+    space = (double, real) if family == "columns" else ()
+    if step == "forward":
+        y = real if settings["WEIGHTED"] else result
+        arrays = (storage, y, real, real, double, double, "int64", double)
+        return jit.build(module.forward, settings, dtypes, Signature(arrays, space, 3, shared=True))
+    both = (storage, result, result, real, real, double, double, double, "int64", double)
+    return jit.build(module.backward, settings, dtypes, Signature(both, space or (real,), 6, shared=True))
+
+
+def settings_of(dtypes: tuple[str, str, str], flags: frozenset[tuple[str, int]]) -> dict[str, int]:
+    """Return all settings of a kernel for some dtypes; those that are not given are 0."""
+    storage, _, compute = dtypes
     names = (
         "CENTER",
         "MEASURE",
@@ -103,14 +117,7 @@ def kernel_of(family: str, step: str, dtypes: tuple[str, str, str], flags: froze
     settings["EXACT"] = int(compute == "float32" or not settings["CENTER"])
     if storage in ("float16", "bfloat16") and not settings["WEIGHTED"]:
         settings["EXACT"] = 2
-    real, double = compute, "float64"
-    space = (double, real) if family == "columns" else ()
-    if step == "forward":
-        y = real if settings["WEIGHTED"] else result
-        arrays = (storage, y, real, real, double, double, "int64", double)
-        return jit.build(module.forward, settings, dtypes, Signature(arrays, space, 3, shared=True))
-    both = (storage, result, result, real, real, double, double, double, "int64", double)
-    return jit.build(module.backward, settings, dtypes, Signature(both, space or (real,), 6, shared=True))
+    return settings
 
 
 class _Sweep(NamedTuple):
@@ -502,9 +509,8 @@ class PreparedCall(Layout):
             block = -(-units // SHARES) * plan.slices
         else:
             geometry, room, units, tasks = self.geometry, parameters, plan.cut.units, plan.tasks
-            often = _parts_between(plan) if varying else 1
-            least = max(32 * parameters, SHARE)
-            own = max(1, min(SHARES, tasks, SPARE // max(16 * parameters, 1), self.size // least))
+            often = parts_between(plan) if varying else 1
+            own = separate(plan, parameters)
             # Blocks of whole slices, or tiles, if there are at least as many of these as blocks.
             block = -(-self._blocks // own) * units if self._blocks >= own else -(-tasks // own)
             own = -(-tasks // block)
@@ -640,7 +646,13 @@ class PreparedCall(Layout):
         return block // tiles * (width // fold) + block % tiles * tile // fold
 
 
-def _parts_between(plan: Plan) -> int:
+def separate(plan: Plan, parameters: int) -> int:
+    """Return how many separate arrays of gradients there are, for a number of parameters of each kind."""
+    least = max(32 * parameters, SHARE)
+    return max(1, min(SHARES, plan.tasks, SPARE // max(16 * parameters, 1), plan.size // least))
+
+
+def parts_between(plan: Plan) -> int:
     """Return how many parts of slices, one after another, contain at most `RECENT` terms of any parameter.
 
     Parts are counted in the order of the kernel: pieces of a row, then the runs from the innermost outwards.

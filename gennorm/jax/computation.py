@@ -21,6 +21,7 @@ from gennorm.definition import SliceMoments
 from gennorm.errors import GroupError, ParameterError
 from gennorm.extend import Computation, Given
 from gennorm.jax.arrays import array_of, has_open_sizes, mask_of, parameter_of, weights_of
+from gennorm.jax.kernels import are_possible_for, normalize_by_kernels
 from gennorm.jax.merging import MappedAxis, concatenated, merged, shared_mean
 from gennorm.jax.moments import Moments
 from gennorm.layer.statistics import applicable
@@ -312,6 +313,9 @@ def _compute(
 ) -> tuple[Array, Any]:
     resolved = _computation(config).resolve(x.shape, given=moments is not None and not grouped)
     parameters = {"scaling": scaling, "biases": biases}
+    by_own = axis is None and weights is None and moments is None
+    if by_own and are_possible_for(x, (scaling, biases), resolved):
+        return normalize_by_kernels(x, scaling, biases, _computation(config).config, resolved)
     if axis is None:
         return definition.normalize(x, config, resolved, **parameters, weights=weights, moments=moments)
     counted = None if weights is None else weights != 0

@@ -3,6 +3,7 @@
 import functools
 import re
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,11 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import gennorm as gn
 import gennorm.jax as gj
+from gennorm.jax import kernels
 
+kernels.WORTH = kernels.WORTH_LENGTH = 1  # every array is worth a kernel
 MESH = jax.make_mesh((8,), ("n",), axis_types=(jax.sharding.AxisType.Auto,)) if jax.device_count() == 8 else None
 X = np.random.default_rng(0).normal(2, 3, (16, 4, 6)).astype("float32")
 KEPT = functools.partial(gj.normalize, aggregation_levels="All", scaling_levels=1, group_number={1: 2}, batched=True)
@@ -154,6 +158,49 @@ def groups():
     report("groups")
 
 
+def on_each():
+    """Kernels run on one of the devices, on each of them at the same time, and on several threads."""
+    if not kernels.are_available():
+        report("kernels")
+        return
+    from gennorm.engine import handlers
+
+    def called(function, *arguments):
+        return "@gennorm_forward" in function.lower(*arguments).as_text()
+
+    x = jax.device_put(X, jax.devices()[3])
+    alone, parted = jax.jit(KEPT), jax.device_put(X, NamedSharding(MESH, P("n")))
+    assert called(alone, x)
+    assert alone(x).devices() == x.devices()
+    assert not called(alone, parted)
+    unchecked = mapped(KEPT, check_vma=False)
+    assert called(unchecked, X)
+    close(unchecked(X), alone(x))
+    assert collectives(unchecked, X) == 0
+    close(jax.pmap(KEPT)(X.reshape(8, 2, 4, 6)).reshape(X.shape), alone(x))
+
+    handlers.WORTH_SHARING = 1
+    gn.set_num_threads(8)
+    large = np.random.default_rng(1).normal(2, 3, (64, 16, 64)).astype("float32")
+    step = jax.jit(jax.value_and_grad(lambda x: (gj.normalize(x, -1, batched=True) ** 3).sum()))
+    expected, wrong = step(large), []
+    programs = [(step, jax.device_put(large, one)) for one in jax.devices()]
+
+    def work(step, x):
+        for _ in range(20):
+            found = step(x)
+            if not all(map(np.array_equal, found, expected)):
+                wrong.append(found)
+
+    callers = [threading.Thread(target=work, args=one) for one in (*programs, *programs)]
+    for one in callers:
+        one.start()
+    for one in callers:
+        one.join()
+    assert not wrong
+    report("kernels")
+
+
 if __name__ == "__main__":
-    for check in (sharded, with_shard_map, moving, gradients, masks, groups):
+    for check in (sharded, with_shard_map, moving, gradients, masks, groups, on_each):
         check()

@@ -21,4 +21,4 @@ def test_on_eight_devices():
         [sys.executable, SCRIPT], capture_output=True, text=True, env=environment, timeout=280, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split() == ["sharded", "shard_map", "moving", "gradients", "masks", "groups"]
+    assert done.stdout.split() == ["sharded", "shard_map", "moving", "gradients", "masks", "groups", "kernels"]

@@ -5,6 +5,7 @@ Importing this package does not import Numba. Ask `available` first; if it retur
 - `jit` compiles a kernel for one combination of settings and dtypes, and stores the machine code on disk;
 - `lowering` emits the vector operations that kernels are written in;
 - `workers` is the machine code by which the thread pool divides a call;
+- `foreign` is the machine code by which XLA calls a kernel;
 - `private` contains everything that is used of Numba beyond its documented interface.
 """
 
@@ -15,10 +16,21 @@ from dataclasses import dataclass
 
 from gennorm.engine.forks import run_uninterrupted
 
-__all__ = ["CompilationError", "Signature", "available"]
+__all__ = ["CompilationError", "Handler", "Signature", "available"]
 
 LOWEST, BELOW = (0, 67), (0, 69)  # the versions of Numba that were tested, as in pyproject.toml
 INSTALL = "pip install 'numba>={}.{},<{}.{}'".format(*LOWEST, *BELOW)
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """How many of a kernel's arrays are operands and attributes of a call by XLA; see `foreign`.
+
+    The arrays are the operands, the results, the attributes and, as scratch arrays, results that nothing reads.
+    """
+
+    operands: int
+    attributes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +46,15 @@ class Signature:
     shared : bool
         Whether threads may share a call. The last three integers are then the first task, the end of the tasks, and
         the address of a request to the thread pool (0: the caller runs all tasks). The kernel does not read the last.
+    handler : Handler, optional
+        If XLA calls the kernel.
     """
 
     arrays: tuple[str, ...] = ()
     scratch: tuple[str, ...] = ()
     integers: int = 0
     shared: bool = False
+    handler: Handler | None = None
 
 
 class CompilationError(RuntimeError):

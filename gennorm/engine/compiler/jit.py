@@ -30,7 +30,7 @@ from numba import types
 from gennorm.engine import kernels
 from gennorm.engine.forks import hold_in_forks, run_uninterrupted
 
-from . import CompilationError, Signature, lowering, private
+from . import CompilationError, Signature, foreign, lowering, private
 from .notice import announce_compilation
 
 __all__ = ["JIT", "Built", "Signature", "address", "build", "built"]
@@ -106,6 +106,17 @@ def address(
     return private.address(_compiled(function, settings, dtypes, signature))
 
 
+def handler(
+    kernel: Callable[..., None], settings: dict[str, int], dtypes: tuple[str, str, str], signature: Signature
+) -> tuple[str, int]:
+    """Compile a kernel that XLA calls, and return a name of its machine code and the address of its handler.
+
+    The name stands for everything that the machine code depends on, so that no other has it. The rest is as in `build`.
+    """
+    assert isinstance(kernel, FunctionType)
+    return private.handler(_compiled(kernel, settings, dtypes, signature))
+
+
 # ---------------------------------------------------------------------------------------------------------- compilation
 
 
@@ -132,7 +143,9 @@ def _compiled(
                 operations = lowering.vector_operations(*dtypes)
                 clone, _ = _specialised(kernel, _constants(settings, dtypes) | operations)
                 clone.__qualname__ = f"{kernel.__name__}_{content[:16]}"  # keeps the symbols of two variants apart
-                result = private.compile_kernel(numba.njit(**private.KERNEL)(clone), signature, arguments)
+                result = private.compile_kernel(
+                    numba.njit(**private.KERNEL)(clone), signature, arguments, _linked(signature)
+                )
                 if source is not None:
                     _save(name, result)
             _results[content] = result
@@ -149,6 +162,14 @@ def _compiled(
     except Exception as error:
         msg = f"{module}.{kernel.__name__} could not be compiled by Numba {numba.__version__}"
         raise CompilationError(msg) from error
+
+
+def _linked(signature: Signature) -> list[tuple[Any, Any]]:
+    """Return the functions that are linked with a handler, with the types of their arguments."""
+    if signature.handler is None:
+        return []
+    steps: Any = (foreign.share, foreign.SHARE_SIGNATURE), (foreign.take_task, foreign.TAKE_SIGNATURE)
+    return [(_step(function, {}), _numba_types(kinds)) for function, kinds in steps]
 
 
 def _numba_types(signature: Signature) -> Any:

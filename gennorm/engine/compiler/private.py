@@ -22,7 +22,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from . import Signature, workers
+from . import Signature, foreign, workers
 
 NAME = "gennorm"
 
@@ -270,7 +270,9 @@ class _KernelLowering(_CPUContext):
     def init(self) -> None:
         super().init()
         self._internal_codegen = _Codegen(NAME)
-        self.signatures: dict[str, Signature] = {}  # of kernels that are being compiled, by qualified name
+        # Of kernels that are being compiled, by qualified name: signatures, and functions to link with handlers.
+        self.signatures: dict[str, Signature] = {}
+        self.steps: dict[str, list[Any]] = {}
 
     def load_additional_registries(self) -> None:
         # Importing these registers what they lower.
@@ -294,6 +296,9 @@ class _KernelLowering(_CPUContext):
         signature = self.signatures[fndesc.qualname]
         if signature.shared:
             entry = _shared_entry(self, entry, fndesc, signature)
+        if signature.handler is not None:
+            range_ = _range(self, entry, fndesc, signature)
+            foreign.emit_handler(self, library, fndesc, signature, range_, self.steps[fndesc.qualname])
         _PyCallWrapper(self, module, entry, fndesc, env, call_helper, release_gil).build()
         library.add_ir_module(module)
 
@@ -367,16 +372,23 @@ def locks() -> tuple[Any, ...]:
     return lock, _llvm_lock._lock
 
 
-def compile_kernel(dispatcher: Any, signature: Signature, arguments: Any) -> Any:
-    """Compile what `numba.njit` returned for a kernel, and return the result."""
-    signatures = target().target_context.signatures
+def compile_kernel(dispatcher: Any, signature: Signature, arguments: Any, steps: Any = ()) -> Any:
+    """Compile what `numba.njit` returned for a kernel, and return the result.
+
+    `steps` are pairs of what it returned for functions that are linked with a handler, and their arguments.
+    """
+    context = target().target_context
     name = dispatcher.py_func.__qualname__
-    signatures[name] = signature
+    context.signatures[name] = signature
     try:
         with _target_override(NAME):
+            for step, kinds in steps:
+                step.compile(kinds)
+            context.steps[name] = [step.overloads[kinds.args] for step, kinds in steps]
             dispatcher.compile(arguments)
     finally:
-        del signatures[name]
+        del context.signatures[name]
+        context.steps.pop(name, None)
     return dispatcher.overloads[arguments.args]
 
 
@@ -398,6 +410,12 @@ def address(result: Any) -> int:
     return found
 
 
+def handler(result: Any) -> tuple[str, int]:
+    """Return the name of a compiled kernel, and the address of the function by which XLA calls it."""
+    found: int = result.library.get_pointer_to_function(foreign.name_of(result.fndesc))
+    return result.fndesc.qualname.rpartition(".")[2], found
+
+
 # -------------------------------------------------------------------------------------------------- shared entry points
 
 _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
@@ -407,18 +425,17 @@ def _field(builder: Any, structure: Any, number: int) -> Any:
     return builder.gep(structure, [ir.Constant(_INT32, 0), ir.Constant(_INT32, number)], inbounds=True)
 
 
-def _shared_entry(context: Any, kernel: Any, fndesc: Any, signature: Signature) -> Any:
-    """Return a function with the kernel's arguments that lets the thread pool run it, if the last argument is not 0.
+def _range(context: Any, kernel: Any, fndesc: Any, signature: Signature) -> tuple[Any, Any]:
+    """Return a function that calls a kernel for a range of tasks, and the type of the block of memory that it reads.
 
-    It stores the arguments in a block of memory and passes the address of `each` to `workers.share`, which calls it for
-    one range of tasks after another, in any thread. Each thread has its own part of the scratch arrays.
+    The block has the number of parts of the scratch arrays, one for each thread, and the kernel's arguments. The
+    function takes its address, the range, and the number of the thread.
     """
-    module, kinds = kernel.module, fndesc.argtypes
+    kinds = fndesc.argtypes
     packer = context.get_arg_packer(kinds)
     flat_kinds = [argument.type for argument in context.call_conv.get_arguments(kernel)]
     block_kind = ir.LiteralStructType([_INT64, *flat_kinds])
-
-    each = ir.Function(module, ir.FunctionType(ir.VoidType(), [_INT64] * 4), f"{kernel.name}.range")
+    each = ir.Function(kernel.module, ir.FunctionType(ir.VoidType(), [_INT64] * 4), f"{kernel.name}.range")
     each.linkage = "internal"
     builder = ir.IRBuilder(each.append_basic_block())
     address, lo, hi, number = each.args
@@ -436,8 +453,17 @@ def _shared_entry(context: Any, kernel: Any, fndesc: Any, signature: Signature) 
     values[-3:-1] = lo, hi
     context.call_conv.call_function(builder, kernel, fndesc.restype, kinds, values, attrs=("noinline",))
     builder.ret_void()
+    return each, block_kind
 
-    entry = ir.Function(module, kernel.function_type, f"{kernel.name}.shared")
+
+def _shared_entry(context: Any, kernel: Any, fndesc: Any, signature: Signature) -> Any:
+    """Return a function with the kernel's arguments that lets the thread pool run it, if the last argument is not 0.
+
+    It stores the arguments in a block of memory and passes the address of `each` to `workers.share`, which calls it for
+    one range of tasks after another, in any thread. Each thread has its own part of the scratch arrays.
+    """
+    each, block_kind = _range(context, kernel, fndesc, signature)
+    entry = ir.Function(kernel.module, kernel.function_type, f"{kernel.name}.shared")
     entry.linkage = "internal"
     builder = ir.IRBuilder(entry.append_basic_block())
     flat = context.call_conv.get_arguments(entry)
