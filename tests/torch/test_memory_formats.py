@@ -28,6 +28,11 @@ def layouts(shape):
         yield "batch and channels exchanged", x.transpose(0, 1).contiguous().transpose(0, 1)
         inner = x.movedim(1, -1)
         yield "channels last", inner.contiguous().movedim(-1, 1)
+        last = inner.contiguous().movedim(-1, 1)
+        yield (
+            "channels last, with any steps along axes of size 1",
+            last.as_strided(shape, [1 if size == 1 else step for step, size in zip(last.stride(), shape, strict=True)]),
+        )
         yield "channels last, with gaps", torch.stack([inner, inner], -1).flatten(-2)[..., ::2].movedim(-1, 1)
 
 
@@ -141,3 +146,38 @@ def test_storages_stay_resizable(made, shape, grad, dtype):
             with torch.no_grad():
                 parameter.copy_(value)
     x.detach().untyped_storage().resize_(0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("rows", [5, 5000])
+def test_tensors_that_stand_for_others(rows, dtype):
+    """Negated views and zeros without memory: torch computes such tensors when they are read."""
+    numbers = torch.randn(2, rows, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+    def negated(x):
+        return torch._neg_view(x)
+
+    ours, theirs = (kind(16, dtype=dtype) for kind in (gt.LayerNorm, nn.LayerNorm))
+    gains = torch.arange(1, 17).to(dtype)
+    for module in (ours, theirs):
+        del module.weight
+        module.weight = negated(gains)
+    zeros = torch._efficientzerotensor(numbers[0].shape, dtype=dtype)
+    gt.set_batch_invariant(True)
+    try:
+        for given, dy in (
+            (negated(numbers[0]), numbers[1]),
+            (numbers[0], negated(numbers[1])),
+            (numbers[0], zeros),
+            (zeros, numbers[1]),
+        ):
+            for _ in range(3):  # the weight is bound to a kernel when it comes again
+                gains.mul_(-1)  # the view of it follows
+                results = []
+                for module in (ours, theirs):
+                    x = given.detach().requires_grad_()
+                    y = module(x)
+                    results.append((y, *torch.autograd.grad(y, [x, module.bias], dy)))
+                torch.testing.assert_close(*results, rtol=3e-2, atol=3e-2)
+    finally:
+        gt.set_batch_invariant(False)
