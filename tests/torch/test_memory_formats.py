@@ -148,8 +148,7 @@ def test_storages_stay_resizable(made, shape, grad, dtype):
     x.detach().untyped_storage().resize_(0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("rows", [5, 5000])
+@pytest.mark.parametrize(("rows", "dtype"), [(5, torch.float32), (5000, torch.float32), (5, torch.bfloat16)], ids=str)
 def test_tensors_that_stand_for_others(rows, dtype):
     """Negated views and zeros without memory: torch computes such tensors when they are read."""
     numbers = torch.randn(2, rows, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -158,7 +157,7 @@ def test_tensors_that_stand_for_others(rows, dtype):
         return torch._neg_view(x)
 
     ours, theirs = (kind(16, dtype=dtype) for kind in (gt.LayerNorm, nn.LayerNorm))
-    gains = torch.arange(1, 17).to(dtype)
+    gains = torch.linspace(0.5, 2, 16).to(dtype)
     for module in (ours, theirs):
         del module.weight
         module.weight = negated(gains)
@@ -178,6 +177,6 @@ def test_tensors_that_stand_for_others(rows, dtype):
                     x = given.detach().requires_grad_()
                     y = module(x)
                     results.append((y, *torch.autograd.grad(y, [x, module.bias], dy)))
-                torch.testing.assert_close(*results, rtol=3e-2, atol=3e-2)
+                torch.testing.assert_close(*results, **({"rtol": 1e-4, "atol": 1e-3} if dtype is torch.float32 else {"rtol": 3e-2, "atol": 1e-1}))
     finally:
         gt.set_batch_invariant(False)
