@@ -188,11 +188,8 @@ class BatchNorm(nnx.BatchNorm):
             self.use_running_average,
             error_msg="pass use_running_average to BatchNorm or to its call, or set it by train() or eval()",
         )
-        x = array_of(x, "the input")
-        features = _axes(x.ndim, self.axis)
-        config = _config(
-            x.ndim, tuple(i for i in range(x.ndim) if i not in features), features, 1, "Standardize", self.epsilon
-        )
+        x, reduced, features, mask, whole = _reducible(array_of(x, "the input"), None, self.axis, mask)
+        config = _config(x.ndim, reduced, features, 1, "Standardize", self.epsilon)
         held = self.mean[...], self.var[...]
         scale, bias = _value(self.scale), _value(self.bias)
         x, _, _, scale, bias = self.promote_dtype((x, *held, scale, bias), dtype=self.dtype)
@@ -200,16 +197,13 @@ class BatchNorm(nnx.BatchNorm):
         if average:
             shape = tuple(x.shape[axis] for axis in features)
             moments = tuple(one.reshape(shape) for one in held)
-            return _as(compute(x, config, scale, bias, moments=moments)[0], x, scale, bias, self.dtype)
+            return _as(compute(x, config, scale, bias, moments=moments)[0], x, scale, bias, self.dtype).reshape(whole)
         axis = MappedAxis.of(self.axis_name, self.axis_index_groups)
-        y, moments = compute(x, config, scale, bias, mask=_mask(mask, x), axis=axis)
-        config = _config(
-            *(x.ndim, tuple(i for i in range(x.ndim) if i not in features), features, 1, "Standardize", self.epsilon),
-            momentum=self.momentum,
-        )
+        y, moments = compute(x, config, scale, bias, mask=mask, axis=axis)
+        config = _config(x.ndim, reduced, features, 1, "Standardize", self.epsilon, momentum=self.momentum)
         flat = type(moments)(*(one.reshape(held[1].shape) for one in moments))
         _store((self.mean, self.var), folded(held, flat, x.shape, config))
-        return _as(y, x, scale, bias, self.dtype)
+        return _as(y, x, scale, bias, self.dtype).reshape(whole)
 
 
 class LayerNorm(nnx.LayerNorm):
@@ -285,8 +279,7 @@ def _by_own_moments(
     module: Any, x: Any, reduced: Any, features: Any, mask: Any, *, groups: int = 1, method: str = "Standardize"
 ) -> Array:
     """Return the output of a module without moving moments."""
-    x = array_of(x, "the input")
-    reduced, features = _axes(x.ndim, reduced), _axes(x.ndim, features)
+    x, reduced, features, mask, whole = _reducible(array_of(x, "the input"), reduced, features, mask)
     config = _config(x.ndim, reduced, features, groups, method, module.epsilon)
     scale, bias = _value(module.scale), _value(getattr(module, "bias", None))
     arrays = (x, scale) if method == "RMS" else (x, scale, bias)
@@ -294,8 +287,21 @@ def _by_own_moments(
     bias = rest[0] if rest else None
     axis = MappedAxis.of(module.axis_name, module.axis_index_groups)
     scale, bias = _shaped(scale, x, features), _shaped(bias, x, features)
-    y, _ = compute(x, config, scale, bias, mask=_mask(mask, x), axis=axis)
-    return _as(y, x, scale, bias, module.dtype)
+    y, _ = compute(x, config, scale, bias, mask=mask, axis=axis)
+    return _as(y, x, scale, bias, module.dtype).reshape(whole)
+
+
+def _reducible(x: Array, reduced: Any, features: Any, mask: Any) -> Any:
+    """Return an array with an axis to reduce: one of size 1 in front, where Flax reduces none; and its shape before.
+
+    `reduced` None stands for all axes but those of the features.
+    """
+    features, shape, mask = _axes(x.ndim, features), x.shape, _mask(mask, x)
+    reduced = tuple(i for i in range(x.ndim) if i not in features) if reduced is None else _axes(x.ndim, reduced)
+    if not reduced:
+        x, mask = x[None], None if mask is None else mask[None]
+        reduced, features = (0,), tuple(axis + 1 for axis in features)
+    return x, reduced, features, mask, shape
 
 
 @functools.lru_cache(maxsize=256)

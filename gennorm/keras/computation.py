@@ -264,7 +264,7 @@ class BackendComputation:
         """
         wrap, unwrap = _wrappers(library_of(y))
         scaling, biases = _fitting(scaling, y), _fitting(biases, y)
-        resolved = self._resolved(y, given=True)
+        resolved = self._resolved(y, scaling, biases, given=True)
         given = tuple(wrap(one) for one in moments)
         with np.errstate(all="ignore"):
             return unwrap(
@@ -292,22 +292,32 @@ class BackendComputation:
             self._tensors = TensorComputation(self.config)
         return self._tensors
 
-    def _resolved(self, x: Tensor, *, given: bool) -> Resolved:
-        """Return what the config means for a tensor; a size that is not known yet is one that all groups divide."""
+    def _resolved(self, x: Tensor, *parameters: Any, given: bool) -> Resolved:
+        """Return what the config means for a tensor.
+
+        A size that is not known yet is that of the parameters, or one that all groups divide.
+        """
         shape = tuple(x.shape)
-        if any(type(size) is not int for size in shape):
-            groups = self.config.group_number
-            numbers = [number for _, number in groups.items] if isinstance(groups, GroupMapping) else groups or 1
-            open_size = 2 * math.prod(numbers if isinstance(numbers, (list, tuple)) else [numbers])
-            shape = tuple(size if type(size) is int else open_size for size in shape)
-        return self._arrays.resolve(shape, given=given)
+        if all(type(size) is int for size in shape):
+            return self._arrays.resolve(shape, given=given)
+        groups = self.config.group_number
+        numbers = [number for _, number in groups.items] if isinstance(groups, GroupMapping) else groups or 1
+        open_size = 2 * math.prod(numbers if isinstance(numbers, (list, tuple)) else [numbers])
+        sizes = [size if type(size) is int else open_size for size in shape]
+        resolved = self._arrays.resolve(tuple(sizes), given=given)
+        for parameter in parameters:
+            own = () if parameter is None else _without_batch(tuple(parameter.shape), resolved)
+            for axis, size in zip(resolved.scaling, own or (), strict=False):
+                if type(shape[axis]) is not int and type(size) is int:
+                    sizes[axis] = size
+        return self._arrays.resolve(tuple(sizes), given=given)
 
     def _defined(
         self, x: Tensor, scaling: Any, biases: Any, mask: Any, moments: Pair | None, replicas: Any
     ) -> tuple[Tensor, SliceMoments, Resolved]:
         """Return the output by the definition, and the moments: arrays of the definition."""
         wrap, unwrap = _wrappers(library_of(x))
-        resolved = self._resolved(x, given=moments is not None)
+        resolved = self._resolved(x, scaling, biases, given=moments is not None)
         shapes = (None if one is None else tuple(one.shape) for one in (scaling, biases))
         self._arrays.require_parameters(resolved, *(_without_batch(one, resolved) for one in shapes))
         options: Any = {"weights": wrap(mask)}

@@ -200,6 +200,10 @@ class _Example:
         """Normalize over all axes but the kept ones, by default over `axis`, which the parameters have."""
         x, ndim = floating(inputs), len(inputs.shape)
         axes = _canonical(self.axis, ndim)
+        if list(axes) != sorted(axes):  # of [-1, 1] too Keras takes the elements in the order of ascending axes
+            axes = tuple(sorted(axes))
+            shape = [inputs.shape[axis] for axis in axes]
+            scaling, biases = (None if one is None else ops.reshape(one, shape) for one in (scaling, biases))
         kept = tuple(axis for axis in range(ndim) if axis not in axes) if kept is None else kept
         computation = self._core(kept, axes, ndim, epsilon=self.epsilon, **settings)
         return ops.cast(computation.normalize(x, scaling, biases), self.compute_dtype)

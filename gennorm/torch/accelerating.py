@@ -452,7 +452,7 @@ def _unfit(module: nn.Module) -> str | None:
 
 def _computes_as(kind: type, base: type) -> bool:
     """Return whether a class computes what torch's class does: it overrides no method that takes part."""
-    methods = ("forward", "_apply_instance_norm", "_handle_no_batch_input")
+    methods = ("forward", "_apply_instance_norm", "_handle_no_batch_input", "__getattr__", "__getattribute__")
     return all(getattr(kind, name, None) is getattr(base, name, None) for name in methods)
 
 

@@ -144,7 +144,7 @@ class TensorComputation:
             As `normalize`.
         """
         y, found = self._run(x, weight, bias, mask, None, group if across else None, keep=True)
-        keeps = momentum if isinstance(momentum, float) else 0.0
+        keeps = 0.0 if isinstance(momentum, Tensor) else float(momentum)
         mean, variance = moving
         shape = tuple(x.shape)
         if isinstance(found, SliceMoments):
@@ -166,10 +166,10 @@ class TensorComputation:
             if old is None:
                 continue
             _require_same_mapping(old, new)
-            if isinstance(momentum, float):
-                old.copy_(new)
-            else:
+            if isinstance(momentum, Tensor):
                 old.lerp_(new.to(old.dtype), momentum.to(old.dtype))
+            else:
+                old.copy_(new)
         return y
 
     def measure(self, x: Tensor, mask: Maybe = None) -> SliceMoments:
@@ -353,11 +353,9 @@ class _Memory:
     def __init__(self, tensor: Maybe) -> None:
         self.array: Array | None = None
         if tensor is not None:
-            if tensor.data_ptr() == 0 and tensor.numel() > 0:
-                msg = "a parameter has no memory: its storage has been resized to 0\n"
-                msg += "call the model through the wrapper that shards its parameters"
-                raise TensorError(msg, code="T006")
-            self.array, self.at = memory_of(tensor), tensor.data_ptr()
+            self.array = memory_of(tensor)
+            # Negated views and tensors that stand for zeros were copied: the copy is used for this call only.
+            self.at = -1 if tensor.is_neg() or tensor._is_zerotensor() else tensor.data_ptr()  # type: ignore[attr-defined]
             self.dtype, self.shape, self.steps = tensor.dtype, tensor.shape, tensor.stride()
 
     def fits(self, tensor: Maybe) -> bool:

@@ -266,7 +266,7 @@ class _Running(TorchNorm):
             msg = f"momentum is {self.momentum}, and gennorm takes the share of the new value, from 0 to 1\n"
             msg += "assign module.momentum = 0.1"
             raise ConfigError(msg, code="C126")
-        return replace(config, momentum=1 - (self.momentum or 0.0))  # torch counts the share of the new value
+        return replace(config, momentum=1 - float(self.momentum or 0.0))  # torch counts the share of the new value
 
     def _gennorm_channels(self) -> int | None:
         """Return the number of channels that an input has; None where any number will do."""
@@ -275,8 +275,9 @@ class _Running(TorchNorm):
     def _gennorm_running(self) -> Any:
         return self.running_mean, self.running_var
 
-    def _gennorm_by_batch(self, x: Tensor, momentum: float | Tensor) -> Tensor:
-        """Normalize by the moments of the input, and fold them into the running ones."""
+    def _gennorm_by_batch(self, x: Tensor, share: float | Tensor | None) -> Tensor:
+        """Normalize by the moments of the input, of which the running ones take a share."""
+        momentum = share if isinstance(share, Tensor) else self._gennorm.config.momentum
         compute = partial(
             self._gennorm.normalize_and_fold, moving=self._gennorm_running(), momentum=momentum, unbiased=True
         )
@@ -286,7 +287,7 @@ class _Running(TorchNorm):
 class _BatchNorm(_Running):
     """Over the batch and everything but the channels."""
 
-    _gennorm_arrangement = "suggested"
+    _gennorm_arrangement = "suggested, or channels last"
 
     def _gennorm_layer(self) -> gennorm.NormalizationLayer:
         """Make the layer of the core that the attributes stand for."""
@@ -318,8 +319,7 @@ class _BatchNorm(_Running):
             share = (batches + 1).double().reciprocal()
         y = self._gennorm_by_torch(input, self._gennorm_running(), 0.0 if share is None else share)
         if y is None:
-            momentum = share if isinstance(share, Tensor) else self._gennorm.config.momentum
-            y = self._gennorm_by_batch(input, momentum)
+            y = self._gennorm_by_batch(input, share)
         if batches is not None:
             batches.add_(1)
         return y
@@ -369,7 +369,7 @@ class _InstanceNorm(_Running):
         _require_several(input, 1)
         if self.running_mean is None:
             return self._gennorm_normalized(input)
-        return self._gennorm_by_batch(input, self._gennorm.config.momentum)
+        return self._gennorm_by_batch(input, self.momentum)
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):

@@ -13,6 +13,8 @@ from torch import Tensor
 
 __all__ = ["RULES", "arranged", "restrided"]
 
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 
 def _contiguous(x: Tensor) -> Tensor:
     return x if x.is_contiguous() else x.contiguous()
@@ -21,12 +23,23 @@ def _contiguous(x: Tensor) -> Tensor:
 def _suggested(x: Tensor) -> Tensor:
     if x.is_contiguous():
         return x
-    memory_format = torch._prims_common.suggest_memory_format(x)
+    return _formatted(x, torch._prims_common.suggest_memory_format(x))
+
+
+def _formatted(x: Tensor, memory_format: torch.memory_format) -> Tensor:
     x = x.contiguous(memory_format=memory_format)
     if memory_format is torch.contiguous_format:
         return x
     strides = torch._prims_common.make_channels_last_strides_for(x.shape)
     return x if x.stride() == strides else x.as_strided(x.shape, strides)  # an axis of size 1 may have any stride
+
+
+def _batched(x: Tensor) -> Tensor:
+    # Where axes of size 1 leave open what an input is, torch's batch norm takes it for channels last.
+    last = CHANNELS_LAST.get(x.dim())
+    if last is None or x.is_contiguous() or not x.is_contiguous(memory_format=last):
+        return _suggested(x)
+    return _formatted(x, last)
 
 
 def _like(x: Tensor) -> Tensor:
@@ -42,6 +55,7 @@ RULES: dict[str, Callable[[Tensor], Tensor]] = {
     "like": _like,
     "contiguous": _contiguous,
     "suggested": _suggested,
+    "suggested, or channels last": _batched,
     "channels inner": _channels_inner,
 }
 
@@ -55,7 +69,8 @@ def arranged(x: Tensor, rule: str) -> Tensor:
         The input.
     rule : str
         ``"like"``: those of the input without its gaps. ``"contiguous"``. ``"suggested"``: contiguous, or channels last
-        where the strides of the input are in that order. ``"channels inner"``: axis 1 is the innermost one.
+        where the strides of the input are in that order. ``"suggested, or channels last"``: channels last also where
+        axes of size 1 leave that open. ``"channels inner"``: axis 1 is the innermost one.
 
     Returns
     -------

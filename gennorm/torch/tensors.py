@@ -95,6 +95,8 @@ def array_of(tensor: Tensor) -> Array:
     """
     if tensor.numel() >= SHARED and tensor.dtype in FLOATING:  # smaller arrays cost 3 us more this way
         return memory_of(tensor)
+    if tensor.data_ptr() == 0 and tensor.numel() > 0:
+        tensor = _with_memory(tensor)
     if tensor.dtype is torch.bfloat16:
         import ml_dtypes
 
@@ -123,6 +125,8 @@ def memory_of(tensor: Tensor) -> Array:
     >>> memory_of(tensor).tolist(), tensor.untyped_storage().resize_(0).nbytes()
     ([1.0, 1.0], 0)
     """
+    if tensor.data_ptr() == 0 and tensor.numel() > 0:
+        tensor = _with_memory(tensor)
     tensor = tensor.detach().resolve_neg()
     place, size = _Interface(), tensor.itemsize
     place.__array_interface__ = {
@@ -139,6 +143,15 @@ def memory_of(tensor: Tensor) -> Array:
 
         return array.view(ml_dtypes.bfloat16)
     return array
+
+
+def _with_memory(tensor: Tensor) -> Tensor:
+    """Return the zeros that a tensor without memory stands for; refuse one whose storage was resized to 0."""
+    if tensor._is_zerotensor():  # type: ignore[attr-defined] # torch makes these for derivatives that are 0
+        return tensor.detach().clone()
+    msg = "a tensor has no memory: its storage has been resized to 0\n"
+    msg += "call the model through the wrapper that shards its parameters"
+    raise TensorError(msg, code="T006")
 
 
 def tensor_of(array: Array) -> Tensor:

@@ -129,6 +129,25 @@ def test_axes_of_layer_norm(kind, reduced, features):
     np.testing.assert_allclose(ours(X), theirs(X), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("name", "keywords", "shape"),
+    [
+        ("InstanceNorm", {}, (10, 6)),
+        ("BatchNorm", {}, (6,)),
+        ("BatchNorm", {"use_running_average": True}, (6,)),
+        ("LayerNorm", {"reduction_axes": ()}, (10, 6)),
+        ("RMSNorm", {"reduction_axes": ()}, (10, 6)),
+    ],
+)
+def test_inputs_without_axes_to_reduce(name, keywords, shape, masked):
+    x = jax.random.normal(jax.random.key(2), shape)
+    mask = {"mask": jnp.ones(shape, bool)} if masked else {}
+    ours, theirs = pair(name, use_fast_variance=False, **keywords)
+    np.testing.assert_allclose(ours(x, **mask), theirs(x, **mask), **CLOSE)
+    same_state(ours, theirs, **CLOSE)
+
+
 def test_groups():
     x = jax.random.normal(jax.random.key(1), (3, 4, 5, 6))
     ours = gnx.GroupNorm(6, num_groups=None, group_size=2, rngs=nnx.Rngs(0))

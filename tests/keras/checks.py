@@ -79,6 +79,7 @@ CASES = [
     ("LayerNormalization", {"axis": [2, 3], "scale": False}),
     ("LayerNormalization", {"axis": (-1, -2), "center": False}),
     ("LayerNormalization", {"axis": [0, 1, 2, 3], "epsilon": 0.1}),
+    ("LayerNormalization", {"axis": [-1, 1]}),
     ("LayerNormalization", {"rms_scaling": True}),
     ("RMSNormalization", {}),
     ("RMSNormalization", {"axis": [-1, -2], "epsilon": 0.1}),
@@ -263,8 +264,8 @@ def test_l1_to_l4_layer_normalization():
 # ------------------------------------------------------------------------------------------- where Keras is not right
 
 
-@pytest.mark.parametrize("axis", [[1, 2], [0, 3], 1, (-3, -1)], ids=str)
-def test_layer_normalization_over_axes_that_are_not_the_last_ones(axis):
+@pytest.mark.parametrize("axis", [[1, 2], [0, 3], 1, (-3, -1), [-1, 1]], ids=str)
+def test_norms_over_axes_that_are_not_the_last_ones(axis):
     layer = ours.LayerNormalization(axis=axis, epsilon=0.1)
     layer.build(X.shape)
     layer.gamma.assign(rng.uniform(0.5, 2, layer.gamma.shape))
@@ -272,6 +273,10 @@ def test_layer_normalization_over_axes_that_are_not_the_last_ones(axis):
     gamma = array(layer.gamma).reshape([size if one in axes else 1 for one, size in enumerate(X.shape)])
     deviations = X - X.mean(axes, keepdims=True)
     assert_close(layer(X), deviations / np.sqrt(X.var(axes, keepdims=True) + 0.1) * gamma)
+    layer = ours.RMSNormalization(axis=axis, epsilon=0.1)
+    layer.build(X.shape)
+    layer.scale.assign(gamma.reshape(layer.scale.shape))
+    assert_close(layer(X), X / np.sqrt((X**2).mean(axes, keepdims=True) + 0.1) * gamma)
     if BACKEND == "torch" and axis in ([1, 2], 1):
         with pytest.raises(RuntimeError, match="normalized_shape"):
             theirs.LayerNormalization(axis=axis)(X)
@@ -574,10 +579,11 @@ if BACKEND == "tensorflow":
             layer.build((None, 6, None, 8) if "moving" not in str(layer.get_config()) else X.shape)
             if layer is layers[-1]:
                 continue
-            signature = [tf.TensorSpec((None, 6, None, 8))]
-            function = tf.function(layer, input_signature=None if compiled else signature, jit_compile=compiled)
-            for x in (X, X[:2, :, :3]):
-                assert_close(function(tf.constant(x)), layer(x))
+            for sizes in ((None, 6, None, 8), (None, None, None, None)):
+                signature = None if compiled and 6 in sizes else [tf.TensorSpec(sizes)]
+                function = tf.function(layer, input_signature=signature, jit_compile=compiled)
+                for x in (X, X[:2, :, :3]):
+                    assert_close(function(tf.constant(x)), layer(x))
 
     def test_export(tmp_path):
         model = model_of(ours)

@@ -145,6 +145,7 @@ def test_wrong_arithmetic_is_left(wrong, why):
         ),
         (lambda: patched(nn.LayerNorm(8)), "its forward has been replaced by another"),
         (lambda: nn.LocalResponseNorm(2), "its forward "),
+        (lambda: Doubled(8), "its forward "),
     ],
 )
 def test_what_is_left_and_why(make, why):
@@ -155,6 +156,12 @@ def test_what_is_left_and_why(make, why):
     assert report.left[0].name == "0"
     assert report.left[0].why.startswith(why)
     assert type(module) is kind
+
+
+class Doubled(nn.LayerNorm):
+    def __getattr__(self, name):
+        found = super().__getattr__(name)
+        return found * 2 if name == "weight" and found is not None else found
 
 
 def patched(module):

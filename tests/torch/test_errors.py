@@ -46,10 +46,11 @@ def without_cpu():
     distributed.added(torch.zeros(2), SimpleNamespace(_device_types=[torch.device("cuda")], group_name="lonely"))
 
 
-def without_memory():
+def without_memory(tensor=None):
+    """A module whose weight has no memory, or a tensor without."""
     module = layer_norm(3)
-    module.weight.untyped_storage().resize_(0)
-    return module
+    (module.weight if tensor is None else tensor).untyped_storage().resize_(0)
+    return module if tensor is None else tensor
 
 
 NAMES = {

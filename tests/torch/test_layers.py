@@ -4,6 +4,7 @@ import copy
 import inspect
 import pickle
 
+import numpy as np
 import pytest
 
 from gennorm.errors import GennormError
@@ -136,6 +137,21 @@ def test_same_state(case):
 @pytest.mark.parametrize("name", NAMES)
 def test_same_signature(name):
     assert inspect.signature(getattr(gt, name)) == inspect.signature(getattr(torch.nn, name))
+
+
+@pytest.mark.parametrize("momentum", [0, 1, True, np.float32(0.25), np.float64(0.25), torch.tensor(0.25)], ids=repr)
+@pytest.mark.parametrize("name", ["BatchNorm1d", "InstanceNorm1d"])
+@pytest.mark.parametrize("invariant", [False, True])
+def test_momentum_is_any_number(name, momentum, invariant):
+    both = pair(name, (6,), {"momentum": momentum, "track_running_stats": True})
+    gt.set_batch_invariant(invariant)
+    try:
+        for module in both:
+            module(sample((4, 6, 7)) + 3)
+    finally:
+        gt.set_batch_invariant(False)
+    for ours, theirs in zip(*(module.buffers() for module in both), strict=True):
+        torch.testing.assert_close(ours, theirs, **TOLERANCES[torch.float32])
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])

@@ -28,6 +28,11 @@ def layouts(shape):
         yield "batch and channels exchanged", x.transpose(0, 1).contiguous().transpose(0, 1)
         inner = x.movedim(1, -1)
         yield "channels last", inner.contiguous().movedim(-1, 1)
+        last = inner.contiguous().movedim(-1, 1)
+        yield (
+            "channels last, with any steps along axes of size 1",
+            last.as_strided(shape, [1 if size == 1 else step for step, size in zip(last.stride(), shape, strict=True)]),
+        )
         yield "channels last, with gaps", torch.stack([inner, inner], -1).flatten(-2)[..., ::2].movedim(-1, 1)
 
 
@@ -141,3 +146,37 @@ def test_storages_stay_resizable(made, shape, grad, dtype):
             with torch.no_grad():
                 parameter.copy_(value)
     x.detach().untyped_storage().resize_(0)
+
+
+@pytest.mark.parametrize(("rows", "dtype"), [(5, torch.float32), (5000, torch.float32), (5, torch.bfloat16)], ids=str)
+def test_tensors_that_stand_for_others(rows, dtype):
+    """Negated views and zeros without memory: torch computes such tensors when they are read."""
+    numbers = torch.randn(2, rows, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+    def negated(x):
+        return torch._neg_view(x)
+
+    ours, theirs = (kind(16, dtype=dtype) for kind in (gt.LayerNorm, nn.LayerNorm))
+    gains = torch.linspace(0.5, 2, 16).to(dtype)
+    for module in (ours, theirs):
+        del module.weight
+        module.weight = negated(gains)
+    zeros = torch._efficientzerotensor(numbers[0].shape, dtype=dtype)
+    gt.set_batch_invariant(True)
+    try:
+        for given, dy in (
+            (negated(numbers[0]), numbers[1]),
+            (numbers[0], negated(numbers[1])),
+            (numbers[0], zeros),
+            (zeros, numbers[1]),
+        ):
+            for _ in range(3):  # the weight is bound to a kernel when it comes again
+                gains.mul_(-1)  # the view of it follows
+                results = []
+                for module in (ours, theirs):
+                    x = given.detach().requires_grad_()
+                    y = module(x)
+                    results.append((y, *torch.autograd.grad(y, [x, module.bias], dy)))
+                torch.testing.assert_close(*results, **({"rtol": 1e-4, "atol": 1e-3} if dtype is torch.float32 else {"rtol": 3e-2, "atol": 1e-1}))
+    finally:
+        gt.set_batch_invariant(False)
