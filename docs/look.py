@@ -3,9 +3,9 @@
     mkdocs build -f .mkdocs.yml --site-dir build/site
     python docs/look.py build/site
 
-It needs Chromium and its driver on PATH, and the Python package selenium. A page fails if it scrolls sideways, if a table
-is cut, or if a formula is shown as LaTeX; the site fails if a search finds nothing. It prints what failed, and exits
-with status 1.
+It needs Chromium and its driver on PATH, and the Python package selenium. A page fails if it scrolls sideways, if a
+table is cut, or if a formula is shown as LaTeX; the site fails if a search finds nothing. It prints what failed, and
+exits with status 1.
 """
 
 from __future__ import annotations

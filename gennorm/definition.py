@@ -850,18 +850,6 @@ def _divisor(xp: Any, config: LayerConfig, variance: Array) -> Array:
     return root + config.epsilon
 
 
-def divisor_of(variance: Array, config: LayerConfig) -> Array:
-    r"""Return what deviations from the mean are divided by, :math:`\delta(v)`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> divisor_of(np.array([4.0, 0.0]), LayerConfig.make(epsilon=0.5, epsilon_placement="floor"))
-    array([2. , 0.5])
-    """
-    return _divisor(namespace_of(variance), config, variance)
-
-
 def _response(xp: Any, config: LayerConfig, variance: Array) -> Array | float:
     r"""How the divisor follows the deviation, :math:`\rho = -2 \delta^3 \, \partial r / \partial v`."""
     if config.epsilon_placement == "inside":
