@@ -114,7 +114,7 @@ class SliceMoments(NamedTuple):
         """
         return self.variance() if self.mean is None else self.variance() + self.mean * self.mean
 
-    def __add__(self, other: Any) -> Self:  # type: ignore[override]
+    def __add__(self, other: Any) -> Self:
         """Return the moments of everything that was counted in either; see `merge`."""
         if not isinstance(other, SliceMoments):
             return NotImplemented

@@ -657,7 +657,7 @@ class Moments:
         array(4.5)
         """
         if not isinstance(other, Moments):
-            definition.mix(self, other, share)  # type: ignore[arg-type]  # raises
+            definition.mix(self, other, share)  # raises
         part = _floats(share, "share")
         _all((part >= 0) & (part <= 1), part, "a share", "from 0 to 1")
         with np.errstate(all="ignore"):

@@ -303,7 +303,7 @@ class Pullback:
         What the call saved.
     shape, dtype
         Shape and dtype of the output.
-    moments : Moments, optional
+    moments : Moments or tuple, optional
         The given moments of the call.
 
     Examples
@@ -319,12 +319,16 @@ class Pullback:
     __slots__ = ("_dtype", "_given", "_residuals", "_shape")
 
     def __init__(
-        self, residuals: Residuals, shape: tuple[int, ...], dtype: np.dtype[Any], moments: Moments | None = None
+        self,
+        residuals: Residuals,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        moments: Moments | tuple[Any, Any] | None = None,
     ) -> None:
         self._residuals, self._shape, self._dtype, self._given = residuals, shape, dtype, moments
 
     @property
-    def moments(self) -> Moments | None:
+    def moments(self) -> Moments | tuple[Any, Any] | None:
         """The moments that the input was normalized by; None if these were held by the layer."""
         if self._given is not None or not self._residuals.through:
             return self._given
@@ -415,21 +419,22 @@ class MomentsPullback:
             msg = f"the gradients of moments are of type {type(gradients).__name__}\n"
             msg += "pass a pair (mean, variance): for each an array, a number or None"
             raise ParameterError(msg, code="P026")
-        shape, found = self._moments.shape, []
-        for name, given in zip(MomentGradients._fields, gradients, strict=True):
-            value = real_array(0.0 if given is None else given, f"the gradient of the {name}")
-            try:
-                found.append(np.broadcast_to(value.astype(np.float64), shape))
-            except ValueError:
-                msg = (
-                    f"the gradient of the {name} has the shape {value.shape}, and the moments have the shape {shape}\n"
-                )
-                msg += "pass one number for each slice, or fewer that broadcast to that"
-                raise ParameterError(msg, code="P027") from None
+        of_mean, of_variance = map(self._over_slices, MomentGradients._fields, gradients)
         plan, dx = self._call.plan, self._call.output(self._x)
         moments = SliceMoments(self._moments.count, self._moments.mean, self._moments.m2)
         with np.errstate(all="ignore"):
             dx[...] = definition.measure_back(
-                self._x, *found, plan.config, plan.resolved, moments, weights=self._weights
+                self._x, of_mean, of_variance, plan.config, plan.resolved, moments, weights=self._weights
             )
         return dx[0] if self._call.single else dx
+
+    def _over_slices(self, name: str, given: Any) -> Array:
+        """Check the gradient of the mean or of the variance, and return one number for each slice."""
+        value = real_array(0.0 if given is None else given, f"the gradient of the {name}")
+        shape = self._moments.shape
+        try:
+            return np.broadcast_to(value.astype(np.float64), shape)
+        except ValueError:
+            msg = f"the gradient of the {name} has the shape {value.shape}, and the moments have the shape {shape}\n"
+            msg += "pass one number for each slice, or fewer that broadcast to that"
+            raise ParameterError(msg, code="P027") from None
