@@ -44,7 +44,7 @@ INSIDE = {
     "cli": {"", "errors", "spec", "drawing", "plan", "moments", "engine", "layer", "presets", "zoo", "bench"},
     "__main__": {"cli"},
     **{
-        front: {"", "errors", "spec", "masks", "moments", "engine", "layer", "presets", "extend", "definition"}
+        front: {"", "errors", "spec", "masks", "moments", "engine", "layer", "presets", "zoo", "extend", "definition"}
         for front in FRONTS
     },
 }

@@ -10,9 +10,11 @@ The modules, from the inside out: `tensors` has arrays over the memory of tensor
 tensors by a kernel or by `gennorm.definition`; `distributed` merges moments over processes; `moments` has moments as
 tensors; `module` has the base class of every module and `NormalizationLayer`; `layouts` has the strides of outputs;
 `layers` has torch's own layers; `crossover` decides where these call torch's operators; `folding` puts a norm into the
-layer before it; `proving` proves that a forward is a norm; `accelerating` changes models.
+layer before it; `proving` proves that a forward is a norm; `accelerating` changes models; `zoo` has
+published normalizations by name.
 """
 
+from gennorm.torch import zoo
 from gennorm.torch.accelerating import accelerate, restore
 from gennorm.torch.crossover import get_batch_invariant, set_batch_invariant
 from gennorm.torch.folding import fold
@@ -47,4 +49,5 @@ __all__ = [
     "get_batch_invariant",
     "restore",
     "set_batch_invariant",
+    "zoo",
 ]

@@ -22,9 +22,10 @@ from gennorm.torch import (  # noqa: E402
     module,
     moments,
     tensors,
+    zoo,
 )
 
-MODULES = [accelerating, computation, distributed, folding, layers, layouts, module, moments, tensors]
+MODULES = [accelerating, computation, distributed, folding, layers, layouts, module, moments, tensors, zoo]
 OF_THE_CORE = {"I001", "S010", "I010", "P021", "P030", "P031", "C110", "C111"}  # reached through a module
 
 
