@@ -18,6 +18,7 @@ from gennorm.cli.options import LayerOptions, build, refuse, with_braces
 from gennorm.errors import FileError, GennormError, suggest
 from gennorm.layer import NormalizationLayer
 from gennorm.layer.files import SUFFIXES, is_layer
+from gennorm.spec.names import is_name
 
 __all__ = ["adapt_files"]
 
@@ -165,7 +166,8 @@ def _layer(options: LayerOptions, level: str | None, shape: tuple[int, ...]) -> 
     described |= {"layer": options.layer}
     ways = [name for name, value in described.items() if value is not None]
     if not ways:
-        return presets.feature_norm(_levels(level, shape))
+        named: dict[str, Any] = {} if options.input_levels is None else {"input_levels": options.input_levels}
+        return presets.feature_norm(_levels(level, shape, named=bool(named)), **named)
     if level is not None:
         refuse("--level", f"it cannot be combined with --{ways[0]}, which describes the levels")
     layer = build(options, shape)
@@ -175,18 +177,19 @@ def _layer(options: LayerOptions, level: str | None, shape: tuple[int, ...]) -> 
     return NormalizationLayer.from_config(config).initialize(shape)
 
 
-def _levels(text: str | None, shape: tuple[int, ...]) -> int | tuple[int, ...] | None:
+def _levels(text: str | None, shape: tuple[int, ...], *, named: bool) -> int | tuple[int | str, ...] | None:
     """Return the kept levels for a text such as ``-1``, ``1,3`` or ``none``; they must exist in the array."""
     if text is None:
         return -1
     if text.strip().lower() == "none":
         return None
     try:
-        levels = tuple(int(part) for part in with_braces(text).strip().removeprefix("{").removesuffix("}").split(","))
+        parts = with_braces(text).strip().removeprefix("{").removesuffix("}").split(",")
+        levels = tuple(part.strip() if named and is_name(part.strip()) else int(part) for part in parts)
     except ValueError:
         refuse("--level", f'"{text}" names no levels; write -1, or 1,3, or none')
     rank = len(shape) - 1
     for level in levels:
-        if level and not (1 <= level <= rank or -rank <= level <= -1):
+        if isinstance(level, int) and level and not (1 <= level <= rank or -rank <= level <= -1):
             refuse("--level", f"level {level} does not exist: an array of shape {shape} is a batch of rank {rank}")
     return levels

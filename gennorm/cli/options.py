@@ -154,7 +154,7 @@ class LayerOptions:
     input_levels: Annotated[
         str | None,
         typer.Option(
-            help='Names of the levels, which --aggregate, --scale and --groups may use: "channel height width".',
+            help='Names of the levels, for --aggregate, --scale, --groups and --level: "channel height width".',
             metavar="NAMES",
             rich_help_panel=EITHER,
         ),

@@ -947,6 +947,7 @@ def test_adapt_levels(folder):
         (["--level", "1"], (0, 2)),
         (["--level", "1,-1"], (0,)),
         (["--level", "none"], (0, 1, 2)),
+        (["--level", "c,2", "--input-levels", "c w"], (0,)),
         (["--preset", "batch_norm"], (0, 2)),
         (["--aggregate", "0", "--batched"], (0,)),
         (["--dtype", "float64"], (0, 1)),
