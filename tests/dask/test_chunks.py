@@ -259,6 +259,9 @@ def test_an_error_in_a_task_leaves_the_layer_as_it_is():
             layer.adapt(lazy(holes, CHUNKS["cut groups"]), **keywords)
         assert layer.moments is before
     assert layer.adapt(lazy(holes, CHUNKS["cut groups"]), nan="omit").moments.count.tolist() == [48] * 5 + [47]
+    for keywords in ({"mask": ~np.isnan(holes)}, {"weights": lazy(1.0 - np.isnan(holes), CHUNKS["cut groups"])}):
+        found = layer.adapt(lazy(holes, CHUNKS["cut groups"]), nan="raise", **keywords)
+        assert found.moments.count.tolist() == [48] * 5 + [47]
     with pytest.warns(RuntimeWarning, match="1 of 6 variances are not finite"):
         layer.adapt(lazy(holes, CHUNKS["cut groups"]))
     with warnings.catch_warnings():
