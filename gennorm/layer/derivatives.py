@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from gennorm import definition
 from gennorm.definition import SliceMoments
-from gennorm.engine import CompilationError, use_definition
+from gennorm.engine import CompilationError, fallback_reason, prepare, use_definition
 from gennorm.errors import ParameterError, ShapeError
 from gennorm.layer.arrays import like_output
 from gennorm.layer.parameters import Parameter
@@ -361,6 +361,14 @@ class Pullback:
         return replace(found, input=found.input[0])
 
 
+@functools.lru_cache(64)
+def _prepared(
+    config: LayerConfig, shape: tuple[int, ...], dtype: str, strides: tuple[int, ...], out: tuple[int, ...]
+) -> PreparedCall:
+    """Return a prepared call without parameters, that divides by 1 where the variance is 0."""
+    return prepare(replace(config, epsilon=1.0, epsilon_placement="inside"), shape, dtype, strides, out)
+
+
 class MomentsPullback:
     """A function from the gradients of moments to the gradient of the input that they were measured of.
 
@@ -420,13 +428,43 @@ class MomentsPullback:
             msg += "pass a pair (mean, variance): for each an array, a number or None"
             raise ParameterError(msg, code="P026")
         of_mean, of_variance = map(self._over_slices, MomentGradients._fields, gradients)
-        plan, dx = self._call.plan, self._call.output(self._x)
-        moments = SliceMoments(self._moments.count, self._moments.mean, self._moments.m2)
+        dx = self._call.output(self._x)
         with np.errstate(all="ignore"):
-            dx[...] = definition.measure_back(
-                self._x, of_mean, of_variance, plan.config, plan.resolved, moments, weights=self._weights
-            )
+            if not self._by_kernels(dx, of_mean, of_variance):
+                plan, moments = self._call.plan, self._moments
+                dx[...] = definition.measure_back(
+                    self._x,
+                    of_mean,
+                    of_variance,
+                    plan.config,
+                    plan.resolved,
+                    SliceMoments(moments.count, moments.mean, moments.m2),
+                    weights=self._weights,
+                )
         return dx[0] if self._call.single else dx
+
+    def _by_kernels(self, dx: Array, of_mean: Array, of_variance: Array) -> bool:
+        """Write the gradient by the kernels for that of an input; return whether there are any.
+
+        They take the part through the statistics, r (w/n S + w z/N P), from the gradient of the output. Here that is 0,
+        the sums S and P are these gradients, and the divisor is 1: a variance of 0 and epsilon 1.
+        """
+        x, plan = self._x, self._call.plan
+        if fallback_reason() is not None or plan.resolved.count <= 1:  # for one element kernels have no such part
+            return False
+        call = _prepared(plan.config, x.shape, plan.dtype, x.strides, dx.strides)
+        count, mean = self._moments.count, self._moments.mean
+        rows = np.stack([np.zeros(count.shape) if mean is None else mean, np.zeros(count.shape), count])
+        sums = np.stack([-of_mean, -2.0 * of_variance])
+        still = np.zeros_like(dx)
+        try:
+            call.backward(
+                x, still, dx, call.ordered(rows), None, through=True, weights=self._weights, merge=lambda _: sums
+            )
+        except CompilationError as error:
+            use_definition(error)
+            return False
+        return True
 
     def _over_slices(self, name: str, given: Any) -> Array:
         """Check the gradient of the mean or of the variance, and return one number for each slice."""

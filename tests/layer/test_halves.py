@@ -6,7 +6,7 @@ import pytest
 import gennorm as gn
 from gennorm import engine
 from gennorm.errors import DtypeError, ParameterError
-from gennorm.layer import MomentGradients
+from gennorm.layer import MomentGradients, derivatives
 from tests.derivatives import Slices
 from tests.engine.kernels.test_forms import FORMS, ONE_EACH, made
 from tests.engines import cut_small, in_plain_python
@@ -35,6 +35,7 @@ def chosen(request, monkeypatch):
     """Compute by the engine of a case."""
     by = getattr(request.node, "callspec", None)
     by = by.params.get("by", "plain") if by else "plain"
+    derivatives._prepared.cache_clear()
     if by == "definition":
         monkeypatch.setattr(engine, "_chosen", True)
         monkeypatch.setattr(engine, "_reason", "a test")
@@ -314,3 +315,24 @@ def test_a_whole_chain_is_the_layer():
     of_mean = gradients.moments.mean / 4 + 2 * (moments.mean - pooled.mean) * of_variance
     found = gradients.input + to_input((of_mean, of_variance))
     np.testing.assert_allclose(found, batch.vjp(x, training=True)[1](dy).input, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("by", ["plain", "definition"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_slices_of_one_element(by, masked):
+    """Their mean follows the element, and their variance does not."""
+    x = RNG.normal(size=(4, 1))
+    mask = np.array([[True], [False], [True], [True]]) if masked else None
+    moments, pullback = gn.NormalizationLayer(-1).measure_vjp(x, mask)
+    assert moments.count.tolist() == [1.0, 0.0 if masked else 1.0, 1.0, 1.0]
+    np.testing.assert_array_equal(pullback((2.0, 3.0)), 2.0 * moments.count[:, None])
+
+
+@pytest.mark.parametrize("by", ["plain", "definition"])
+def test_a_slice_of_which_one_element_counts(by):
+    x, mask = RNG.normal(size=(2, 3)), np.array([[True, False, False], [True, True, True]])
+    for unbiased in (False, True):
+        layer = gn.NormalizationLayer(-1, unbiased=unbiased)
+        _, pullback = layer.measure_vjp(x, mask)
+        np.testing.assert_allclose(pullback((3.0, 0.0)), [[3, 0, 0], [1, 1, 1]])
+        assert not pullback((0.0, 1.0))[0].any()
