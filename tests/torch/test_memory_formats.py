@@ -177,6 +177,9 @@ def test_tensors_that_stand_for_others(rows, dtype):
                     x = given.detach().requires_grad_()
                     y = module(x)
                     results.append((y, *torch.autograd.grad(y, [x, module.bias], dy)))
-                torch.testing.assert_close(*results, **({"rtol": 1e-4, "atol": 1e-3} if dtype is torch.float32 else {"rtol": 3e-2, "atol": 1e-1}))
+                torch.testing.assert_close(
+                    *results,
+                    **({"rtol": 1e-4, "atol": 1e-3} if dtype is torch.float32 else {"rtol": 3e-2, "atol": 1e-1}),
+                )
     finally:
         gt.set_batch_invariant(False)
