@@ -334,7 +334,7 @@ class _Memory:
         if tensor is not None:
             self.array = memory_of(tensor)
             # Negated views and tensors that stand for zeros were copied: the copy is used for this call only.
-            self.at = -1 if tensor.is_neg() or tensor._is_zerotensor() else tensor.data_ptr()  # type: ignore[attr-defined]
+            self.at = -1 if tensor.is_neg() or tensor._is_zerotensor() else tensor.data_ptr()
             self.dtype, self.shape, self.steps = tensor.dtype, tensor.shape, tensor.stride()
 
     def fits(self, tensor: Maybe) -> bool:

@@ -147,7 +147,7 @@ def memory_of(tensor: Tensor) -> Array:
 
 def _with_memory(tensor: Tensor) -> Tensor:
     """Return the zeros that a tensor without memory stands for; refuse one whose storage was resized to 0."""
-    if tensor._is_zerotensor():  # type: ignore[attr-defined] # torch makes these for derivatives that are 0
+    if tensor._is_zerotensor():  # torch makes these for derivatives that are 0
         return tensor.detach().clone()
     msg = "a tensor has no memory: its storage has been resized to 0\n"
     msg += "call the model through the wrapper that shards its parameters"
