@@ -233,7 +233,7 @@ def yield_address(typing: Any) -> Any:
 
 
 def emit_handler(
-    context: Any, library: Any, fndesc: Any, signature: Signature, range_: tuple[Any, Any], steps: Any
+    context: Any, library: Any, fndesc: Any, signature: Signature, array: Any, range_: tuple[Any, Any], steps: Any
 ) -> None:
     """Define the handler of a kernel in its module.
 
@@ -243,6 +243,8 @@ def emit_handler(
         Of Numba.
     signature : Signature
         Of the kernel.
+    array : callable
+        Returns memory at an address as an array of Numba.
     range_ : tuple
         A function that calls the kernel for a range of tasks, and the type of the memory that it reads.
     steps : list
@@ -274,7 +276,7 @@ def emit_handler(
     failed = function.append_basic_block()
     found = _checked(code, frame, signature, failed)
     first = len(signature.arrays) - handler.attributes
-    values = [_array(context, builder, kind, *one) for kind, one in zip(fndesc.argtypes, found, strict=False)]
+    values = [array(context, builder, kind, *one) for kind, one in zip(fndesc.argtypes, found, strict=False)]
     block = builder.alloca(block_kind)
     packed = context.get_arg_packer(fndesc.argtypes).as_arguments(builder, [*values, *[ir.Constant(INT64, 0)] * 3])
     fields = found[first][0]
@@ -358,18 +360,6 @@ def _answer_queries(code: _Code, frame: Any) -> None:
     extension.add_incoming(code.read(extension, EXTENSION_NEXT), following)
     builder.branch(head)
     builder.position_at_end(after)
-
-
-def _array(context: Any, builder: Any, kind: Any, address: Any, length: Any) -> Any:
-    """Return memory at an address as an array of Numba."""
-    array = context.make_array(kind)(context, builder)
-    data = builder.inttoptr(address, array.data.type)
-    itemsize = ir.Constant(INT64, context.get_abi_sizeof(data.type.pointee))
-    one = ir.Constant(ir.ArrayType(INT64, 1), ir.Undefined)
-    array.meminfo, array.parent = (ir.Constant(field.type, None) for field in (array.meminfo, array.parent))
-    array.nitems, array.itemsize, array.data = length, itemsize, data
-    array.shape, array.strides = builder.insert_value(one, length, 0), builder.insert_value(one, itemsize, 0)
-    return array._getvalue()
 
 
 def _error(code: _Code, frame: Any) -> Any:

@@ -156,7 +156,8 @@ _private("numba.core.typing:Context.load_additional_registries", "overridden bel
 _CPUContext: Any = _private(
     "numba.core.cpu:CPUContext",
     "base class of the lowering context",
-    members="codegen create_module install_registry get_arg_packer call_conv get_executable make_array",
+    members="codegen create_module install_registry get_arg_packer call_conv get_executable make_array "
+    "declare_function get_abi_sizeof",
 )
 _private("numba.core.cpu:CPUContext.init", "overridden below", "self", assigns="_internal_codegen")
 _private("numba.core.cpu:CPUContext.load_additional_registries", "overridden below", "self")
@@ -189,7 +190,7 @@ _private("numba.core.codegen:CPUCodegen._module_pass_manager", "LLVM's optimisat
 _JITCodeLibrary: Any = _private(
     "numba.core.codegen:JITCodeLibrary",
     "base class of a function's machine code",
-    members="add_ir_module get_pointer_to_function _finalized",
+    members="add_ir_module add_linking_library get_pointer_to_function _finalized",
 )
 _private("numba.core.codegen:CodeLibrary.__init__", "its state", "self codegen name", assigns="_codegen")
 _private("numba.core.codegen:CPUCodeLibrary.__init__", "its state", "self codegen name", assigns="_final_module")
@@ -298,7 +299,7 @@ class _KernelLowering(_CPUContext):
             entry = _shared_entry(self, entry, fndesc, signature)
         if signature.handler is not None:
             range_ = _range(self, entry, fndesc, signature)
-            foreign.emit_handler(self, library, fndesc, signature, range_, self.steps[fndesc.qualname])
+            foreign.emit_handler(self, library, fndesc, signature, _array, range_, self.steps[fndesc.qualname])
         _PyCallWrapper(self, module, entry, fndesc, env, call_helper, release_gil).build()
         library.add_ir_module(module)
 
@@ -454,6 +455,18 @@ def _range(context: Any, kernel: Any, fndesc: Any, signature: Signature) -> tupl
     context.call_conv.call_function(builder, kernel, fndesc.restype, kinds, values, attrs=("noinline",))
     builder.ret_void()
     return each, block_kind
+
+
+def _array(context: Any, builder: Any, kind: Any, address: Any, length: Any) -> Any:
+    """Return memory at an address as an array of Numba."""
+    array = context.make_array(kind)(context, builder)
+    data = builder.inttoptr(address, array.data.type)
+    itemsize = ir.Constant(_INT64, context.get_abi_sizeof(data.type.pointee))
+    one = ir.Constant(ir.ArrayType(_INT64, 1), ir.Undefined)
+    array.meminfo, array.parent = (ir.Constant(field.type, None) for field in (array.meminfo, array.parent))
+    array.nitems, array.itemsize, array.data = length, itemsize, data
+    array.shape, array.strides = builder.insert_value(one, length, 0), builder.insert_value(one, itemsize, 0)
+    return array._getvalue()
 
 
 def _shared_entry(context: Any, kernel: Any, fndesc: Any, signature: Signature) -> Any:
