@@ -40,7 +40,7 @@ def __getattr__(name: str) -> Any:
     if name not in zoo.names():
         msg = f"gennorm.torch.zoo has no {shown(name)}{suggest(name, zoo.names())}\n"
         msg += "its names() lists what it has, gennorm.zoo.missing() what cannot be written"
-        raise UnknownNameError(msg, code="T041")
+        raise UnknownNameError(msg, code="T042")
     make = getattr(zoo, name)
 
     @functools.wraps(make)
