@@ -26,7 +26,7 @@ INSIDE = {
     "engine": {"errors", "spec", "plan", "definition"},
     "layer": {"errors", "spec", "plan", "masks", "moments", "engine"},
     "presets": {"errors", "spec", "moments", "layer"},
-    "zoo": {"errors", "layer", "presets"},
+    "zoo": {"errors", "spec", "layer", "presets"},
     "elsewhere": {"errors", "spec", "layer", "presets"},
     "searching": {"errors", "spec", "layer"},
     "precompiling": {"engine", "layer"},
