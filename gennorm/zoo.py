@@ -551,7 +551,7 @@ def conditional_batch_norm(channels: int, *, epsilon: float = 1e-5, **keywords: 
     "order: a permutation of the batch; share: λ of each example, of shape (N, 1), from a beta distribution",
 )
 def mix_style(channels: int, *, epsilon: float = 1e-6, **keywords: Any) -> NormalizationLayer:
-    """MixStyle: each example gets a mixture of its own mean and deviation with those of another example."""
+    """MixStyle: each example gets its mean and deviation mixed with those of another example."""
     return presets.instance_norm(channels, **{"epsilon": epsilon, "scaling": None, "biases": None, **keywords})
 
 
@@ -1111,7 +1111,7 @@ def centered_log_ratio(**keywords: Any) -> NormalizationLayer:
 _NOTHING = "it is a function of each element, and a layer aggregates at least one level"
 _LABELS = "its slices are given by labels, not by levels"
 _WINDOW = "statistics over a window"
-_BACKWARD = "a state of several steps, or a backward pass of its own"
+_BACKWARD = "a state of several steps, or another backward pass"
 _STATISTIC = "a statistic other than mean, variance and mean square"
 
 MISSING: Mapping[str, str] = MappingProxyType(
