@@ -933,13 +933,15 @@ def _flax_group(features: Any, num_groups: Any, group_size: Any, reduction_axes:
     both = num_groups is not None and group_size is not None
     sizes = "write num_groups=None where group_size counts" if both else "write num_groups"
     unknown = group_size is not None and integer(features) is None
+    uneven = not unknown and group_size is not None and (group_size < 1 or features % group_size > 0)
     refused = [
         (both, "num_groups and group_size", sizes),
         (num_groups is None and group_size is None, "neither num_groups nor group_size", sizes),
         (unknown, "group_size without num_features", "write num_features: the number of groups follows from both"),
+        (uneven, f"group_size={group_size}", f"write a size that divides the {features} features"),
     ]
     _refuse("flax.GroupNorm", refused)
-    groups = num_groups if group_size is None else max(1, features // group_size)
+    groups = num_groups if group_size is None else features // group_size
     if reduction_axes is None:
         return presets.group_norm(groups, features, channel_level=-1, **settings)
     axes = _axes("flax.GroupNorm", "reduction_axes", reduction_axes)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -22,9 +22,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gennorm import presets
-from gennorm.errors import ConfigError, shown, suggest
+from gennorm.errors import ConfigError, GroupError, ParameterError, shown, suggest
+from gennorm.layer.hints import checked_arguments
 from gennorm.layer.layer import NormalizationLayer
 from gennorm.presets import _made
+from gennorm.spec.config import integer
 
 Function = TypeVar("Function", bound=Callable[..., NormalizationLayer])
 
@@ -91,7 +93,6 @@ def _method(
 
     def added(function: Function) -> Function:
         name = function.__name__
-        _ENTRIES[name] = _Entry(function, formula, reference, f"gn.zoo.{name}({example})", call, needs)
         lines = call.replace("\n", "\n    ")
         parts = [
             inspect.cleandoc(function.__doc__ or ""),
@@ -101,7 +102,9 @@ def _method(
             f"Notes\n-----\nThe layer is called so::\n\n    {lines}",
         ]
         function.__doc__ = "\n\n".join(parts)
-        return function
+        checked = checked_arguments(name)(function)
+        _ENTRIES[name] = _Entry(checked, formula, reference, f"gn.zoo.{name}({example})", call, needs)
+        return checked
 
     return added
 
@@ -168,17 +171,26 @@ def missing() -> Mapping[str, str]:
     return MISSING
 
 
+def _positive(function: Callable[..., Any], argument: str, value: Any) -> int:
+    """Return a number of elements, which a formula divides by."""
+    number = integer(value)
+    if number is None or number < 1:
+        msg = f"{argument} of {function.__name__} cannot be {shown(value)}\nwrite an integer, 1 or more"
+        raise ConfigError(msg, code="C091")
+    return number
+
+
 # --------------------------------------------------------------------------------------------------- by a length or RMS
 
 
 def _euclidean(
-    function: Callable[..., Any], size: int, epsilon: float, keywords: Mapping[str, Any], scale: float = 1.0
+    function: Callable[..., Any], size: int, epsilon: float, keywords: Mapping[str, Any], radius: float | None = 1.0
 ) -> NormalizationLayer:
-    """Return the layer that divides by the Euclidean length: √n times the root mean square."""
-    root = math.sqrt(size)
+    """Return the layer that divides by the Euclidean length, √n times the root mean square; the radius may be √n."""
+    root = math.sqrt(_positive(function, "size", size))
     fixed = {"aggregation_levels": -1, "scaling_levels": (), "method": "RMS", "input_shape": (..., size)}
     settings = {
-        "scaling": np.float64(scale / root),
+        "scaling": np.float64(1.0 if radius is None else radius / root),
         "biases": None,
         "epsilon": epsilon / root,
         "epsilon_placement": "floor",
@@ -229,7 +241,7 @@ def ngpt(size: int, *, epsilon: float = 1e-12, **keywords: Any) -> Normalization
 )
 def scale_norm(size: int, *, epsilon: float = 1e-5, **keywords: Any) -> NormalizationLayer:
     """Scale normalization: each vector on a sphere whose radius, g, is learned."""
-    return _euclidean(scale_norm, size, epsilon, keywords, scale=math.sqrt(size))
+    return _euclidean(scale_norm, size, epsilon, keywords, radius=None)
 
 
 @_method(
@@ -337,7 +349,8 @@ def simple_norm(size: int, *, epsilon: float = 1e-5, **keywords: Any) -> Normali
 )
 def layer_norm_scaling(size: int, index: int, *, epsilon: float = 1e-5, **keywords: Any) -> NormalizationLayer:
     """Layer norm scaling: the output of the block with this index, from 1 on, is divided by its root."""
-    scaling = np.full(size, 1 / math.sqrt(index))
+    number = _positive(layer_norm_scaling, "index", index)
+    scaling = np.full(_positive(layer_norm_scaling, "size", size), 1 / math.sqrt(number))
     return presets.layer_norm(size, **{"epsilon": epsilon, "scaling": scaling, **keywords})
 
 
@@ -538,7 +551,7 @@ def conditional_batch_norm(channels: int, *, epsilon: float = 1e-5, **keywords: 
     "order: a permutation of the batch; share: λ of each example, of shape (N, 1), from a beta distribution",
 )
 def mix_style(channels: int, *, epsilon: float = 1e-6, **keywords: Any) -> NormalizationLayer:
-    """MixStyle: each example gets a mixture of its own mean and deviation with those of another example."""
+    """MixStyle: each example gets its mean and deviation mixed with those of another example."""
     return presets.instance_norm(channels, **{"epsilon": epsilon, "scaling": None, "biases": None, **keywords})
 
 
@@ -569,6 +582,15 @@ def weight_standardization(*, epsilon: float = 1e-5, **keywords: Any) -> Normali
     return _made(weight_standardization, fixed, {"epsilon": epsilon, "scaling": None, "biases": None}, keywords)
 
 
+def _sizes(function: Callable[..., Any], shape: Any) -> tuple[int, ...]:
+    """Return the shape of weights, which have an axis for the output channels and another one at least."""
+    if isinstance(shape, str) or not isinstance(shape, Sequence) or len(shape) < 2:
+        msg = f"shape of {function.__name__} cannot be {shown(shape)}\n"
+        msg += "write the shape of the weights, output channels first: (64, 32, 3, 3)"
+        raise ConfigError(msg, code="C092")
+    return tuple(_positive(function, "a size in shape", size) for size in shape)
+
+
 def _weights(
     function: Callable[..., Any], shape: tuple[int, ...], settings: Mapping[str, Any], keywords: Mapping[str, Any]
 ) -> NormalizationLayer:
@@ -583,8 +605,13 @@ def _weights(
 )
 def weight_norm(shape: tuple[int, ...], *, length: Any = 1.0, **keywords: Any) -> NormalizationLayer:
     """Weight normalization: the weights of each output channel, the first axis, get the learned `length` g."""
-    scaling = np.broadcast_to(length, shape[:1]) / math.sqrt(math.prod(shape[1:]))
-    return _weights(weight_norm, shape, {"epsilon": 0.0, "scaling": scaling}, keywords)
+    sizes = _sizes(weight_norm, shape)
+    if np.shape(length) not in {(), sizes[:1]}:
+        msg = f"length of weight_norm has the shape {np.shape(length)}, and there are {sizes[0]} output channels\n"
+        msg += f"write one number, or an array of shape {sizes[:1]}"
+        raise ParameterError(msg, code="P050")
+    scaling = np.broadcast_to(length, sizes[:1]) / math.sqrt(math.prod(sizes[1:]))
+    return _weights(weight_norm, sizes, {"epsilon": 0.0, "scaling": scaling}, keywords)
 
 
 @_method(
@@ -594,9 +621,10 @@ def weight_norm(shape: tuple[int, ...], *, length: Any = 1.0, **keywords: Any) -
 )
 def demodulation(shape: tuple[int, ...], *, epsilon: float = 1e-8, **keywords: Any) -> NormalizationLayer:
     """Demodulation: the modulated weights of each output channel, the first axis, get length 1."""
-    number = math.prod(shape[1:])
-    scaling = np.full(shape[:1], 1 / math.sqrt(number))
-    return _weights(demodulation, shape, {"epsilon": epsilon / number, "scaling": scaling}, keywords)
+    sizes = _sizes(demodulation, shape)
+    number = math.prod(sizes[1:])
+    scaling = np.full(sizes[:1], 1 / math.sqrt(number))
+    return _weights(demodulation, sizes, {"epsilon": epsilon / number, "scaling": scaling}, keywords)
 
 
 # ------------------------------------------------------------------------------ batch norm, by other moments than usual
@@ -752,10 +780,15 @@ def slice_adaptive_norm(
     length: int, part: int, variables: int, *, epsilon: float = 1e-5, **keywords: Any
 ) -> NormalizationLayer:
     """Slice-level adaptive normalization: each variable over parts of the time, `part` steps long."""
+    steps, size = _positive(slice_adaptive_norm, "length", length), _positive(slice_adaptive_norm, "part", part)
+    if steps % size:
+        msg = f"slice_adaptive_norm cannot cut {steps} steps into parts of {size}\n"
+        msg += f"write a part that divides the length, {steps}"
+        raise GroupError(msg, code="G031")
     fixed = {
         "aggregation_levels": 1,
         "scaling_levels": (),
-        "group_number": length // part if part and length % part == 0 else length / part,
+        "group_number": steps // size,
         "input_shape": (length, variables),
     }
     settings = {"epsilon": epsilon, "epsilon_placement": "outside", "scaling": None, "biases": None}
@@ -1078,7 +1111,7 @@ def centered_log_ratio(**keywords: Any) -> NormalizationLayer:
 _NOTHING = "it is a function of each element, and a layer aggregates at least one level"
 _LABELS = "its slices are given by labels, not by levels"
 _WINDOW = "statistics over a window"
-_BACKWARD = "a state of several steps, or a backward pass of its own"
+_BACKWARD = "a state of several steps, or another backward pass"
 _STATISTIC = "a statistic other than mean, variance and mean square"
 
 MISSING: Mapping[str, str] = MappingProxyType(

@@ -34,7 +34,7 @@ INSIDE = {
     "engine": {"errors", "spec", "plan", "definition"},
     "layer": {"errors", "spec", "drawing", "plan", "definition", "masks", "moments", "engine"},
     "presets": {"errors", "spec", "moments", "layer"},
-    "zoo": {"errors", "layer", "presets"},
+    "zoo": {"errors", "spec", "layer", "presets"},
     "elsewhere": {"errors", "spec", "layer", "presets"},
     "searching": {"errors", "spec", "layer"},
     "precompiling": {"engine", "layer"},
