@@ -279,11 +279,11 @@ def _layer(
     config: LayerConfig, groups: tuple[int, ...], scaling: Array | None = None, biases: Array | None = None
 ) -> gennorm.NormalizationLayer:
     """Return the layer for a piece; pieces share one without parameters, which prepares the calls of a shape once."""
-    return (_shared if scaling is None and biases is None else _made)(config, groups, scaling, biases)
+    return _shared(config, groups) if scaling is None and biases is None else _made(config, groups, scaling, biases)
 
 
 def _made(
-    config: LayerConfig, groups: tuple[int, ...], scaling: Array | None, biases: Array | None
+    config: LayerConfig, groups: tuple[int, ...], scaling: Array | None = None, biases: Array | None = None
 ) -> gennorm.NormalizationLayer:
     own = replace(
         _settings(config, groups),
