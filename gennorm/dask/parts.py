@@ -4,6 +4,10 @@ A chunk may begin and end anywhere. Along a level with groups it is cut at the b
 of a group, whole groups, and a part of another one. A piece is an array that a layer of the core measures and
 normalizes, with its own number of groups. Moments of several pieces or chunks are placed by the first group that they
 have, and merged where they have the same group.
+
+>>> import dask.array as da
+>>> [chunk.shape for chunk in da.ones(5, chunks=3).blocks]
+[(3,), (2,)]
 """
 
 from __future__ import annotations
