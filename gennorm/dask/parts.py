@@ -4,6 +4,10 @@ A chunk may begin and end anywhere. Along a level with groups it is cut at the b
 of a group, whole groups, and a part of another one. A piece is an array that a layer of the core measures and
 normalizes, with its own number of groups. Moments of several pieces or chunks are placed by the first group that they
 have, and merged where they have the same group.
+
+>>> import dask.array as da
+>>> [chunk.shape for chunk in da.ones(5, chunks=3).blocks]
+[(3,), (2,)]
 """
 
 from __future__ import annotations
@@ -279,13 +283,11 @@ def _layer(
     config: LayerConfig, groups: tuple[int, ...], scaling: Array | None = None, biases: Array | None = None
 ) -> gennorm.NormalizationLayer:
     """Return the layer for a piece; pieces share one without parameters, which prepares the calls of a shape once."""
-    if scaling is None and biases is None:
-        return _shared(config, groups, None, None)
-    return _made(config, groups, scaling, biases)
+    return _shared(config, groups) if scaling is None and biases is None else _made(config, groups, scaling, biases)
 
 
 def _made(
-    config: LayerConfig, groups: tuple[int, ...], scaling: Array | None, biases: Array | None
+    config: LayerConfig, groups: tuple[int, ...], scaling: Array | None = None, biases: Array | None = None
 ) -> gennorm.NormalizationLayer:
     own = replace(
         _settings(config, groups),
