@@ -116,6 +116,35 @@ def benchmark_table(runs: Sequence[dict[str, Any]]) -> str:
     return f"{body}\n\nThe geometric mean of the speed-ups, and in brackets the least one. {notes}"
 
 
+def answer_table(runs: Sequence[dict[str, Any]], peer: str = "torch") -> str:
+    """How much faster gennorm is than torch, and where it is not: one line for each kind of work."""
+    groups: dict[str, list[tuple[float, int, str]]] = {}
+    for run in runs:
+        threads = int(run["threads"])
+        for case in run["cases"]:
+            if peer in case["seconds"]:
+                ratio = case["seconds"][peer] / case["seconds"]["gennorm"]
+                groups.setdefault(WORK[case["work"]], []).append((ratio, threads, case["name"]))
+        for one in run.get("between", []):
+            kind = f"a norm between operators of {peer}, {one['work']}"
+            groups.setdefault(kind, []).append((one[peer] / one["gennorm"], threads, one["name"]))
+    rows = []
+    for kind, found in groups.items():
+        counts = sorted({threads for _, threads, _ in found})
+        means = (statistics.geometric_mean(ratio for ratio, one, _ in found if one == threads) for threads in counts)
+        faster = ", ".join(f"**{times(mean)}**" for mean in means)
+        slower = sum(ratio < 1 for ratio, _, _ in found)
+        ratio, threads, name = min(found)
+        worst_case = f"{times(ratio)}, {name}, {threads} {'thread' if threads == 1 else 'threads'}"
+        where = f"{slower} of {len(found)} cases; the least is {worst_case}" if slower else f"nowhere: {worst_case}"
+        rows.append([kind, faster, where])
+    if not rows:
+        return NOTHING
+    counts = sorted({int(run["threads"]) for run in runs})
+    header = f"faster than {peer}, with {' and '.join(map(str, counts))} threads"
+    return table(["what is computed", header, "where it is slower"], rows, "lrl")
+
+
 def floor_table(runs: Sequence[dict[str, Any]]) -> str:
     """The geometric mean of the middle and large cases, and its value if gennorm took the time of the floor."""
     rows: list[list[str]] = []
@@ -322,7 +351,7 @@ def written(folder: Path = RESULTS) -> dict[Path, dict[str, str]]:
     """The tables of each page by the names of their markers."""
     runs = recorded(folder)
     return {
-        DOCS.parent / "README.md": {"presets": preset_table(), "benchmark": benchmark_table(runs)},
+        DOCS.parent / "README.md": {"presets": preset_table(), "benchmark": answer_table(runs)},
         DOCS / "benchmarks.md": {
             "benchmark": benchmark_table(runs),
             "floor": floor_table(runs),
