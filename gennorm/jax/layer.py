@@ -89,15 +89,21 @@ class NormalizationLayer:
         axis_name: Any = None,
         **keywords: Any,
     ) -> None:
+        traced = {}
         for name in ("scaling", "biases"):
-            if isinstance(keywords.get(name), jax.Array):
-                keywords[name] = np.asarray(keywords[name])
+            value = keywords.get(name)
+            if isinstance(value, jax.core.Tracer):  # it has no values yet: its shape is checked by those of ones
+                traced[name], keywords[name] = value, np.ones(value.shape)
+            elif isinstance(value, jax.Array):
+                keywords[name] = np.asarray(value)
         if isinstance(keywords.get("dtype"), type) or hasattr(keywords.get("dtype"), "dtype"):
             keywords["dtype"] = np.dtype(keywords["dtype"]).name
         core = gennorm.NormalizationLayer(
             aggregation_levels, scaling_levels, group_number, method, unbiased, epsilon, **keywords
         )
         self._take(core, axis_name)
+        for name, value in traced.items():
+            object.__setattr__(self, name, value.astype(getattr(self, name).dtype))
 
     def _take(self, core: gennorm.NormalizationLayer, axis_name: Any) -> None:
         """Take the settings, parameters and moments of a layer of the core."""

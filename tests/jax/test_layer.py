@@ -150,3 +150,19 @@ def test_training_of_a_model_learns():
     assert values[-1] < 0.3 * values[0]
     y = jax.nn.relu(model["norm"](x @ model["first"])) @ model["last"]
     assert ((y - target) ** 2).mean() < 0.5 * values[0]
+
+
+def test_parameters_of_a_new_layer_may_be_traced():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+
+    def loss(scaling, biases):
+        layer = gj.NormalizationLayer(-1, "Same", input_shape=(..., 3), scaling=scaling, biases=biases)
+        return (layer(x) ** 2).sum()
+
+    scaling, biases = jnp.array([1.0, 2.0, 3.0]), jnp.array([0.5, 0.0, -1.0])
+    z = gj.normalize(x, -1)
+    found = jax.jit(jax.grad(loss, (0, 1)))(scaling, biases)
+    np.testing.assert_allclose(found[0], (2 * (z * scaling + biases) * z).sum(0), rtol=1e-5)
+    np.testing.assert_allclose(found[1], (2 * (z * scaling + biases)).sum(0), rtol=1e-4, atol=1e-5)
+    with pytest.raises(gn.errors.ParameterError):
+        jax.jit(loss)(jnp.ones(4), biases)
