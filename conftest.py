@@ -23,8 +23,8 @@ hypothesis.settings.register_profile("new", max_examples=50, deadline=None, prin
 hypothesis.settings.load_profile("same")
 
 FRAMEWORKS = (
-    *("dask", "distributed", "flax", "griffe", "jax", "keras", "onnx", "onnxruntime", "pandas", "polars", "sklearn"),
-    *("tensorflow", "torch", "transformers", "xarray"),
+    *("dask", "distributed", "flax", "griffe", "jax", "keras", "onnx", "onnxruntime", "pandas", "polars", "selenium"),
+    *("sklearn", "tensorflow", "torch", "transformers", "xarray"),
 )
 # An import at the top of a module, or in an example of a page or a docstring.
 IMPORT = re.compile(rf"^(?:>>> )?(?:import|from) ({'|'.join(FRAMEWORKS)})\b", re.MULTILINE)
@@ -84,7 +84,9 @@ def pytest_collect_file(file_path, parent):
     """Skip the examples of a page or a module that imports a missing framework; test modules skip themselves."""
     found = yield
     if found and not file_path.name.startswith("test_") and file_path.suffix in {".py", ".md"}:
-        for name in dict.fromkeys(IMPORT.findall(file_path.read_text(encoding="utf-8"))):
+        front = file_path.parent.name  # the package of a front imports its framework
+        names = [front] if front in FRAMEWORKS else []
+        for name in dict.fromkeys(names + IMPORT.findall(file_path.read_text(encoding="utf-8"))):
             if importlib.util.find_spec(name) is None:
                 skipped = Skipped.from_parent(parent, path=file_path)
                 skipped.missing = name
