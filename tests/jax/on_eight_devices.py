@@ -15,7 +15,6 @@ import gennorm as gn
 import gennorm.jax as gj
 from gennorm.jax import kernels
 
-kernels.WORTH = kernels.WORTH_LENGTH = 1  # every array is worth a kernel
 MESH = jax.make_mesh((8,), ("n",), axis_types=(jax.sharding.AxisType.Auto,)) if jax.device_count() == 8 else None
 X = np.random.default_rng(0).normal(2, 3, (16, 4, 6)).astype("float32")
 KEPT = functools.partial(gj.normalize, aggregation_levels="All", scaling_levels=1, group_number={1: 2}, batched=True)
@@ -202,5 +201,6 @@ def on_each():
 
 
 if __name__ == "__main__":
+    kernels.WORTH = kernels.WORTH_LENGTH = 1  # every array is worth a kernel
     for check in (sharded, with_shard_map, moving, gradients, masks, groups, on_each):
         check()
