@@ -454,7 +454,6 @@ class NormalizationLayer:
             self._learn(request.new, rows)
         return request.y[0] if request.single else request.y, dy[0] if request.single else dy
 
-    @with_fallback
     def measure(self, x: Any, mask: Array | None = None) -> Moments:
         """Return the moments of the slices of an array.
 
@@ -482,7 +481,11 @@ class NormalizationLayer:
         if front is not None:
             found: Moments = front.measure(self, x, mask)
             return found
-        return self._measured(x, mask)[3]
+        try:
+            return self._measured(x, mask)[3]
+        except CompilationError as error:
+            self._fall_back(error)
+            return self.measure(x, mask)
 
     @with_fallback
     def measure_vjp(self, x: Any, mask: Array | None = None) -> tuple[Moments, MomentsPullback]:
