@@ -10,11 +10,17 @@ exits with status 1.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
 from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support import expected_conditions as expected
+from selenium.webdriver.support.ui import WebDriverWait
 
 SIZES = {"wide": (1440, 900), "phone": (390, 844)}
 SCHEMES = ("default", "slate")  # light and dark
@@ -37,17 +43,6 @@ for (const raw of [".. math::", ":math:`", "formulablockx", "formulainlinex"]) {
 }
 return faults;
 """
-SEARCH = r"""
-const done = arguments[arguments.length - 1], field = document.querySelector("input.md-search__input");
-document.querySelector("#__search").checked = true;
-field.focus(); field.value = "levels"; field.dispatchEvent(new Event("input", {bubbles: true}));
-field.dispatchEvent(new KeyboardEvent("keyup", {bubbles: true}));
-let looks = 0;
-const timer = setInterval(() => {
-  const found = document.querySelectorAll(".md-search-result__item").length;
-  if (found || ++looks > 100) { clearInterval(timer); done(found); }
-}, 100);
-"""
 
 
 def look(site: Path) -> list[str]:
@@ -55,8 +50,10 @@ def look(site: Path) -> list[str]:
     options = Options()
     for option in OPTIONS:
         options.add_argument(option)
-    options.add_argument("--allow-file-access-from-files")
-    browser, lines = webdriver.Chrome(options=options), []
+    driver = shutil.which("chromedriver")
+    if driver is None:
+        sys.exit("chromedriver is not on PATH")
+    browser, lines = webdriver.Chrome(options, Service(driver)), []
     pages = sorted(path for path in site.rglob("*.html") if path.name != "404.html")
     try:
         for name, (width, height) in SIZES.items():
@@ -68,13 +65,27 @@ def look(site: Path) -> list[str]:
                     browser.execute_script(f"document.body.setAttribute('data-md-color-scheme', '{scheme}')")
                     faults = browser.execute_script(FAULTS)
                     lines += [f"{path.relative_to(site)} ({name}, {scheme}): {fault}" for fault in faults]
-        browser.get((site / "index.html").resolve().as_uri())
-        browser.set_script_timeout(30)
-        if not browser.execute_async_script(SEARCH):
+        if not finds(browser, site / "index.html"):
             lines.append("index.html: the search finds nothing")
     finally:
         browser.quit()
     return lines
+
+
+def finds(browser: webdriver.Chrome, page: Path) -> bool:
+    """Return whether the search of a page finds a word that many pages have, as a reader types it."""
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.set_window_size(*SIZES["wide"])
+    browser.get(page.resolve().as_uri())
+    wait = WebDriverWait(browser, 20)
+    field = wait.until(expected.element_to_be_clickable((By.CSS_SELECTOR, "input.md-search__input")))
+    field.click()
+    field.send_keys("levels")
+    try:
+        wait.until(expected.presence_of_element_located((By.CSS_SELECTOR, ".md-search-result__item")))
+    except TimeoutException:
+        return False
+    return True
 
 
 def main() -> int:
