@@ -78,10 +78,10 @@ def finds(browser: webdriver.Chrome, page: Path) -> bool:
     browser.set_window_size(*SIZES["wide"])
     browser.get(page.resolve().as_uri())
     wait = WebDriverWait(browser, 20)
-    field = wait.until(expected.element_to_be_clickable((By.CSS_SELECTOR, "input.md-search__input")))
-    field.click()
-    field.send_keys("levels")
     try:
+        field = wait.until(expected.element_to_be_clickable((By.CSS_SELECTOR, "input.md-search__input")))
+        field.click()
+        field.send_keys("levels")
         wait.until(expected.presence_of_element_located((By.CSS_SELECTOR, ".md-search-result__item")))
     except TimeoutException:
         return False
