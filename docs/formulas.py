@@ -15,7 +15,8 @@ from latex2mathml.converter import convert
 # A directive, with the lines that are indented more than it; and a role.
 DIRECTIVE = re.compile(r"^(?P<indent> *)\.\. math:: *(?P<formula>.*(?:\n(?P=indent) +\S.*)*)", re.MULTILINE)
 ROLE = re.compile(r":math:`(?P<formula>[^`]+)`")
-CODE = re.compile(r"(?:<p>)?\bformula(block|inline)x([0-9a-f]+)x(?:</p>)?")
+BLOCK = re.compile(r"<p>formulablockx([0-9a-f]+)x</p>")
+INLINE = re.compile(r"\bformulainlinex([0-9a-f]+)x")
 
 
 def encode(text: str) -> str:
@@ -42,15 +43,13 @@ def decode(html: str) -> str:
     True
     """
 
-    def formula(found: re.Match[str]) -> str:
-        display, latex = found[1], bytes.fromhex(found[2]).decode()
-        mathml = convert(latex, display=display)
-        if display == "block":
-            return f'<div class="formula">{mathml}</div>'
-        paragraph = found[0].startswith("<p>"), found[0].endswith("</p>")
-        return "<p>" * paragraph[0] + mathml + "</p>" * paragraph[1]
+    def block(found: re.Match[str]) -> str:
+        return f'<div class="formula">{convert(bytes.fromhex(found[1]).decode(), display="block")}</div>'
 
-    return CODE.sub(formula, html)
+    def inline(found: re.Match[str]) -> str:
+        return convert(bytes.fromhex(found[1]).decode())
+
+    return INLINE.sub(inline, BLOCK.sub(block, html))
 
 
 class Formulas(griffe.Extension):

@@ -23,7 +23,7 @@ from gennorm.spec.axes import Pooling, checked_axes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Moments", "are_constant", "checked_weights", "real_array", "two_sum"]
+__all__ = ["Moments", "are_constant", "checked_weights", "real_array", "spread_of", "two_sum"]
 
 Floats = NDArray[np.float64]
 
@@ -484,7 +484,7 @@ class Moments:
         from gennorm.drawing import matplotlib_figures
         from gennorm.drawing.comparison import summarize
 
-        square = self.mean_square() if self.mean is None else self.variance()
+        square = spread_of(self)
         figure: Figure = matplotlib_figures().figure_of_moments(summarize(self.count, self.mean, square), dark=dark)
         return figure
 
@@ -706,6 +706,17 @@ def checked_weights(weights: ArrayLike, shape: tuple[int, ...], of: str = "an ar
     weight = _floats(weights, "weights")
     _all(np.isfinite(weight) & (weight >= 0), weight, "a weight", "finite and at least 0")
     return broadcast(weight, shape, "weights", of)
+
+
+def spread_of(moments: Moments, *, unbiased: bool = False) -> Floats:
+    """Return the variance of each slice, or the mean square for moments of the RMS method.
+
+    Examples
+    --------
+    >>> spread_of(Moments(4, 1.0, 8.0)), spread_of(Moments(4, None, 8.0))
+    (array(2.), array(2.))
+    """
+    return moments.mean_square() if moments.mean is None else moments.variance(unbiased)
 
 
 def are_constant(count: Any, mean: Any, variance: Any) -> Any:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import gennorm
 from gennorm.layer.adapting import nan_found
 from gennorm.layer.arrays import result_dtype
-from gennorm.moments import Moments
+from gennorm.moments import Moments, spread_of
 from gennorm.spec.config import LayerConfig, Resolved
 
 __all__ = ["Geometry", "Location", "Part", "Statistics", "Whole", "joined", "measured", "merged", "moved", "statistics"]
@@ -245,8 +245,7 @@ def statistics(part: Part, unbiased: bool) -> Statistics:
     >>> statistics(Part((0,), Moments([2.0], [1.0], [8.0])), False)
     Statistics(mean=array([1.]), variance=array([4.]))
     """
-    moments = part.moments
-    return Statistics(moments.mean, moments.mean_square() if moments.mean is None else moments.variance(unbiased))
+    return Statistics(part.moments.mean, spread_of(part.moments, unbiased=unbiased))
 
 
 def _pieces(geometry: Geometry, location: Location) -> Iterator[_Piece]:

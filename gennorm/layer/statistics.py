@@ -18,7 +18,7 @@ from gennorm.errors import (
     ParameterError,
     ShapeError,
 )
-from gennorm.moments import Moments, are_constant
+from gennorm.moments import Moments, are_constant, spread_of
 from gennorm.spec import levels
 from gennorm.spec.config import GroupMapping, LayerConfig, Resolved, resolve_config
 
@@ -208,7 +208,7 @@ def held_variance(moments: Moments, config: LayerConfig) -> Array:
     >>> held_variance(moments, LayerConfig.make(statistics="dataset", constant="one")).tolist()
     [2.0, 1.0]
     """
-    variance = moments.mean_square() if moments.mean is None else moments.variance()
+    variance = spread_of(moments)
     if config.constant != "one":
         return variance
     return np.where(_constant(moments, variance), 1.0, variance)
@@ -231,7 +231,7 @@ def accepted(moments: Moments, config: LayerConfig, *, warn: bool = False) -> Mo
     """
     if config.constant == "floor":
         return moments
-    found = _constant(moments, moments.mean_square() if moments.mean is None else moments.variance())
+    found = _constant(moments, spread_of(moments))
     if not found.any():
         return moments
     at = f", the first at {tuple(np.argwhere(found)[0].tolist())}" if found.ndim else ""
@@ -386,8 +386,7 @@ def folded(
     (array([2.]), array([2.]))
     """
     require_held(moving, resolved)
-    variance = moving.mean_square() if moving.mean is None else moving.variance()
-    mean, variance = following(moving.mean, variance, batch, resolved, config, unbiased=unbiased)
+    mean, variance = following(moving.mean, spread_of(moving), batch, resolved, config, unbiased=unbiased)
     return Moments.trusted(_ones(variance.shape), mean, variance)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gennorm.spec import levels
 from gennorm.spec.config import Resolved
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def _places(resolved: Resolved, axes: tuple[int, ...]) -> str:
     if not axes:
         return ""
     word = "level" if len(axes) == 1 else "levels"
-    numbers = ", ".join(resolved.name(axis).partition(" (")[0].removeprefix("level ") for axis in axes)
+    numbers = ", ".join(levels.numbered(resolved.level(axis), resolved.names, resolved.rank) for axis in axes)
     return f"{word} {numbers} ({'axis' if len(axes) == 1 else 'axes'} {', '.join(map(str, axes))})"
 
 

@@ -17,7 +17,7 @@ from gennorm import definition
 from gennorm.errors import ParameterError, shown
 from gennorm.extend import held_variance, resolve_config
 from gennorm.layer.statistics import accepted, ungrouped
-from gennorm.moments import Moments
+from gennorm.moments import Moments, spread_of
 from gennorm.sklearn import sparse
 from gennorm.spec.config import LayerConfig
 
@@ -25,7 +25,13 @@ __all__ = ["LevelScaler"]
 
 Array = npt.NDArray[Any]
 
-FLOATS = (np.float64, np.float32, np.float16)
+# What data may be, in the checks of scikit-learn.
+ALLOWED: dict[str, Any] = {
+    "accept_sparse": ("csr", "csc"),
+    "dtype": (np.float64, np.float32, np.float16),
+    "ensure_all_finite": "allow-nan",
+    "allow_nd": True,
+}
 SETTINGS = (*("aggregation_levels", "group_number", "method", "unbiased", "epsilon", "epsilon_placement", "constant"),)
 FIXED: dict[str, Any] = {
     "scaling_levels": (),
@@ -197,15 +203,7 @@ class LevelScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     def _fit(self, given: Any, sample_weight: Any, before: Moments | None) -> Self:
         config = self._config()
-        x = validate_data(
-            self,
-            given,
-            accept_sparse=("csr", "csc"),
-            dtype=FLOATS,
-            ensure_all_finite="allow-nan",
-            allow_nd=True,
-            reset=before is None,
-        )
+        x = validate_data(self, given, reset=before is None, **ALLOWED)
         weights = None
         if sample_weight is not None:
             weights = _check_sample_weight(sample_weight, x, dtype=np.float64, ensure_non_negative=True)
@@ -238,7 +236,6 @@ class LevelScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         accepted(adjusted, config)
         empty = moments.count == 0
         mean = None if moments.mean is None else np.where(empty, np.nan, moments.mean)
-        variance = adjusted.mean_square() if mean is None else adjusted.variance()
         used = np.where(empty, np.nan, held_variance(adjusted, config))
         subtracted = mean if self._centers() else None if mean is None else np.zeros(mean.shape)
         own = replace(config, constant="floor", unbiased=False)
@@ -247,7 +244,7 @@ class LevelScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         self.moments_ = moments
         self.layer_ = _layer(own, Moments.from_variance(subtracted, used))
         self.mean_ = mean if self.with_mean or self.with_std else None
-        self.var_ = np.where(empty, np.nan, variance) if self.with_std else None
+        self.var_ = np.where(empty, np.nan, spread_of(adjusted)) if self.with_std else None
         self.scale_ = np.asarray(definition.divisor_of(used, config)) if self.with_std else None
         counts = moments.count if weighted else moments.count.astype(np.int64)
         same = counts.size > 0 and (counts == counts.flat[0]).all()
@@ -287,15 +284,7 @@ class LevelScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         own = self._copies(copy)
         x = validate_data(
-            self,
-            X,
-            reset=False,
-            accept_sparse=("csr", "csc"),
-            copy=own and scipy_sparse.issparse(X),
-            dtype=FLOATS,
-            force_writeable=not own,
-            ensure_all_finite="allow-nan",
-            allow_nd=True,
+            self, X, reset=False, copy=own and scipy_sparse.issparse(X), force_writeable=not own, **ALLOWED
         )
         return self._moved(x, own, inverse=False)
 
@@ -320,14 +309,11 @@ class LevelScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         own = self._copies(copy)
         x = check_array(
             X,
-            accept_sparse=("csr", "csc"),
             copy=own and scipy_sparse.issparse(X),
-            dtype=FLOATS,
             force_writeable=not own,
-            ensure_all_finite="allow-nan",
-            allow_nd=True,
             estimator=self,
             input_name="X",
+            **ALLOWED,
         )
         return self._moved(x, own, inverse=True)
 

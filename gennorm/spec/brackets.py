@@ -1,7 +1,7 @@
 """The bracket notation of einops and einx: ``"b (g [c]) [h w]"``, another spelling of the same level specs.
 
 A text names every level of an array in its order, and has brackets around the levels that are aggregated. ``(g [c])``
-is a level that is split into g groups. It is read to names, a level spec and group numbers; nothing else knows of it.
+is a level that is split into g groups. `read` turns a text into names, a level spec and group numbers.
 The grammar is the rule `brackets` of ``spec/levels.abnf``, the meaning section 10 of ``spec/levels.md``.
 """
 

@@ -28,6 +28,7 @@ __all__ = [
     "format",
     "members",
     "name",
+    "numbered",
     "parse",
     "resolve",
     "resolve_scaling",
@@ -723,5 +724,17 @@ def name(level: int, *, batched: bool, names: Names | None = None, rank: int = 0
     >>> name(2, batched=False, names=read("channel ... width"), rank=2)
     'level 2 width (axis 1)'
     """
+    return f"level {numbered(level, names, rank)} (axis {level if batched else level - 1})"
+
+
+def numbered(level: int, names: Names | None, rank: int) -> str:
+    """Return the number of a resolved level, and its name if it has one. With `names`, `rank` is that of an example.
+
+    Examples
+    --------
+    >>> from gennorm.spec.names import read
+    >>> numbered(2, None, 0), numbered(2, read("channel ... width"), 2)
+    ('2', '2 width')
+    """
     word = None if names is None else names.of(level, rank)
-    return f"level {level}{'' if word is None else ' ' + word} (axis {level if batched else level - 1})"
+    return str(level) if word is None else f"{level} {word}"

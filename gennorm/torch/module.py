@@ -16,7 +16,7 @@ from gennorm.layer.parameters import Parameters
 from gennorm.layer.state import State
 from gennorm.layer.statistics import checked, require_dataset, require_inverse
 from gennorm.layer.texts import represent
-from gennorm.moments import are_constant
+from gennorm.moments import are_constant, spread_of
 from gennorm.spec import levels
 from gennorm.spec.config import LayerConfig
 from gennorm.torch.computation import TensorComputation
@@ -570,9 +570,8 @@ class NormalizationLayer(Normalization):
         """Set the buffers to moments of the core, on the device where the module is."""
         values: tuple[Any, ...] = (None, None, None)
         if moments is not None:
-            spread = moments.mean_square() if moments.mean is None else moments.variance()
             counted = moments.count if self.config.statistics == "dataset" else None
-            values = moments.mean, spread, counted
+            values = moments.mean, spread_of(moments), counted
         device = next((one.device for one in (*self.parameters(), *self.buffers())), torch.device("cpu"))
         for name, array in zip(BUFFERS, values, strict=True):
             held = self._buffers[name]

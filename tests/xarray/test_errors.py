@@ -26,7 +26,7 @@ x = xr.DataArray(
 
 
 def without_xarray():
-    """Import the front anew where xarray cannot be imported."""
+    """Run the module of the front again while xarray cannot be imported."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "xarray", None)
         source = Path(gx.__file__).read_text(encoding="utf-8")

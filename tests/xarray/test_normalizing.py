@@ -1,4 +1,4 @@
-"""The front for xarray: dimensions, weights, labels, data sets, Dask, and what is kept of an array."""
+"""The front for xarray: dimensions, weights, labels, data sets, Dask, and the attributes and encodings of results."""
 
 import warnings
 
